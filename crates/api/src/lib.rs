@@ -1,0 +1,15 @@
+//! The vocabulary that the control plane and the data plane must spell alike. Words live here (names, keys, ports,
+//! object types, the JSON of the debug surfaces); behaviour does not. No I/O, no clock, no runtime.
+//!
+//! A module may use only modules listed above it.
+#![deny(clippy::disallowed_methods)]
+
+pub mod name;
+pub mod spiffe;
+pub mod cluster_name;
+pub mod port;
+pub mod annotation;
+pub mod problem;
+pub mod xds;
+pub mod node;
+pub mod debug;

@@ -1,0 +1,6 @@
+//! The data plane: takes Envoy's xDS, proxies the traffic of one workload or gateway.
+//!
+//! A module may use only modules listed above it.
+
+pub mod secret;
+pub mod xds;

@@ -1,0 +1,4 @@
+//! The client of an xDS server: delta ADS, what is held, what is subscribed. It knows nothing of what resources mean to the
+//! rest of the proxy: the verdict on them is a closure.
+
+pub mod resources;

@@ -1,0 +1,43 @@
+//! The resources held, as bytes with a version, by kind and name.
+
+use std::collections::BTreeMap;
+
+use api::xds::{Any, KINDS, ResourceKind};
+
+/// One resource as the server sent it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    /// The server's version of it: equal versions of one name are equal resources.
+    pub version: String,
+    /// The message.
+    pub body: Any,
+}
+
+/// A refused resource: the last good one of its name stays in effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reject {
+    /// Kind.
+    pub kind: ResourceKind,
+    /// Name.
+    pub name: String,
+    /// One sentence: what is wrong in it.
+    pub reason: String,
+}
+
+/// All resources held.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ResourceSet {
+    by_kind: [BTreeMap<String, Resource>; KINDS.len()],
+}
+
+impl ResourceSet {
+    /// The resources of one kind, by name.
+    pub fn of(&self, kind: ResourceKind) -> &BTreeMap<String, Resource> {
+        &self.by_kind[kind as usize]
+    }
+
+    /// The same, to change.
+    pub fn of_mut(&mut self, kind: ResourceKind) -> &mut BTreeMap<String, Resource> {
+        &mut self.by_kind[kind as usize]
+    }
+}
