@@ -4,3 +4,4 @@
 
 pub mod secret;
 pub mod xds;
+pub mod identity;

@@ -2,3 +2,6 @@
 //! rest of the proxy: the verdict on them is a closure.
 
 pub mod resources;
+pub mod references;
+pub mod session;
+pub mod client;

@@ -1,6 +1,7 @@
 //! The resources held, as bytes with a version, by kind and name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::xds::{Any, KINDS, ResourceKind};
 
@@ -10,7 +11,7 @@ pub struct Resource {
     /// The server's version of it: equal versions of one name are equal resources.
     pub version: String,
     /// The message.
-    pub body: Any,
+    pub body: Arc<Any>,
 }
 
 /// A refused resource: the last good one of its name stays in effect.

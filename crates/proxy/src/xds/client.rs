@@ -1,0 +1,175 @@
+//! The stream to an xDS server: connects, backs off, feeds the session, survives the server's absence.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::xds::core::Node;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use rand::RngExt;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use super::resources::{Reject, ResourceSet};
+use super::session::Session;
+
+/// Longest pause between two attempts to connect.
+const MAX_BACK_OFF: Duration = Duration::from_secs(10);
+/// First pause after a lost stream.
+const MIN_BACK_OFF: Duration = Duration::from_millis(100);
+/// Messages larger than this are refused: a full state of thousands of services stays far below.
+const MAX_MESSAGE: usize = 256 << 20;
+
+/// How the control plane is reached. Names follow Istio's agent where it has them.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// xDS server, `host:port`. With --xds-plaintext no TLS is used (port 15010), else port 15012.
+    #[arg(long, env = "XDS_ADDRESS", default_value = "127.0.0.1:15012", alias = "discoveryAddress")]
+    pub xds_address: String,
+    /// Speak to the xDS server without TLS. Secrets are not served this way.
+    #[arg(long, env = "XDS_PLAINTEXT")]
+    pub xds_plaintext: bool,
+    /// Certificate service, `host:port`; the xDS server's address when it is not given and TLS is used there.
+    #[arg(long, env = "CA_ADDR")]
+    pub ca_address: Option<String>,
+    /// PEM file with the root certificates of the control plane.
+    #[arg(long, env = "XDS_ROOT_CA", alias = "root-cert-file")]
+    pub root_cert: Option<PathBuf>,
+    /// File with the token that proves who this workload is (join token, or service account token).
+    #[arg(long, env = "TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Trust domain of the workload's identity.
+    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Wished lifetime of the workload's certificate, `24h`.
+    #[arg(long, env = "SECRET_TTL", default_value = "24h", value_parser = parse_duration)]
+    pub secret_ttl: Duration,
+}
+
+/// Go's spelling of durations, as Istio's flags and variables use it.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration such as 24h, 90m or 1h30m");
+    let mut total = 0f64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
+        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
+        total += number
+            * match &rest[digits..unit_end] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                _ => return Err(wrong()),
+            };
+        rest = &rest[unit_end..];
+    }
+    if text.is_empty() || !total.is_finite() || total < 0.0 { Err(wrong()) } else { Ok(Duration::from_secs_f64(total)) }
+}
+
+/// What the control plane's stream is doing, for readiness and the admin pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// A stream is open.
+    pub connected: bool,
+    /// All that was asked for has been answered at least once.
+    pub complete: bool,
+    /// Why the last attempt failed; empty while connected.
+    pub error: String,
+}
+
+/// Makes channels to the server; a new one for every attempt, so that certificates of now are used.
+pub type Connect = Box<dyn Fn() -> futures_util::future::BoxFuture<'static, anyhow::Result<(Channel, Option<String>)>> + Send + Sync>;
+
+/// Runs the client until the task is dropped. `apply` is called with all that is in effect whenever that changed, and
+/// returns what it refuses. Each accepted or refused resource is acknowledged to the server.
+pub async fn run(
+    node: Node,
+    connect: Connect,
+    state: watch::Sender<State>,
+    held: Arc<std::sync::Mutex<ResourceSet>>,
+    mut apply: impl FnMut(&ResourceSet) -> Vec<Reject> + Send,
+) {
+    let mut session = Session::new(node);
+    let mut back_off = MIN_BACK_OFF;
+    loop {
+        let outcome = stream(&mut session, &connect, &state, &held, &mut apply, &mut back_off).await;
+        let error = match outcome {
+            Ok(()) => "the server closed the stream".to_owned(),
+            Err(error) => format!("{error:#}"),
+        };
+        let was_connected = state.borrow().connected;
+        if was_connected || state.borrow().error != error {
+            tracing::warn!(%error, "no stream to the xDS server; serving with the configuration held");
+        }
+        state.send_modify(|state| {
+            state.connected = false;
+            state.error = error;
+        });
+        tokio::time::sleep(back_off.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        back_off = (back_off * 2).min(MAX_BACK_OFF);
+    }
+}
+
+async fn stream(
+    session: &mut Session,
+    connect: &Connect,
+    state: &watch::Sender<State>,
+    held: &std::sync::Mutex<ResourceSet>,
+    apply: &mut (impl FnMut(&ResourceSet) -> Vec<Reject> + Send),
+    back_off: &mut Duration,
+) -> anyhow::Result<()> {
+    let (channel, token) = connect().await?;
+    let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    // Requests never wait for the server: what can be outstanding is bounded by the kinds, not by time.
+    let (requests, outgoing) = mpsc::channel(64);
+    for request in session.connect() {
+        requests.send(request).await?;
+    }
+    let mut call = tonic::Request::new(ReceiverStream::new(outgoing));
+    if let Some(token) = token {
+        call.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
+    }
+    let mut responses = client.delta_aggregated_resources(call).await.map_err(explain)?.into_inner();
+    state.send_modify(|state| {
+        state.connected = true;
+        state.error.clear();
+    });
+    tracing::info!("connected to the xDS server");
+    while let Some(response) = responses.message().await.map_err(explain)? {
+        *back_off = MIN_BACK_OFF;
+        let answers = session.respond(response, apply);
+        match held.lock() {
+            Ok(mut held) => *held = session.effective().clone(),
+            Err(poisoned) => *poisoned.into_inner() = session.effective().clone(),
+        }
+        let complete = session.is_complete();
+        state.send_if_modified(|state| std::mem::replace(&mut state.complete, complete) != complete);
+        for answer in answers {
+            requests.send(answer).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A gRPC status says in one line what an operator needs: the code's name and the server's sentence.
+fn explain(status: tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!("{:?}: {}", status.code(), status.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        for text in ["", "12", "h", "1d", "-1s", "1e3s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}
