@@ -13,3 +13,4 @@ pub mod problem;
 pub mod xds;
 pub mod node;
 pub mod debug;
+pub mod join_token;

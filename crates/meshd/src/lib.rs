@@ -1,1 +1,9 @@
-//! placeholder
+//! The control plane's shell: reads objects, has `plan` decide, serves xDS, certificates and debug pages.
+//!
+//! A module may use only modules listed above it.
+
+pub mod telemetry;
+pub mod state_folder;
+pub mod authn;
+pub mod ca;
+pub mod serve;

@@ -1,0 +1,113 @@
+//! Who is calling: a client certificate of our own authority, or a join token. What a caller claims is never taken.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use api::join_token;
+use api::spiffe::SpiffeId;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::state_folder::write_secret;
+
+/// The leaf that the caller's TLS connection was verified with, DER. Set by the listener, never by the caller.
+#[derive(Clone, Debug, Default)]
+pub struct PeerCertificate(pub Option<Vec<u8>>);
+
+/// Checks callers.
+pub struct Authenticator {
+    token_key: Vec<u8>,
+    trust_domain: String,
+}
+
+impl Authenticator {
+    /// Reads the key of join tokens from the state folder, and makes one if there is none.
+    ///
+    /// # Errors
+    /// The key cannot be read or written, or is not one.
+    pub fn load(state: &Path, trust_domain: &str) -> Result<Self> {
+        let file = state.join(join_token::KEY_FILE);
+        if !file.exists() {
+            write_secret(&file, &rand::random::<[u8; join_token::KEY_LENGTH]>())?;
+        }
+        let token_key = std::fs::read(&file).with_context(|| format!("{} cannot be read", file.display()))?;
+        if token_key.len() != join_token::KEY_LENGTH {
+            bail!("{} is not a key of {} bytes: remove it to have a new one made", file.display(), join_token::KEY_LENGTH);
+        }
+        Ok(Self { token_key, trust_domain: trust_domain.to_owned() })
+    }
+
+    /// The caller of a request: its certificate if it has one, else its token. `Ok(None)` if it shows neither.
+    ///
+    /// # Errors
+    /// What it shows is not good: Unauthenticated, with the reason.
+    pub fn caller<T>(&self, request: &Request<T>) -> Result<Option<SpiffeId>, Status> {
+        if let Some(PeerCertificate(Some(leaf))) = request.extensions().get::<PeerCertificate>() {
+            return self.of_certificate(leaf).map(Some);
+        }
+        self.of_metadata(request.metadata())
+    }
+
+    fn of_certificate(&self, leaf: &[u8]) -> Result<SpiffeId, Status> {
+        let refuse = |why: &str| Status::unauthenticated(format!("the client certificate {why}"));
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| refuse("cannot be read"))?;
+        let names = certificate.subject_alternative_name().map_err(|_| refuse("has unreadable names"))?;
+        let uris: Vec<&str> = names
+            .iter()
+            .flat_map(|names| &names.value.general_names)
+            .filter_map(|name| match name {
+                GeneralName::URI(uri) => Some(*uri),
+                _ => None,
+            })
+            .collect();
+        // SPIFFE X509-SVID 2: exactly one URI.
+        let [uri] = uris.as_slice() else { return Err(refuse("does not have exactly one URI name")) };
+        let id: SpiffeId = uri.parse().map_err(|_| refuse("does not name a service account"))?;
+        if id.trust_domain != self.trust_domain {
+            return Err(refuse(&format!("is of trust domain {:?}, not {:?}", id.trust_domain, self.trust_domain)));
+        }
+        Ok(id)
+    }
+
+    fn of_metadata(&self, metadata: &MetadataMap) -> Result<Option<SpiffeId>, Status> {
+        let Some(value) = metadata.get("authorization") else { return Ok(None) };
+        let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+        let token = token.ok_or_else(|| Status::unauthenticated("the authorization header is not `Bearer TOKEN`"))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let (namespace, account) =
+            join_token::verify(&self.token_key, token.trim(), now).map_err(|refused| Status::unauthenticated(refused.to_string()))?;
+        Ok(Some(SpiffeId::new(&self.trust_domain, &namespace, &account)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> i64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
+    }
+
+    #[test]
+    fn a_token_is_believed_only_if_it_is_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let authenticator = Authenticator::load(folder.path(), "cluster.local").unwrap();
+        let key = std::fs::read(folder.path().join(join_token::KEY_FILE)).unwrap();
+        let ask = |value: Option<String>| {
+            let mut request = Request::new(());
+            if let Some(value) = value {
+                request.metadata_mut().insert("authorization", value.parse().unwrap());
+            }
+            authenticator.caller(&request)
+        };
+        let good = join_token::create(&key, "shop", "user", now(), 60).unwrap();
+        assert_eq!(ask(Some(format!("Bearer {good}"))).unwrap(), Some(SpiffeId::new("cluster.local", "shop", "user")));
+        assert_eq!(ask(None).unwrap(), None);
+        let foreign = join_token::create(&[7; 32], "shop", "user", now(), 60).unwrap();
+        for bad in [format!("Bearer {foreign}"), format!("Basic {good}"), "Bearer x.y.z".to_owned()] {
+            assert_eq!(ask(Some(bad)).unwrap_err().code(), tonic::Code::Unauthenticated);
+        }
+    }
+}

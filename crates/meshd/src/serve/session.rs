@@ -1,0 +1,377 @@
+//! The state of one ADS stream, without I/O: requests and offers in, responses out. Speaks both variants of the protocol
+//! (state of the world, delta).
+//!
+//! Three rules give the order that loses no request (xDS protocol, "Eventual consistency considerations"):
+//! 1. at most one response of a kind is unanswered, so a slow client holds back only itself and then gets the newest state;
+//! 2. what points at something is sent after it was taken: clusters, their endpoints, listeners, routes;
+//! 3. what nothing points at any more is removed last: clusters, after listeners and routes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use api::xds::{KINDS, ResourceKind};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+
+use super::offer::{Entries, Entry, Offer};
+
+/// Which of the two protocols the stream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// `StreamAggregatedResources`.
+    StateOfTheWorld,
+    /// `DeltaAggregatedResources`.
+    Delta,
+}
+
+/// A request of either protocol, as far as the session cares.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    kind: Option<ResourceKind>,
+    subscribe: Vec<String>,
+    unsubscribe: Vec<String>,
+    held: Vec<(String, String)>,
+    nonce: String,
+    error: Option<String>,
+}
+
+impl From<DeltaDiscoveryRequest> for Ask {
+    fn from(request: DeltaDiscoveryRequest) -> Self {
+        Ask {
+            kind: ResourceKind::of(&request.type_url),
+            subscribe: request.resource_names_subscribe,
+            unsubscribe: request.resource_names_unsubscribe,
+            held: request.initial_resource_versions.into_iter().collect(),
+            nonce: request.response_nonce,
+            error: request.error_detail.map(|status| status.message),
+        }
+    }
+}
+
+impl From<DiscoveryRequest> for Ask {
+    fn from(request: DiscoveryRequest) -> Self {
+        Ask {
+            kind: ResourceKind::of(&request.type_url),
+            subscribe: request.resource_names,
+            unsubscribe: Vec::new(),
+            held: Vec::new(),
+            nonce: request.response_nonce,
+            error: request.error_detail.map(|status| status.message),
+        }
+    }
+}
+
+/// A response, before it becomes bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Kind.
+    pub kind: ResourceKind,
+    /// Resources to set.
+    pub entries: Vec<Arc<Entry>>,
+    /// Names to remove (delta only; the other variant leaves them out of `entries`).
+    pub removed: Vec<String>,
+    /// Identifies the response in its acknowledgement.
+    pub nonce: String,
+}
+
+impl Answer {
+    /// As the delta protocol sends it.
+    pub fn into_delta(self) -> DeltaDiscoveryResponse {
+        let resource = |entry: &Arc<Entry>| Resource {
+            name: entry.name.clone(),
+            version: version(entry.version),
+            resource: Some(entry.body.clone()),
+            ..Resource::default()
+        };
+        DeltaDiscoveryResponse {
+            system_version_info: self.nonce.clone(),
+            resources: self.entries.iter().map(resource).collect(),
+            type_url: self.kind.type_url().to_owned(),
+            removed_resources: self.removed,
+            nonce: self.nonce,
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    /// As the state-of-the-world protocol sends it.
+    pub fn into_state_of_the_world(self) -> DiscoveryResponse {
+        DiscoveryResponse {
+            version_info: self.nonce.clone(),
+            resources: self.entries.iter().map(|entry| entry.body.clone()).collect(),
+            type_url: self.kind.type_url().to_owned(),
+            nonce: self.nonce,
+            ..DiscoveryResponse::default()
+        }
+    }
+}
+
+fn version(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
+/// What the stream's client holds of one kind, for the debug pages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KindStatus {
+    /// Whether the client asked for the kind.
+    pub subscribed: bool,
+    /// Nonce of the last response.
+    pub sent: String,
+    /// Nonce of the last one taken.
+    pub acked: String,
+    /// Why the last one was refused; empty when it was not.
+    pub nack: String,
+    /// Resources that the client was sent and not told to drop.
+    pub resources: usize,
+}
+
+/// What happened to a request, for the metrics and the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A subscription, or a change of it.
+    Subscription(ResourceKind),
+    /// A response was taken.
+    Ack(ResourceKind),
+    /// A response was refused, with this reason.
+    Nack(ResourceKind, String),
+    /// The answer to an older response.
+    Stale(ResourceKind),
+    /// A kind that we do not serve.
+    UnknownKind,
+}
+
+/// One stream.
+pub struct Session {
+    variant: Variant,
+    offer: Option<Arc<Offer>>,
+    kinds: [State; KINDS.len()],
+    last_nonce: u64,
+    /// Endpoints that clusters already sent will ask for, and have not yet.
+    awaited_endpoints: BTreeSet<String>,
+}
+
+#[derive(Default)]
+struct State {
+    subscribed: bool,
+    wildcard: bool,
+    names: BTreeSet<String>,
+    /// What the client was last sent (or said that it holds), by name. The entry is kept only where it may have to be sent
+    /// again (state of the world).
+    held: BTreeMap<String, (u64, Option<Arc<Entry>>)>,
+    /// Names that were asked for and have not been answered.
+    unanswered: BTreeSet<String>,
+    /// Whether a first response was sent.
+    answered: bool,
+    /// Nonce of the response that the client has not answered.
+    outstanding: Option<String>,
+    status: KindStatus,
+}
+
+/// What has to change at the client for one kind.
+struct Difference {
+    set: Vec<Arc<Entry>>,
+    remove: Vec<String>,
+}
+
+impl Session {
+    /// A new stream.
+    pub fn new(variant: Variant) -> Self {
+        Self { variant, offer: None, kinds: Default::default(), last_nonce: 0, awaited_endpoints: BTreeSet::new() }
+    }
+
+    /// Sets what the client should hold from now on.
+    pub fn set_offer(&mut self, offer: Arc<Offer>) {
+        self.offer = Some(offer);
+    }
+
+    /// The client's state of one kind.
+    pub fn status(&self, kind: ResourceKind) -> KindStatus {
+        let state = &self.kinds[kind as usize];
+        KindStatus { subscribed: state.subscribed, resources: state.held.len(), ..state.status.clone() }
+    }
+
+    /// Whether endpoints are awaited that the client may never ask for: see [`Session::stop_waiting`].
+    pub fn is_waiting(&self) -> bool {
+        !self.awaited_endpoints.is_empty()
+    }
+
+    /// Goes on without the subscriptions that have not come.
+    pub fn stop_waiting(&mut self) {
+        self.awaited_endpoints.clear();
+    }
+
+    /// Takes a request.
+    pub fn request(&mut self, ask: Ask) -> Heard {
+        let Some(kind) = ask.kind else { return Heard::UnknownKind };
+        let state = &mut self.kinds[kind as usize];
+        let mut heard = Heard::Subscription(kind);
+        if !ask.nonce.is_empty() {
+            if state.outstanding.as_ref() == Some(&ask.nonce) {
+                state.outstanding = None;
+                heard = match ask.error {
+                    None => {
+                        state.status.acked = ask.nonce;
+                        state.status.nack.clear();
+                        Heard::Ack(kind)
+                    }
+                    Some(reason) => {
+                        state.status.nack = reason.clone();
+                        Heard::Nack(kind, reason)
+                    }
+                };
+            } else {
+                heard = Heard::Stale(kind);
+            }
+        }
+        match self.variant {
+            Variant::Delta => state.subscribe_delta(kind, ask.subscribe, ask.unsubscribe, ask.held),
+            // An answer to an older response tells old names: the newer answer, which will come, counts.
+            Variant::StateOfTheWorld if heard == Heard::Stale(kind) && state.outstanding.is_some() => {}
+            Variant::StateOfTheWorld => state.subscribe_whole(kind, ask.subscribe),
+        }
+        if kind == ResourceKind::Endpoint {
+            let names = &self.kinds[kind as usize].names;
+            self.awaited_endpoints.retain(|name| !names.contains(name));
+        }
+        heard
+    }
+
+    /// The next response to send, if there is one. To be called until there is none, after every request and offer.
+    pub fn next(&mut self) -> Option<Answer> {
+        let offer = self.offer.clone()?;
+        // Endpoints of clusters that have gone meanwhile will not be asked for.
+        self.awaited_endpoints.retain(|name| offer.of(ResourceKind::Endpoint).contains_key(name));
+        let mut settled = true;
+        for row in KINDS {
+            let kind = row.kind;
+            let after_clusters = matches!(kind, ResourceKind::Listener | ResourceKind::Route);
+            if after_clusters && !(settled && self.awaited_endpoints.is_empty()) {
+                continue;
+            }
+            let state = &self.kinds[kind as usize];
+            if !state.subscribed {
+                continue;
+            }
+            let difference = state.difference(offer.of(kind));
+            let due = !difference.set.is_empty() || !state.answered || state.has_unanswered(offer.of(kind)) || (kind != ResourceKind::Cluster && !difference.remove.is_empty());
+            if state.outstanding.is_some() {
+                settled = false;
+                continue;
+            }
+            if due {
+                let remove = if kind == ResourceKind::Cluster { Vec::new() } else { difference.remove };
+                return Some(self.answer(kind, difference.set, remove, &offer));
+            }
+        }
+        self.remove_clusters(&offer, settled)
+    }
+
+    /// Clusters that have gone, once listeners and routes no longer point at them.
+    fn remove_clusters(&mut self, offer: &Offer, settled: bool) -> Option<Answer> {
+        let clusters = &self.kinds[ResourceKind::Cluster as usize];
+        if !settled || !clusters.subscribed || clusters.outstanding.is_some() || !self.awaited_endpoints.is_empty() {
+            return None;
+        }
+        let remove = clusters.difference(offer.of(ResourceKind::Cluster)).remove;
+        if remove.is_empty() {
+            return None;
+        }
+        Some(self.answer(ResourceKind::Cluster, Vec::new(), remove, offer))
+    }
+
+    fn answer(&mut self, kind: ResourceKind, set: Vec<Arc<Entry>>, remove: Vec<String>, offer: &Offer) -> Answer {
+        self.last_nonce += 1;
+        let nonce = format!("{:x}", self.last_nonce);
+        if kind == ResourceKind::Cluster {
+            let endpoints = &self.kinds[ResourceKind::Endpoint as usize];
+            let new = set.iter().filter_map(|entry| offer.endpoints_of(&entry.name)).filter(|name| !endpoints.names.contains(*name));
+            self.awaited_endpoints.extend(new.map(str::to_owned));
+        }
+        let keep_bodies = self.variant == Variant::StateOfTheWorld;
+        let state = &mut self.kinds[kind as usize];
+        for entry in &set {
+            state.held.insert(entry.name.clone(), (entry.version, keep_bodies.then(|| entry.clone())));
+        }
+        for name in &remove {
+            state.held.remove(name);
+        }
+        state.unanswered.clear();
+        state.answered = true;
+        state.outstanding = Some(nonce.clone());
+        state.status.sent.clone_from(&nonce);
+        // State of the world means it for clusters and listeners: all of them, every time.
+        let entries = match self.variant {
+            Variant::StateOfTheWorld if kind.row().wildcard => state.held.values().filter_map(|(_, entry)| entry.clone()).collect(),
+            _ => set,
+        };
+        Answer { kind, entries, removed: remove, nonce }
+    }
+}
+
+impl State {
+    fn subscribe_delta(&mut self, kind: ResourceKind, subscribe: Vec<String>, unsubscribe: Vec<String>, held: Vec<(String, String)>) {
+        // The first request of a wildcard kind without names asks for all; `*` asks for all at any time.
+        if !self.subscribed && subscribe.is_empty() && kind.row().wildcard {
+            self.wildcard = true;
+        }
+        self.subscribed = true;
+        for (name, version) in held {
+            let version = u64::from_str_radix(&version, 16).unwrap_or_default();
+            self.held.insert(name, (version, None));
+        }
+        for name in subscribe {
+            if name == "*" {
+                self.wildcard = true;
+                continue;
+            }
+            if !self.held.contains_key(&name) {
+                self.unanswered.insert(name.clone());
+            }
+            self.names.insert(name);
+        }
+        for name in unsubscribe {
+            if name == "*" {
+                self.wildcard = false;
+                continue;
+            }
+            self.names.remove(&name);
+            self.unanswered.remove(&name);
+            if !self.wildcard {
+                self.held.remove(&name);
+            }
+        }
+    }
+
+    fn subscribe_whole(&mut self, kind: ResourceKind, names: Vec<String>) {
+        let names: BTreeSet<String> = names.into_iter().collect();
+        let first = !std::mem::replace(&mut self.subscribed, true);
+        self.wildcard = (kind.row().wildcard && names.is_empty() && (first || self.wildcard)) || names.contains("*");
+        if self.wildcard {
+            return;
+        }
+        let new: Vec<String> = names.difference(&self.names).cloned().collect();
+        self.unanswered.extend(new);
+        self.unanswered.retain(|name| names.contains(name));
+        self.held.retain(|name, _| names.contains(name));
+        self.names = names;
+    }
+
+    /// Whether a name waits for an answer that can be given: in delta also "there is none".
+    fn has_unanswered(&self, offered: &Entries) -> bool {
+        self.unanswered.iter().any(|name| !offered.contains_key(name))
+    }
+
+    fn difference(&self, offered: &Entries) -> Difference {
+        let differs = |entry: &&Arc<Entry>| self.held.get(&entry.name).is_none_or(|(version, _)| *version != entry.version);
+        let set: Vec<_> = if self.wildcard {
+            offered.values().filter(differs).cloned().collect()
+        } else {
+            self.names.iter().filter_map(|name| offered.get(name)).filter(differs).cloned().collect()
+        };
+        let gone = |name: &&String| !offered.contains_key(*name);
+        let missing = self.unanswered.iter().filter(gone);
+        let held = self.held.keys().filter(gone);
+        let remove: BTreeSet<String> = missing.chain(held).cloned().collect();
+        Difference { set, remove: remove.into_iter().collect() }
+    }
+}
