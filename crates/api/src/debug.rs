@@ -90,4 +90,6 @@ pub struct Addresses {
     pub http: String,
     /// Metrics and debug.
     pub monitoring: String,
+    /// Webhooks.
+    pub webhook: String,
 }

@@ -1,0 +1,20 @@
+//! Istio's kinds as typed structs, one file a kind. A struct here is the only place that declares a field; its doc comment
+//! is the field's description. Unknown fields are found while reading (`decode`), null means absent.
+
+pub mod virtual_service;
+pub mod destination_rule;
+pub mod gateway;
+pub mod workload_entry;
+pub mod workload_group;
+pub mod service_entry;
+pub mod sidecar;
+pub mod peer_authentication;
+
+pub use destination_rule::DestinationRule;
+pub use gateway::Gateway;
+pub use peer_authentication::PeerAuthentication;
+pub use service_entry::ServiceEntry;
+pub use sidecar::Sidecar;
+pub use virtual_service::VirtualService;
+pub use workload_entry::WorkloadEntry;
+pub use workload_group::WorkloadGroup;

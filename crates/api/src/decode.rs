@@ -1,0 +1,384 @@
+//! Text to objects. Total: whatever the text, the answer is objects and problems, never a panic, and one broken document
+//! does not cost its neighbours.
+
+mod typed;
+mod lines;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::object::{Body, KINDS, Kind, Metadata, Object, ObjectKey, WrittenMetadata, digest};
+use crate::problem::{Code, ObjectRef, Origin, Problem, Severity, nearest};
+
+/// What a text held.
+#[derive(Clone, Debug, Default)]
+pub struct Decoded {
+    /// The objects that can be taken.
+    pub objects: Vec<Object>,
+    /// What is wrong.
+    pub problems: Vec<Problem>,
+    /// Objects whose text was readable enough to know which they are, but not to take them: their last good version stays.
+    pub rejected: Vec<ObjectKey>,
+}
+
+/// Reads a stream of YAML or JSON documents; a `List` is unfolded.
+pub fn documents(text: &[u8], file: &str, default_namespace: &str) -> Decoded {
+    let mut decoded = Decoded::default();
+    let Ok(text) = std::str::from_utf8(text) else {
+        decoded.problems.push(unreadable(file, 1, "the file is not UTF-8 text."));
+        return decoded;
+    };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (first_line, document) in split(text) {
+        match parse(document) {
+            Ok(Value::Null) => {}
+            Ok(value) => {
+                let mut reader =
+                    Reader { file, default_namespace, document, first_line, lines: None, decoded: &mut decoded };
+                reader.value(&value, "");
+            }
+            Err((line, message)) => {
+                decoded.problems.push(unreadable(file, first_line + line.saturating_sub(1), &message));
+            }
+        }
+    }
+    decoded
+}
+
+/// One already parsed object, as the Kubernetes API sends it.
+pub fn object(value: &Value, file: &str, default_namespace: &str) -> Decoded {
+    let mut decoded = Decoded::default();
+    let mut reader =
+        Reader { file, default_namespace, document: "", first_line: 0, lines: None, decoded: &mut decoded };
+    reader.value(value, "");
+    decoded
+}
+
+/// Reads settings that are not an object of their own.
+pub(crate) fn settings<T: DeserializeOwned + Default>(text: &str, file: &str, kind: &str) -> (T, Vec<Problem>) {
+    let mut decoded = Decoded::default();
+    let reference = ObjectRef { kind: kind.to_owned(), ..ObjectRef::default() };
+    let read = match parse(text) {
+        Ok(value) => {
+            let mut reader = Reader {
+                file,
+                default_namespace: "",
+                document: text,
+                first_line: 1,
+                lines: None,
+                decoded: &mut decoded,
+            };
+            reader.part(Some(&value), "", true, &reference, "")
+        }
+        Err((line, message)) => {
+            decoded.problems.push(Problem { object: reference, ..unreadable(file, line, &message) });
+            None
+        }
+    };
+    (read.unwrap_or_default(), decoded.problems)
+}
+
+fn unreadable(file: &str, line: u32, message: &str) -> Problem {
+    Problem {
+        object: ObjectRef::default(),
+        origin: Origin { file: file.to_owned(), line },
+        field: String::new(),
+        code: Code::NotYaml,
+        severity: Severity::Error,
+        message: message.to_owned(),
+    }
+}
+
+/// Documents with the number of their first line. In YAML, `---` at the start of a line ends a document wherever it
+/// stands, even in a block of text.
+fn split(text: &str) -> Vec<(u32, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut offset) = (0, 1_u32, 0);
+    for (number, line) in (1_u32..).zip(text.split_inclusive('\n')) {
+        let is_marker = line.starts_with("---") && line[3..].chars().next().is_none_or(char::is_whitespace);
+        if is_marker {
+            documents.push((start_line, &text[start..offset]));
+            // What follows on the marker's line belongs to the document after it.
+            start = offset + 3;
+            start_line = number;
+        }
+        offset += line.len();
+    }
+    documents.push((start_line, &text[start..]));
+    documents
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        strict_booleans: true,
+        with_snippet: false,
+        budget: serde_saphyr::budget! { max_documents: 1_000_000, max_nodes: 2_000_000, max_events: 8_000_000 },
+    }
+}
+
+fn parse(document: &str) -> Result<Value, (u32, String)> {
+    if document.trim().is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_saphyr::from_str_with_options(document, options()).map_err(|error| {
+        let line = error.location().map_or(1, |location| u32::try_from(location.line()).unwrap_or(1));
+        let message = error.without_snippet().to_string();
+        let message = message.lines().next().unwrap_or_default();
+        (line, format!("not readable as YAML: {message}."))
+    })
+}
+
+struct Reader<'a> {
+    file: &'a str,
+    default_namespace: &'a str,
+    document: &'a str,
+    first_line: u32,
+    /// Lines of all fields; made when the first problem asks.
+    lines: Option<lines::Lines>,
+    decoded: &'a mut Decoded,
+}
+
+impl Reader<'_> {
+    /// Line of a field, from 1 in the file; the document's if it cannot be found.
+    fn line(&mut self, path: &str) -> u32 {
+        if self.first_line == 0 {
+            return 0;
+        }
+        let document = self.document;
+        let lines = self.lines.get_or_insert_with(|| lines::Lines::of(document));
+        self.first_line + lines.find(path).unwrap_or_else(|| lines.first()).saturating_sub(1)
+    }
+
+    /// `inside` is the path of the object in the document: empty, or `items[3]`.
+    fn value(&mut self, value: &Value, inside: &str) {
+        let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
+        let (api_version, kind_name) = (text("apiVersion").to_owned(), text("kind").to_owned());
+        let (group, version) = api_version.rsplit_once('/').unwrap_or(("", &api_version));
+        let name = value.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let namespace =
+            value.pointer("/metadata/namespace").and_then(Value::as_str).filter(|namespace| !namespace.is_empty());
+        let mut reference = ObjectRef {
+            kind: kind_name.clone(),
+            namespace: namespace.unwrap_or(self.default_namespace).to_owned(),
+            name: name.clone(),
+        };
+        if !value.is_object() {
+            self.problem(
+                &reference,
+                inside,
+                "",
+                Code::NotYaml,
+                Severity::Error,
+                "the document is not an object with fields.",
+            );
+            return;
+        }
+        if kind_name.is_empty() {
+            let found = if value.get("kind").is_some() { "kind is not a text." } else { "the document has no kind." };
+            self.problem(&reference, inside, "kind", Code::MissingField, Severity::Error, found);
+            return;
+        }
+        if kind_name.ends_with("List") && value.get("items").is_some_and(Value::is_array) {
+            for (index, item) in value["items"].as_array().into_iter().flatten().enumerate() {
+                self.value(item, &format!("{inside}{}items[{index}]", if inside.is_empty() { "" } else { "." }));
+            }
+            return;
+        }
+        let Some(kind) = Kind::of(group, &kind_name) else {
+            self.unknown_kind(&reference, inside, group, &kind_name);
+            return;
+        };
+        let row = kind.row();
+        if !row.namespaced {
+            reference.namespace.clear();
+        }
+        if !row.versions.contains(&version) {
+            let message =
+                format!("version {version:?} of {kind} is not served; write {}.", served(row.group, row.versions));
+            self.problem(&reference, inside, "apiVersion", Code::SchemaValidation, Severity::Error, &message);
+            return;
+        }
+        if name.is_empty() {
+            self.problem(
+                &reference,
+                inside,
+                "metadata.name",
+                Code::MissingField,
+                Severity::Error,
+                "the object has no name.",
+            );
+            return;
+        }
+        let key = ObjectKey { kind, namespace: reference.namespace.clone(), name };
+        match self.typed(kind, value, &reference, inside) {
+            Some(object) => self.decoded.objects.push(object),
+            None => self.decoded.rejected.push(key),
+        }
+    }
+
+    fn typed(&mut self, kind: Kind, value: &Value, reference: &ObjectRef, inside: &str) -> Option<Object> {
+        let written: WrittenMetadata = self.part(value.get("metadata"), "metadata", false, reference, inside)?;
+        let mut meta = Metadata::from(written);
+        meta.namespace = reference.namespace.clone();
+        let body = self.body(kind, value, reference, inside)?;
+        let origin = Origin { file: self.file.to_owned(), line: self.line(inside) };
+        let digest = digest(kind, &meta, value);
+        Some(Object { kind, meta, origin, body, digest, raw: value.clone() })
+    }
+
+    fn body(&mut self, kind: Kind, value: &Value, reference: &ObjectRef, inside: &str) -> Option<Body> {
+        let spec = value.get("spec");
+        macro_rules! spec {
+            ($kind:ident) => {
+                Body::$kind(self.part(spec, "spec", true, reference, inside)?)
+            };
+        }
+        macro_rules! whole {
+            ($kind:ident) => {
+                Body::$kind(self.part(Some(value), "", false, reference, inside)?)
+            };
+        }
+        macro_rules! raw {
+            ($kind:ident) => {
+                match spec {
+                    None | Some(Value::Null) => Body::$kind(Value::Object(serde_json::Map::new())),
+                    Some(Value::Object(_)) => Body::$kind(spec.cloned().unwrap_or_default()),
+                    Some(_) => {
+                        self.problem(
+                            reference,
+                            inside,
+                            "spec",
+                            Code::SchemaValidation,
+                            Severity::Error,
+                            "expected a group of fields.",
+                        );
+                        return None;
+                    }
+                }
+            };
+        }
+        if kind.row().strict {
+            self.top_level(value, reference, inside);
+        }
+        Some(match kind {
+            Kind::VirtualService => spec!(VirtualService),
+            Kind::DestinationRule => spec!(DestinationRule),
+            Kind::Gateway => spec!(Gateway),
+            Kind::ServiceEntry => spec!(ServiceEntry),
+            Kind::WorkloadEntry => spec!(WorkloadEntry),
+            Kind::WorkloadGroup => spec!(WorkloadGroup),
+            Kind::Sidecar => spec!(Sidecar),
+            Kind::PeerAuthentication => spec!(PeerAuthentication),
+            Kind::EnvoyFilter => raw!(EnvoyFilter),
+            Kind::ProxyConfig => raw!(ProxyConfig),
+            Kind::RequestAuthentication => raw!(RequestAuthentication),
+            Kind::AuthorizationPolicy => raw!(AuthorizationPolicy),
+            Kind::Telemetry => raw!(Telemetry),
+            Kind::WasmPlugin => raw!(WasmPlugin),
+            Kind::TrafficExtension => raw!(TrafficExtension),
+            Kind::Namespace => Body::Namespace,
+            Kind::Service => whole!(Service),
+            Kind::Endpoints => whole!(Endpoints),
+            Kind::EndpointSlice => whole!(EndpointSlice),
+            Kind::Pod => whole!(Pod),
+            Kind::Node => Body::Node,
+            Kind::Secret => whole!(Secret),
+            Kind::ConfigMap => whole!(ConfigMap),
+            Kind::ServiceAccount => Body::ServiceAccount,
+        })
+    }
+
+    fn top_level(&mut self, value: &Value, reference: &ObjectRef, inside: &str) {
+        const KNOWN: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];
+        let unknown: Vec<String> = value
+            .as_object()
+            .into_iter()
+            .flat_map(|map| map.keys())
+            .filter(|key| !KNOWN.contains(&key.as_str()))
+            .cloned()
+            .collect();
+        for name in unknown {
+            let message = format!("{name} is not a field of {}; it has no effect.", reference.kind);
+            self.problem(reference, inside, &name, Code::UnknownField, Severity::Warning, &message);
+        }
+    }
+
+    /// Reads one part of the object; unknown fields become problems if the kind is ours.
+    fn part<T: DeserializeOwned>(
+        &mut self,
+        value: Option<&Value>,
+        path: &str,
+        strict: bool,
+        reference: &ObjectRef,
+        inside: &str,
+    ) -> Option<T> {
+        match typed::read(value.unwrap_or(&Value::Null), path) {
+            Ok((read, unknown)) => {
+                for field in unknown.iter().filter(|_| strict) {
+                    let message = match nearest(&field.name, field.known.iter().copied()) {
+                        Some(meant) => format!(
+                            "{} is not a field of {}; did you mean {meant}? It has no effect.",
+                            field.name, reference.kind
+                        ),
+                        None => format!("{} is not a field of {}; it has no effect.", field.name, reference.kind),
+                    };
+                    self.problem(reference, inside, &field.path, Code::UnknownField, Severity::Warning, &message);
+                }
+                Some(read)
+            }
+            Err(error) => {
+                let path = error.path.unwrap_or_else(|| path.to_owned());
+                let message = format!("{}.", error.message);
+                self.problem(reference, inside, &path, Code::SchemaValidation, Severity::Error, &message);
+                None
+            }
+        }
+    }
+
+    fn unknown_kind(&mut self, reference: &ObjectRef, inside: &str, group: &str, kind: &str) {
+        let ours = group.ends_with("istio.io") || group.is_empty();
+        if let Some(row) = KINDS.iter().find(|row| row.name == kind && ours) {
+            let message = format!("{kind} is of {}, not of {group:?}.", served(row.group, row.versions));
+            self.problem(reference, inside, "apiVersion", Code::SchemaValidation, Severity::Error, &message);
+        } else if group.ends_with("istio.io") {
+            let names = KINDS.iter().filter(|row| row.group == group).map(|row| row.name);
+            let message = match nearest(kind, names) {
+                Some(meant) => format!("{kind} is not a kind of {group}; did you mean {meant}?"),
+                None => format!("{kind} is not a kind of {group}."),
+            };
+            self.problem(reference, inside, "kind", Code::UnknownKind, Severity::Warning, &message);
+        } else {
+            let message = format!("{kind} is not read by the mesh.");
+            self.problem(reference, inside, "kind", Code::UnknownKind, Severity::Info, &message);
+        }
+    }
+
+    fn problem(
+        &mut self,
+        reference: &ObjectRef,
+        inside: &str,
+        field: &str,
+        code: Code,
+        severity: Severity,
+        message: &str,
+    ) {
+        let dot = if inside.is_empty() || field.is_empty() { "" } else { "." };
+        let line = self.line(&format!("{inside}{dot}{field}"));
+        self.decoded.problems.push(Problem {
+            object: reference.clone(),
+            origin: Origin { file: self.file.to_owned(), line },
+            field: field.to_owned(),
+            code,
+            severity,
+            message: message.to_owned(),
+        });
+    }
+}
+
+fn served(group: &str, versions: &[&str]) -> String {
+    let slash = if group.is_empty() { "" } else { "/" };
+    versions.iter().map(|version| format!("{group}{slash}{version}")).collect::<Vec<_>>().join(" or ")
+}
+
+#[cfg(test)]
+mod tests;

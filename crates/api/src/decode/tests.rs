@@ -1,0 +1,94 @@
+//! What comes out of text, good and bad.
+
+use super::*;
+
+fn read(text: &str) -> Decoded {
+    documents(text.as_bytes(), "a.yaml", "shop")
+}
+
+fn lines(decoded: &Decoded) -> Vec<String> {
+    decoded.problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn an_unknown_field_is_told_with_its_line_and_the_field_that_is_meant() {
+    let decoded = read(
+        "# first\napiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {name: a}\nspec:\n  host: b\n  trafficPolicy:\n    connectionPool:\n      tcp:\n        maxConnections: 1\n        keepAlive: {time: 1s}\n",
+    );
+    assert_eq!(decoded.objects.len(), 1);
+    assert_eq!(decoded.objects[0].origin.line, 2);
+    assert_eq!(
+        lines(&decoded),
+        [
+            "Warning [MESH0001] (DestinationRule shop/a a.yaml:11) spec.trafficPolicy.connectionPool.tcp.keepAlive: keepAlive is not a field of DestinationRule; did you mean tcpKeepalive? It has no effect."
+        ]
+    );
+}
+
+#[test]
+fn a_broken_document_does_not_cost_its_neighbours() {
+    let good = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
+    let decoded = read(&format!("{good}---\n{{a: [}}\n---\nkind: x: y\n---\n- 1\n---\nkind: Service\n---\n{good}"));
+    assert_eq!(decoded.objects.len(), 2, "{:?}", decoded.problems);
+    assert_eq!(decoded.problems.len(), 4, "{:?}", decoded.problems);
+    assert_eq!(decoded.objects[1].origin.line, 13);
+}
+
+#[test]
+fn a_wrong_type_names_the_field_and_rejects_the_object_alone() {
+    let decoded = read(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata:\n  name: a\nspec:\n  hosts: [b]\n  http:\n  - timeout: 5\n    route:\n    - destination: {host: b}\n",
+    );
+    assert_eq!(decoded.rejected.len(), 1);
+    assert_eq!(
+        lines(&decoded),
+        [
+            "Error [IST0106] (VirtualService shop/a a.yaml:8) spec.http[0].timeout: expected a duration such as 1.5s, found the number 5."
+        ]
+    );
+}
+
+#[test]
+fn enums_list_what_is_allowed() {
+    let decoded = read(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: a}\nspec: {mtls: {mode: STRICTER}}\n",
+    );
+    assert_eq!(
+        lines(&decoded),
+        [
+            r#"Error [IST0106] (PeerAuthentication shop/a a.yaml:4) spec.mtls.mode: "STRICTER" is not one of UNSET, DISABLE, PERMISSIVE, STRICT."#
+        ]
+    );
+}
+
+#[test]
+fn null_is_absent_and_lists_are_unfolded() {
+    let decoded = read(
+        "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.istio.io/v1\n  kind: VirtualService\n  metadata: {name: a, labels: null, creationTimestamp: null}\n  spec: {hosts: [b], http: [{match: null, route: [{destination: {host: b, port: null}}], timeout: null}], tls: null}\n- apiVersion: flagger.app/v1beta1\n  kind: Canary\n  metadata: {name: c}\n",
+    );
+    assert_eq!(decoded.objects.len(), 1, "{:?}", decoded.problems);
+    assert_eq!(decoded.problems.len(), 1);
+    assert_eq!((decoded.problems[0].severity, decoded.problems[0].code), (Severity::Info, Code::UnknownKind));
+}
+
+#[test]
+fn equal_content_has_an_equal_digest() {
+    let one = read(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, uid: x}\nspec: {ports: [{port: 80, name: http}], selector: {a: b}}\n",
+    );
+    let two = read(
+        "apiVersion: v1\nkind: Service\nmetadata: {uid: y, name: a}\nspec: {selector: {a: b}, ports: [{name: http, port: 80}]}\nstatus: {x: 1}\n",
+    );
+    assert_eq!(one.objects[0].digest, two.objects[0].digest);
+    let three = read(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {selector: {a: c}, ports: [{name: http, port: 80}]}\n",
+    );
+    assert_ne!(one.objects[0].digest, three.objects[0].digest);
+}
+
+#[test]
+fn duplicate_keys_and_cycles_are_refused() {
+    assert_eq!(read("kind: a\nkind: b\n").problems[0].code, Code::NotYaml);
+    let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: [*g,*g,*g,*g,*g,*g,*g,*g,*g]\n";
+    assert_eq!(read(bomb).problems.len(), 1);
+}
