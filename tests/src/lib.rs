@@ -1,1 +1,1 @@
-//! placeholder
+//! Tests of the whole mesh: its parts in one process, its programs on one machine. Nobody depends on this crate.

@@ -2,4 +2,5 @@
 
 pub mod root;
 pub mod issue;
+pub mod serving;
 pub mod grpc;

@@ -2,6 +2,7 @@
 //!
 //! A module may use only modules listed above it.
 
+pub mod config;
 pub mod telemetry;
 pub mod state_folder;
 pub mod authn;

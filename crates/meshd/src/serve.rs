@@ -1,4 +1,3 @@
-//! The xDS server: one task a proxy, bytes in, bytes out.
-
+//! x
 pub mod offer;
 pub mod session;

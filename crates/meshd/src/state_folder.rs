@@ -24,7 +24,7 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<()> {
 ///
 /// # Errors
 /// It cannot be made, or is not a folder.
-pub fn prepare_state(folder: &Path) -> Result<()> {
+pub fn prepare(folder: &Path) -> Result<()> {
     let wrong = || format!("the state folder {} cannot be used", folder.display());
     if !folder.exists() {
         fs::create_dir_all(folder).with_context(wrong)?;

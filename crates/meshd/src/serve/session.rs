@@ -369,9 +369,9 @@ impl State {
             self.names.iter().filter_map(|name| offered.get(name)).filter(differs).cloned().collect()
         };
         let gone = |name: &&String| !offered.contains_key(*name);
-        let missing = self.unanswered.iter().filter(gone);
-        let held = self.held.keys().filter(gone);
-        let remove: BTreeSet<String> = missing.chain(held).cloned().collect();
-        Difference { set, remove: remove.into_iter().collect() }
+        // What was asked for by name goes when the client no longer asks for it: taking endpoints away while a route still
+        // leads to their cluster would fail requests. Only a name that never was there is told to be missing.
+        let remove = if self.wildcard { self.held.keys().filter(gone).cloned().collect() } else { self.unanswered.iter().filter(gone).cloned().collect() };
+        Difference { set, remove }
     }
 }

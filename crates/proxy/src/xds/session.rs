@@ -178,6 +178,8 @@ impl Session {
             for name in &gone {
                 state.answered.remove(name);
                 self.received.of_mut(row.kind).remove(name);
+                // Nothing in effect points at it: whoever applies the set does not have to be told.
+                self.effective.of_mut(row.kind).remove(name);
             }
             if !state.asked && !wanted.is_empty() {
                 requests.push(self.first_request(row.kind, wanted));

@@ -1,0 +1,95 @@
+//! Every setting: flag (Istio's spelling as an alias where it has one), environment variable, default.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// The control plane of the mesh: reads Istio's objects, serves xDS and certificates.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "meshd", version, about, long_about = None)]
+pub struct Config {
+    /// Folder of YAML and JSON files with the objects; read recursively, followed as it changes.
+    #[arg(long, env = "MESHD_CONFIG_DIR", visible_alias = "configDir", value_name = "DIR")]
+    pub config_dir: PathBuf,
+    /// File with mesh-wide settings (MeshConfig). A ConfigMap `istio` in the root namespace overrides it.
+    #[arg(long, env = "MESHD_MESH_CONFIG", visible_alias = "meshConfig", value_name = "FILE")]
+    pub mesh_config: Option<PathBuf>,
+    /// Folder that keeps the root key and the key of join tokens across restarts.
+    #[arg(long, env = "MESHD_STATE_DIR", default_value = "meshd-state", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Folder with a certificate authority to use instead of our own: ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem.
+    #[arg(long, env = "MESHD_CA_DIR", value_name = "DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Plaintext xDS. Port 0 takes a free port. Empty switches it off.
+    #[arg(long, env = "MESHD_GRPC_ADDR", visible_alias = "grpcAddr", default_value = "127.0.0.1:15010", value_parser = address, value_name = "HOST:PORT")]
+    pub grpc_addr: Address,
+    /// xDS and certificates over TLS.
+    #[arg(long, env = "MESHD_SECURE_GRPC_ADDR", visible_aliases = ["secureGRPCAddr", "secureGrpcAddr"], default_value = ":15012", value_parser = address, value_name = "HOST:PORT")]
+    pub secure_grpc_addr: Address,
+    /// Webhooks, over TLS.
+    #[arg(long, env = "MESHD_HTTPS_ADDR", visible_alias = "httpsAddr", default_value = ":15017", value_parser = address, value_name = "HOST:PORT")]
+    pub https_addr: Address,
+    /// Readiness and debug pages.
+    #[arg(long, env = "MESHD_HTTP_ADDR", visible_alias = "httpAddr", default_value = ":8080", value_parser = address, value_name = "HOST:PORT")]
+    pub http_addr: Address,
+    /// Metrics and debug pages.
+    #[arg(long, env = "MESHD_MONITORING_ADDR", visible_alias = "monitoringAddr", default_value = ":15014", value_parser = address, value_name = "HOST:PORT")]
+    pub monitoring_addr: Address,
+    /// DNS domain of services.
+    #[arg(long, env = "MESHD_DOMAIN", default_value = "cluster.local")]
+    pub domain: String,
+    /// Namespace of objects that name none.
+    #[arg(long, env = "MESHD_NAMESPACE", short = 'n', default_value = "default")]
+    pub namespace: String,
+    /// Name of this cluster, as proxies and metrics show it.
+    #[arg(long, env = "CLUSTER_ID", visible_alias = "clusterID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Host names and addresses to put into the certificate of the TLS ports, besides the usual ones.
+    #[arg(long, env = "MESHD_SERVING_NAMES", value_delimiter = ',')]
+    pub serving_names: Vec<String>,
+    /// Longest time that open streams and requests get after SIGTERM, in milliseconds.
+    #[arg(long, env = "MESHD_SHUTDOWN_MS", default_value_t = 500)]
+    pub shutdown_ms: u64,
+    /// What is logged: `info`, `meshd=debug`, …
+    #[arg(long, env = "MESHD_LOG", visible_alias = "log_output_level", default_value = "info")]
+    pub log: String,
+    /// Log as JSON.
+    #[arg(long, env = "MESHD_LOG_AS_JSON", visible_alias = "log_as_json")]
+    pub log_as_json: bool,
+}
+
+/// Where to listen; `None` for an empty text: not at all.
+pub type Address = Option<SocketAddr>;
+
+/// `host:port`, `:port` (all addresses), or empty. Type alias hidden from clap by the function's return type.
+fn address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost:", "127.0.0.1:") };
+    full.parse().map(Some).map_err(|_| format!("{text:?} is not ADDRESS:PORT, :PORT or empty"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn istios_spellings_are_taken() {
+        let config = Config::try_parse_from(["meshd", "--configDir", "x", "--grpcAddr", ":0", "--monitoringAddr", "127.0.0.1:1", "--httpsAddr", ""]).unwrap();
+        assert_eq!(config.grpc_addr, Some("0.0.0.0:0".parse().unwrap()));
+        assert_eq!(config.https_addr, None);
+        assert!(Config::try_parse_from(["meshd", "--config-dir", "x", "--grpc-addr", "nonsense"]).is_err());
+    }
+
+    #[test]
+    fn every_setting_has_a_doc_line_and_a_variable() {
+        Config::command().debug_assert();
+        for argument in Config::command().get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str())) {
+            assert!(argument.get_help().is_some() && argument.get_env().is_some(), "{}", argument.get_id());
+        }
+    }
+}
