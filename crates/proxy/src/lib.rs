@@ -2,6 +2,7 @@
 //!
 //! A module may use only modules listed above it.
 
+pub mod capture;
 pub mod secret;
 pub mod xds;
 pub mod identity;

@@ -1,0 +1,230 @@
+//! Which packets go where: pure, in the order in which they are asked.
+
+use clap::Args;
+use ipnet::Ipv4Net;
+
+/// What is captured. Flags and defaults are Istio's.
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Port that captured outbound connections are sent to.
+    #[arg(short = 'p', long = "envoy-port", default_value_t = api::port::OUTBOUND)]
+    pub outbound_port: u16,
+    /// Port that captured inbound connections are sent to.
+    #[arg(short = 'z', long = "inbound-capture-port", default_value_t = api::port::INBOUND)]
+    pub inbound_port: u16,
+    /// Port of tunnelled connections, which are not captured.
+    #[arg(short = 'e', long = "inbound-tunnel-port", default_value_t = 15008)]
+    pub tunnel_port: u16,
+    /// User ids of the proxy, whose own connections are not captured.
+    #[arg(short = 'u', long = "proxy-uid", value_delimiter = ',', default_values_t = [api::port::PROXY_UID])]
+    pub uids: Vec<u32>,
+    /// Group ids of the proxy.
+    #[arg(short = 'g', long = "proxy-gid", value_delimiter = ',', default_values_t = [api::port::PROXY_UID])]
+    pub gids: Vec<u32>,
+    /// REDIRECT; TPROXY is not built yet.
+    #[arg(short = 'm', long = "istio-inbound-interception-mode", default_value = "REDIRECT")]
+    pub mode: String,
+    /// Inbound ports to capture; `*` is all, empty is none.
+    #[arg(short = 'b', long = "istio-inbound-ports", value_delimiter = ',', default_value = "*")]
+    pub inbound_ports: Vec<String>,
+    /// Inbound ports to leave alone.
+    #[arg(short = 'd', long = "istio-local-exclude-ports", value_delimiter = ',', default_value = "")]
+    pub inbound_exclude: Vec<String>,
+    /// Networks whose traffic is captured on its way out; `*` is all.
+    #[arg(short = 'i', long = "istio-service-cidr", value_delimiter = ',', default_value = "*")]
+    pub outbound_networks: Vec<String>,
+    /// Networks to leave alone.
+    #[arg(short = 'x', long = "istio-service-exclude-cidr", value_delimiter = ',', default_value = "")]
+    pub outbound_exclude: Vec<String>,
+    /// Ports captured on the way out even outside of those networks.
+    #[arg(short = 'q', long = "istio-outbound-ports", value_delimiter = ',', default_value = "")]
+    pub outbound_ports: Vec<String>,
+    /// Ports to leave alone on the way out.
+    #[arg(short = 'o', long = "istio-local-outbound-ports-exclude", value_delimiter = ',', default_value = "")]
+    pub outbound_ports_exclude: Vec<String>,
+    /// Interfaces to leave alone.
+    #[arg(short = 'c', long = "istio-exclude-interfaces", value_delimiter = ',', default_value = "")]
+    pub exclude_interfaces: Vec<String>,
+    /// Print the rules, install nothing.
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Remove the rules.
+    #[arg(long)]
+    pub cleanup_only: bool,
+}
+
+impl Options {
+    /// Whether all flags can be honoured.
+    ///
+    /// # Errors
+    /// One sentence on the first that cannot.
+    pub fn check(&self) -> Result<(), String> {
+        if self.mode != "REDIRECT" {
+            return Err(format!("-m {}: only REDIRECT is built; TPROXY is not yet", self.mode));
+        }
+        let lists = [("-b", &self.inbound_ports), ("-d", &self.inbound_exclude), ("-q", &self.outbound_ports), ("-o", &self.outbound_ports_exclude)];
+        for (flag, list) in lists {
+            if let Some(wrong) = given(list).find(|port| *port != "*" && port.parse::<u16>().is_err()) {
+                return Err(format!("{flag} {wrong}: not a port from 0 to 65535"));
+            }
+        }
+        for (flag, list) in [("-i", &self.outbound_networks), ("-x", &self.outbound_exclude)] {
+            if let Some(wrong) = given(list).find(|network| *network != "*" && network.parse::<Ipv4Net>().is_err()) {
+                return Err(format!("{flag} {wrong}: not an IPv4 network such as 10.0.0.0/8"));
+            }
+        }
+        let is_name = |name: &str| name.len() < 16 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte));
+        match given(&self.exclude_interfaces).find(|name| !is_name(name)) {
+            Some(wrong) => Err(format!("-c {wrong}: not the name of an interface")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A list on the command line may be empty text.
+fn given(list: &[String]) -> impl Iterator<Item = &str> {
+    list.iter().map(|word| word.trim()).filter(|word| !word.is_empty())
+}
+
+/// A chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// Packets that come in.
+    Prerouting,
+    /// Packets that leave this host's programs.
+    Output,
+    /// Ours: what comes in.
+    Inbound,
+    /// Ours: to the inbound port.
+    InRedirect,
+    /// Ours: what leaves.
+    Out,
+    /// Ours: to the outbound port.
+    Redirect,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing more in this chain.
+    Return,
+    /// On with that chain.
+    Jump(Chain),
+    /// To this port of this host.
+    RedirectTo(u16),
+}
+
+/// Whose packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// This user's.
+    Uid(u32),
+    /// Any other user's.
+    NotUid(u32),
+    /// This group's.
+    Gid(u32),
+    /// Any other group's.
+    NotGid(u32),
+}
+
+/// One rule: all conditions must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Where it stands.
+    pub chain: Chain,
+    /// Only TCP.
+    pub tcp: bool,
+    /// Came in by this interface.
+    pub input: Option<String>,
+    /// Leaves by this interface.
+    pub out: Option<String>,
+    /// From this network.
+    pub source: Option<String>,
+    /// To this network, or to any but it.
+    pub destination: Option<(bool, String)>,
+    /// To this port, or to any but it.
+    pub port: Option<(bool, u16)>,
+    /// Whose.
+    pub owner: Option<Owner>,
+    /// Then what.
+    pub verdict: Verdict,
+}
+
+fn rule(chain: Chain, verdict: Verdict) -> Rule {
+    Rule { chain, tcp: false, input: None, out: None, source: None, destination: None, port: None, owner: None, verdict }
+}
+
+/// Address from which the inbound proxy calls the application, so that its calls are told from the application's own.
+const PASSTHROUGH_SOURCE: &str = "127.0.0.6/32";
+const LOOPBACK: &str = "127.0.0.1/32";
+
+/// All rules, in order.
+pub fn rules(options: &Options) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    for interface in given(&options.exclude_interfaces) {
+        rules.push(Rule { input: Some(interface.to_owned()), ..rule(Chain::Prerouting, Verdict::Return) });
+        rules.push(Rule { out: Some(interface.to_owned()), ..rule(Chain::Output, Verdict::Return) });
+    }
+    rules.push(Rule { tcp: true, port: Some((true, options.tunnel_port)), ..rule(Chain::Inbound, Verdict::Return) });
+    rules.push(Rule { tcp: true, ..rule(Chain::Redirect, Verdict::RedirectTo(options.outbound_port)) });
+    rules.push(Rule { tcp: true, ..rule(Chain::InRedirect, Verdict::RedirectTo(options.inbound_port)) });
+    inbound(options, &mut rules);
+    rules.push(rule(Chain::Output, Verdict::Jump(Chain::Out)));
+    outbound(options, &mut rules);
+    rules
+}
+
+fn inbound(options: &Options, rules: &mut Vec<Rule>) {
+    let ports: Vec<&str> = given(&options.inbound_ports).collect();
+    if ports.is_empty() {
+        return;
+    }
+    rules.push(Rule { tcp: true, ..rule(Chain::Prerouting, Verdict::Jump(Chain::Inbound)) });
+    let to = |port: u16, verdict| Rule { tcp: true, port: Some((true, port)), ..rule(Chain::Inbound, verdict) };
+    if ports.contains(&"*") {
+        rules.extend(numbers(&options.inbound_exclude).map(|port| to(port, Verdict::Return)));
+        rules.push(Rule { tcp: true, ..rule(Chain::Inbound, Verdict::Jump(Chain::InRedirect)) });
+    } else {
+        rules.extend(numbers(&options.inbound_ports).map(|port| to(port, Verdict::Jump(Chain::InRedirect))));
+    }
+}
+
+fn outbound(options: &Options, rules: &mut Vec<Rule>) {
+    let out = |verdict| rule(Chain::Out, verdict);
+    for port in numbers(&options.outbound_ports_exclude) {
+        rules.push(Rule { tcp: true, port: Some((true, port)), ..out(Verdict::Return) });
+    }
+    let lo = || Some("lo".to_owned());
+    rules.push(Rule { out: lo(), source: Some(PASSTHROUGH_SOURCE.to_owned()), ..out(Verdict::Return) });
+    let uids = options.uids.iter().map(|uid| (Owner::Uid(*uid), Owner::NotUid(*uid)));
+    let gids = options.gids.iter().map(|gid| (Owner::Gid(*gid), Owner::NotGid(*gid)));
+    for (own, other) in uids.chain(gids) {
+        // The proxy calling its own workload by its service: as if it came from outside.
+        rules.push(Rule {
+            tcp: true,
+            out: lo(),
+            destination: Some((false, LOOPBACK.to_owned())),
+            port: Some((false, options.tunnel_port)),
+            owner: Some(own),
+            ..out(Verdict::Jump(Chain::InRedirect))
+        });
+        // The application calling itself.
+        rules.push(Rule { out: lo(), owner: Some(other), ..out(Verdict::Return) });
+        rules.push(Rule { owner: Some(own), ..out(Verdict::Return) });
+    }
+    rules.push(Rule { destination: Some((true, LOOPBACK.to_owned())), ..out(Verdict::Return) });
+    for network in given(&options.outbound_exclude) {
+        rules.push(Rule { destination: Some((true, network.to_owned())), ..out(Verdict::Return) });
+    }
+    for port in numbers(&options.outbound_ports) {
+        rules.push(Rule { tcp: true, port: Some((true, port)), ..out(Verdict::Jump(Chain::Redirect)) });
+    }
+    for network in given(&options.outbound_networks) {
+        let destination = (network != "*").then(|| (true, network.to_owned()));
+        rules.push(Rule { tcp: true, destination, ..out(Verdict::Jump(Chain::Redirect)) });
+    }
+}
+
+fn numbers(list: &[String]) -> impl Iterator<Item = u16> {
+    given(list).filter_map(|port| port.parse().ok())
+}
