@@ -108,7 +108,8 @@ pub async fn run(
             state.connected = false;
             state.error = error;
         });
-        tokio::time::sleep(back_off.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        let jitter = rand::rng().random_range(0.5..1.5);
+        tokio::time::sleep(back_off.mul_f64(jitter)).await;
         back_off = (back_off * 2).min(MAX_BACK_OFF);
     }
 }
