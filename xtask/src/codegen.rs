@@ -59,8 +59,12 @@ const ROOTS: &[&str] = &[
 ];
 
 /// Our own protos.
-const OWN: &[&str] =
-    &["istio/v1/auth/ca.proto", "stats/config.proto", "io/istio/http/peer_metadata/config.proto", "istio/envoy/config/filter/http/alpn/v2alpha1/config.proto"];
+const OWN: &[&str] = &[
+    "istio/v1/auth/ca.proto",
+    "stats/config.proto",
+    "io/istio/http/peer_metadata/config.proto",
+    "istio/envoy/config/filter/http/alpn/v2alpha1/config.proto",
+];
 
 /// Writes the file.
 ///
@@ -68,7 +72,8 @@ const OWN: &[&str] =
 /// The crate `envoy-types` is not found, or a proto cannot be compiled.
 pub(crate) fn run() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let bytes = std::fs::read(envoy_types()?.join("src/generated/types.bin")).context("reading types.bin of envoy-types")?;
+    let bytes =
+        std::fs::read(envoy_types()?.join("src/generated/types.bin")).context("reading types.bin of envoy-types")?;
     let mut files = FileDescriptorSet::decode(bytes.as_slice())?.file;
     let own = protox::compile(OWN, [root.join("proto")])?;
     let mut roots: BTreeSet<String> = ROOTS.iter().map(|name| format!(".{name}")).collect();
@@ -126,7 +131,8 @@ fn closure(files: Vec<FileDescriptorProto>, roots: BTreeSet<String>) -> Vec<File
             types_inside(message, &mut open);
         }
     }
-    let used_files: BTreeSet<usize> = wanted.iter().filter_map(|top| outermost.get(top)).map(|(index, _)| *index).collect();
+    let used_files: BTreeSet<usize> =
+        wanted.iter().filter_map(|top| outermost.get(top)).map(|(index, _)| *index).collect();
     let names: BTreeSet<String> = used_files.iter().map(|index| files[*index].name().to_owned()).collect();
     let mut kept = Vec::new();
     for index in used_files {
@@ -168,11 +174,13 @@ fn types_inside(message: &DescriptorProto, out: &mut Vec<String>) {
 fn strip(message: &mut DescriptorProto) {
     if let Some(options) = &message.options {
         let map_entry = options.map_entry;
-        message.options = map_entry.map(|truth| prost_reflect::prost_types::MessageOptions { map_entry: Some(truth), ..Default::default() });
+        message.options = map_entry
+            .map(|truth| prost_reflect::prost_types::MessageOptions { map_entry: Some(truth), ..Default::default() });
     }
     for field in &mut message.field {
         let packed = field.options.as_ref().and_then(|options| options.packed);
-        field.options = packed.map(|truth| prost_reflect::prost_types::FieldOptions { packed: Some(truth), ..Default::default() });
+        field.options =
+            packed.map(|truth| prost_reflect::prost_types::FieldOptions { packed: Some(truth), ..Default::default() });
     }
     for one in &mut message.enum_type {
         one.options = None;

@@ -1,5 +1,7 @@
 //! xDS messages as JSON and back, through descriptors: what config dumps, golden files and tools show.
 
+mod canonical;
+
 use std::sync::OnceLock;
 
 use base64::Engine;
@@ -52,6 +54,15 @@ pub fn from_json(value: &Value) -> Result<Any, String> {
     };
     let message = DynamicMessage::deserialize(descriptor, inner).map_err(|error| format!("{type_url}: {error}"))?;
     Ok(Any { type_url: type_url.to_owned(), value: prost::Message::encode_to_vec(&message) })
+}
+
+/// The same message with the entries of all its maps in the order of their keys, so that equal messages are equal bytes.
+pub fn canonical(mut any: Any) -> Any {
+    let by_url = |url: &str| pool()?.get_message_by_name(url.rsplit('/').next()?);
+    if let Some(descriptor) = by_url(&any.type_url) {
+        canonical::sort_maps(&mut any.value, &descriptor, &by_url);
+    }
+    any
 }
 
 fn opaque(any: &Any) -> Value {
@@ -164,6 +175,25 @@ mod tests {
         let value = to_json(&any).unwrap();
         assert_eq!(value, json!({"@type": any.type_url, "id": "a", "metadata": {"x": [1.0, "y"]}}));
         assert_eq!(from_json(&value).unwrap(), any);
+    }
+
+    #[test]
+    fn equal_messages_become_equal_bytes() {
+        let fields: serde_json::Map<String, Value> =
+            (0..40).map(|number| (format!("k{number}"), json!({"a": 1, "b": [{"c": 2, "d": 3}]}))).collect();
+        let make = || {
+            let node = core::Node {
+                metadata: Some(crate::xds::json_to_struct(&Value::Object(fields.clone()))),
+                ..core::Node::default()
+            };
+            let holder = core::TypedExtensionConfig { name: "n".into(), typed_config: Some(pack(&node)) };
+            (canonical(pack(&holder)), holder)
+        };
+        let (one, two) = (make(), make());
+        assert_eq!(one.0, two.0);
+        let back: core::TypedExtensionConfig = crate::xds::unpack(&one.0).unwrap();
+        let node: core::Node = crate::xds::unpack(&back.typed_config.unwrap()).unwrap();
+        assert_eq!(crate::xds::struct_to_json(&node.metadata.unwrap())["k7"], json!({"a": 1, "b": [{"c": 2, "d": 3}]}));
     }
 
     #[test]

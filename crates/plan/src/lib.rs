@@ -1,1 +1,19 @@
-//! placeholder
+//! The control plane's pure half: (objects, proxy's identity) to xDS resources and problems. No I/O, no clock, no runtime:
+//! equal inputs in any order give equal bytes.
+//!
+//! A module may use only modules listed above it.
+#![deny(clippy::disallowed_methods)]
+
+pub mod proxy;
+pub mod model;
+mod check;
+pub mod world;
+mod lower;
+pub mod snapshot;
+pub mod scope;
+mod generate;
+
+pub use proxy::ProxyIdentity;
+pub use scope::{Named, Scope, Want};
+pub use snapshot::Snapshot;
+pub use world::{Change, World};

@@ -1,0 +1,125 @@
+//! EDS: the endpoints of each cluster that takes them from here.
+
+use std::collections::BTreeMap;
+
+use api::annotation;
+use api::cluster_name::{ClusterName, Direction};
+use api::name::Hostname;
+use api::selector::selects;
+use api::value::Labels;
+use api::xds::core::{HealthStatus, Locality};
+use envoy_types::pb::envoy::config::endpoint::v3::{
+    ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
+};
+use serde_json::json;
+
+use super::{cluster, named, wire};
+use crate::lower::locality_parts;
+use crate::model::{Endpoint, Service};
+use crate::scope::{Named, Scope, Want};
+
+pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
+    let mut resources = Vec::new();
+    let mut add = |name: &ClusterName| {
+        let Some(service) = scope.service(&Hostname::new(&name.host)) else { return };
+        if name.direction != Direction::Outbound
+            || !cluster::takes_eds(scope, service)
+            || service.port(name.port).is_none()
+        {
+            return;
+        }
+        let none = Labels::new();
+        let labels = match name.subset.as_str() {
+            "" => Some(&none),
+            subset => scope
+                .rules
+                .get(&service.host)
+                .and_then(|rule| rule.spec.subsets.iter().find(|one| one.name == subset))
+                .map(|subset| &subset.labels),
+        };
+        if let Some(labels) = labels {
+            let text = name.to_string();
+            resources.push(named(&text, &assignment(scope, service, &text, name.port, labels)));
+        }
+    };
+    match want {
+        Want::Names(names) => names.iter().filter_map(|name| name.parse().ok()).for_each(|name| add(&name)),
+        Want::All => {
+            for service in scope.services.values() {
+                for port in &service.ports {
+                    for subset in cluster::subsets(scope, service) {
+                        add(&ClusterName::outbound(port.number, subset, service.host.as_str()));
+                    }
+                }
+            }
+        }
+    }
+    resources
+}
+
+/// The endpoints of one cluster, grouped by locality.
+pub(super) fn assignment(
+    scope: &Scope,
+    service: &Service,
+    name: &str,
+    port: u16,
+    labels: &Labels,
+) -> ClusterLoadAssignment {
+    let mut localities: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in service
+        .endpoints
+        .iter()
+        .filter(|endpoint| endpoint.service_port == port && endpoint.ready && selects(labels, &endpoint.labels))
+    {
+        localities.entry(&endpoint.locality).or_default().push(endpoint);
+    }
+    let group = |(locality, endpoints): (&str, Vec<&Endpoint>)| {
+        let weight: u32 = endpoints.iter().map(|endpoint| endpoint.weight.max(1)).sum();
+        let [region, zone, sub_zone] = locality_parts(locality).map(str::to_owned);
+        LocalityLbEndpoints {
+            locality: Some(Locality { region, zone, sub_zone }),
+            lb_endpoints: endpoints.iter().map(|endpoint| lb_endpoint(scope, endpoint)).collect(),
+            load_balancing_weight: wire::some_u32(weight),
+            ..LocalityLbEndpoints::default()
+        }
+    };
+    ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: localities.into_iter().map(group).collect(),
+        ..ClusterLoadAssignment::default()
+    }
+}
+
+fn lb_endpoint(scope: &Scope, endpoint: &Endpoint) -> LbEndpoint {
+    let mut metadata = Vec::new();
+    if endpoint.tls {
+        metadata.push(("envoy.transport_socket_match", json!({"tlsMode": "istio"})));
+    }
+    if !endpoint.workload.is_empty() {
+        metadata.push(("istio", json!({"workload": workload(scope, endpoint)})));
+    }
+    LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(ProtoEndpoint {
+            address: wire::socket(&endpoint.address, endpoint.port),
+            ..ProtoEndpoint::default()
+        })),
+        health_status: HealthStatus::Healthy as i32,
+        metadata: if metadata.is_empty() { None } else { wire::metadata(metadata) },
+        load_balancing_weight: wire::some_u32(endpoint.weight.max(1)),
+    }
+}
+
+/// `name;namespace;canonical-service;canonical-revision;cluster`, which the metrics filter reads.
+fn workload(scope: &Scope, endpoint: &Endpoint) -> String {
+    let (name, revision) = canonical(&endpoint.labels, &endpoint.workload);
+    format!("{};{};{name};{revision};{}", endpoint.workload, endpoint.namespace, scope.proxy.cluster_id)
+}
+
+/// Canonical service and revision of a workload.
+pub(super) fn canonical<'a>(labels: &'a Labels, workload: &'a str) -> (&'a str, &'a str) {
+    let first = |keys: [&str; 3]| keys.iter().find_map(|key| labels.get(*key)).map(String::as_str);
+    let name = first([annotation::CANONICAL_NAME, annotation::APP_NAME, annotation::APP]).unwrap_or(workload);
+    let revision =
+        first([annotation::CANONICAL_REVISION, annotation::APP_VERSION, annotation::VERSION]).unwrap_or("latest");
+    (name, revision)
+}

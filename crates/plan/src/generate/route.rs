@@ -1,0 +1,411 @@
+//! RDS: the routes that listeners name, and those that stand in inbound listeners.
+
+mod matcher;
+mod action;
+mod gateway;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use api::cluster_name::{ClusterName, PASSTHROUGH};
+use api::crd::sidecar::OutboundMode;
+use api::crd::virtual_service::HttpRoute;
+use api::name::Hostname;
+use api::node::Role;
+use api::value::Labels;
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{
+    Decorator, DirectResponseAction, Route, RouteAction, RouteConfiguration, VirtualHost,
+};
+
+use super::named;
+use super::wire::{config_path, metadata, some_bool, some_duration};
+use crate::model::{Digested, Port, Protocol, Service};
+use crate::proxy::Interception;
+use crate::scope::{Egress, Inbound, Named, Scope, Want};
+use crate::snapshot::VirtualService;
+
+/// Name of the routes of the port on which a sidecar serves as an HTTP proxy.
+pub(super) const HTTP_PROXY: &str = "http_proxy";
+
+pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
+    let mut configurations: BTreeMap<String, RouteConfiguration> = BTreeMap::new();
+    if scope.proxy.role == Role::Router {
+        gateway::all(scope, want, &mut configurations);
+    } else {
+        sidecar(scope, want, &mut configurations);
+    }
+    configurations.iter().map(|(name, routes)| named(name, routes)).collect()
+}
+
+/// Which services a sidecar's outbound routes hold.
+enum Which {
+    /// HTTP services with this port.
+    Port(u16),
+    /// One port of one service.
+    One(Hostname, u16),
+    /// HTTP services with any port.
+    Any,
+}
+
+fn sidecar(scope: &Scope, want: &Want<'_>, configurations: &mut BTreeMap<String, RouteConfiguration>) {
+    let mut names: BTreeSet<String> = match want {
+        Want::Names(names) => (*names).clone(),
+        Want::All => super::listener::route_names(scope),
+    };
+    names.retain(|name| want.takes(name));
+    for name in names {
+        let which = match (name.as_str(), name.parse::<u16>(), name.rsplit_once(':')) {
+            (HTTP_PROXY, ..) if scope.snapshot.mesh.proxy_http_port > 0 => Which::Any,
+            (_, Ok(port), _) => Which::Port(port),
+            (_, _, Some((host, port))) => match port.parse() {
+                Ok(port) => Which::One(Hostname::new(host), port),
+                Err(_) => continue,
+            },
+            _ => continue,
+        };
+        configurations.insert(name.clone(), outbound(scope, &name, &which));
+    }
+}
+
+/// The egress listener that a port's routes are of: the one of that port, else those without one.
+fn egress_of<'a>(scope: &'a Scope, which: &Which) -> Option<&'a Egress> {
+    let own = |port: u16| scope.egress.iter().find(|egress| egress.port.as_ref().is_some_and(|own| own.number == port));
+    let general = || scope.egress.iter().find(|egress| egress.port.is_none());
+    match which {
+        Which::Port(port) | Which::One(_, port) => own(*port).or_else(general),
+        Which::Any => general(),
+    }
+}
+
+fn outbound(scope: &Scope, name: &str, which: &Which) -> RouteConfiguration {
+    let mut hosts = Vec::new();
+    if let Some(egress) = egress_of(scope, which) {
+        hosts = virtual_hosts(scope, egress, which);
+    }
+    hosts.push(unknown(scope));
+    RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: hosts,
+        validate_clusters: some_bool(false),
+        max_direct_response_body_size_bytes: super::wire::some_u32(1 << 20),
+        ..RouteConfiguration::default()
+    }
+}
+
+fn virtual_hosts(scope: &Scope, egress: &Egress, which: &Which) -> Vec<VirtualHost> {
+    let routing = Routing::of(&egress.virtual_services);
+    let mut used = BTreeSet::new();
+    let mut hosts = Vec::new();
+    let listed_port = matches!(which, Which::Port(_)) && egress.port.is_some();
+    for service in &egress.services {
+        for port in service.ports.iter().filter(|port| wanted(which, listed_port, service, port)) {
+            let rules = routing.find(&service.host);
+            let routes = match rules {
+                Some(rules) if !rules.spec.http.is_empty() => http_routes(scope, rules, port.number, "mesh"),
+                _ => vec![default_route(scope, service, port)],
+            };
+            // A VirtualService whose rules are all for others leaves its hosts as they are without it.
+            let routes = if routes.is_empty() { vec![default_route(scope, service, port)] } else { routes };
+            let all_domains = domains(scope, service, port.number, matches!(which, Which::Any));
+            push_host(&mut hosts, &mut used, format!("{}:{}", service.host, port.number), all_domains, routes);
+        }
+    }
+    // Hosts that only a VirtualService knows: on port 80, as Istio does.
+    let known = |host: &Hostname| egress.services.iter().any(|service| host.covers(&service.host));
+    if matches!(which, Which::Port(80) | Which::Any) {
+        for rules in egress.virtual_services.iter().filter(|rules| !rules.spec.http.is_empty() && rules.is_for_mesh()) {
+            for host in rules.hosts.iter().filter(|host| !known(host)) {
+                let routes = http_routes(scope, rules, 80, "mesh");
+                if routes.is_empty() || host.as_str() == "*" {
+                    continue;
+                }
+                push_host(
+                    &mut hosts,
+                    &mut used,
+                    format!("{host}:80"),
+                    vec![host.to_string(), format!("{host}:80")],
+                    routes,
+                );
+            }
+        }
+    }
+    hosts.sort_by(|one, two| one.name.cmp(&two.name));
+    hosts
+}
+
+fn push_host(
+    hosts: &mut Vec<VirtualHost>,
+    used: &mut BTreeSet<String>,
+    name: String,
+    domains: Vec<String>,
+    routes: Vec<Route>,
+) {
+    // Envoy refuses a domain that stands twice; the first owner keeps it.
+    let domains: Vec<String> = domains.into_iter().filter(|domain| used.insert(domain.clone())).collect();
+    if !domains.is_empty() {
+        hosts.push(VirtualHost {
+            name,
+            domains,
+            routes,
+            include_request_attempt_count: true,
+            ..VirtualHost::default()
+        });
+    }
+}
+
+fn wanted(which: &Which, listed_port: bool, service: &Service, port: &Port) -> bool {
+    let speaks_http = port.protocol.is_http() || port.protocol == Protocol::Sniffed;
+    match which {
+        // A Sidecar's own egress port shows the services with that port.
+        Which::Port(number) => port.number == *number && (listed_port && speaks_http || is_shared_http(service, port)),
+        Which::One(host, number) => service.host == *host && port.number == *number,
+        Which::Any => speaks_http,
+    }
+}
+
+/// Whether a port's routes are among those that all HTTP services of that number share.
+pub(super) fn is_shared_http(service: &Service, port: &Port) -> bool {
+    port.protocol.is_http() || (port.protocol == Protocol::Sniffed && service.addresses.is_empty())
+}
+
+/// The VirtualService of each host: the oldest with that very host, else the one with the most specific wildcard.
+pub(super) struct Routing<'a> {
+    exact: BTreeMap<&'a Hostname, &'a Arc<VirtualService>>,
+    wild: Vec<(&'a Hostname, &'a Arc<VirtualService>)>,
+}
+
+impl<'a> Routing<'a> {
+    pub(super) fn of(rules: &'a [Arc<VirtualService>]) -> Self {
+        let (mut exact, mut wild) = (BTreeMap::new(), Vec::new());
+        for rules in rules.iter().filter(|rules| rules.is_for_mesh()) {
+            for host in &rules.hosts {
+                if host.is_wildcard() {
+                    wild.push((host, rules));
+                } else {
+                    exact.entry(host).or_insert(rules);
+                }
+            }
+        }
+        // Stable: of equal hosts, the oldest stays first.
+        wild.sort_by(|one, two| one.0.by_specificity(two.0));
+        Self { exact, wild }
+    }
+
+    pub(super) fn find(&self, host: &Hostname) -> Option<&'a Arc<VirtualService>> {
+        self.exact
+            .get(host)
+            .copied()
+            .or_else(|| self.wild.iter().find(|(wild, _)| wild.covers(host)).map(|(_, rules)| *rules))
+    }
+}
+
+/// All names under which callers know a service: short names, the full one, virtual addresses; each with and without port.
+fn domains(scope: &Scope, service: &Service, port: u16, with_port_only: bool) -> Vec<String> {
+    let host = service.host.as_str();
+    let mut names = vec![host.to_owned()];
+    if !service.host.is_wildcard() {
+        names.push(format!("{host}."));
+    }
+    if service.kubernetes {
+        let (name, namespace) = (&service.name, &service.namespace);
+        if *namespace == scope.proxy.namespace {
+            names.push(name.clone());
+        }
+        names.extend([format!("{name}.{namespace}"), format!("{name}.{namespace}.svc")]);
+    }
+    names.extend(
+        service
+            .addresses
+            .iter()
+            .filter(|address| address.parse::<std::net::IpAddr>().is_ok())
+            .map(|address| if address.contains(':') { format!("[{address}]") } else { address.clone() }),
+    );
+    let mut domains = Vec::new();
+    for name in names {
+        // A name without port means port 80 where all ports are together. `*.a.com:80` is no domain that Envoy knows.
+        let is_suffix = name.starts_with('*');
+        if !with_port_only || port == 80 || is_suffix {
+            domains.push(name.clone());
+        }
+        domains.push(format!("{name}:{port}"));
+    }
+    domains
+}
+
+/// What happens to hosts that nobody knows.
+fn unknown(scope: &Scope) -> VirtualHost {
+    // Without capture, "where it was sent" would be the proxy itself.
+    let allow = scope.outbound == OutboundMode::AllowAny && scope.proxy.interception == Interception::Captured;
+    let (name, route) = if allow {
+        ("allow_any", to_cluster("allow_any", PASSTHROUGH))
+    } else {
+        ("block_all", answer("block_all", 502))
+    };
+    VirtualHost {
+        name: name.into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        include_request_attempt_count: true,
+        ..VirtualHost::default()
+    }
+}
+
+/// All requests to one cluster, without retries.
+fn to_cluster(name: &str, cluster: &str) -> Route {
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.to_owned())),
+        timeout: some_duration(api::value::Duration::default()),
+        ..RouteAction::default()
+    };
+    Route {
+        name: name.to_owned(),
+        r#match: Some(matcher::all()),
+        action: Some(Action::Route(action)),
+        ..Route::default()
+    }
+}
+
+/// A fixed status.
+fn answer(name: &str, status: u32) -> Route {
+    Route {
+        name: name.to_owned(),
+        r#match: Some(matcher::all()),
+        action: Some(Action::DirectResponse(DirectResponseAction { status, ..DirectResponseAction::default() })),
+        ..Route::default()
+    }
+}
+
+/// The route of a service that no VirtualService routes.
+fn default_route(scope: &Scope, service: &Digested<Service>, port: &Port) -> Route {
+    let cluster = ClusterName::outbound(port.number, "", service.host.as_str()).to_string();
+    let mut route = to_cluster("default", &cluster);
+    if let Some(Action::Route(action)) = &mut route.action {
+        action.retry_policy = action::default_retries(scope);
+    }
+    route.decorator =
+        Some(Decorator { operation: format!("{}:{}/*", service.host, port.number), ..Decorator::default() });
+    route
+}
+
+/// The routes of a VirtualService, for callers at a gateway (or `mesh`) and port.
+pub(super) fn http_routes(scope: &Scope, rules: &VirtualService, port: u16, gateway: &str) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for rule in &rules.spec.http {
+        if rule.matches.is_empty() {
+            routes.push(http_route(scope, rules, rule, None, port));
+            // Nothing after it can be reached.
+            break;
+        }
+        let mine = rule.matches.iter().filter(|one| {
+            applies(scope, rules, one.port, &one.source_labels, &one.source_namespace, &one.gateways, port, gateway)
+        });
+        let before = routes.len();
+        routes.extend(mine.map(|one| http_route(scope, rules, rule, Some(one), port)));
+        if routes[before..].iter().any(matcher::takes_all) {
+            break;
+        }
+    }
+    routes
+}
+
+/// Whether a match is for these callers: what is known before any request.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn applies(
+    scope: &Scope,
+    rules: &VirtualService,
+    wanted_port: Option<u32>,
+    source: &Labels,
+    namespace: &str,
+    gateways: &[String],
+    port: u16,
+    gateway: &str,
+) -> bool {
+    let here = gateways.is_empty()
+        || gateways.iter().any(|name| {
+            if name == "mesh" || name.contains('/') {
+                name == gateway
+            } else {
+                format!("{}/{name}", rules.namespace) == gateway
+            }
+        });
+    let right_port = wanted_port.is_none_or(|wanted| wanted == u32::from(port));
+    // Sources are sidecars; a gateway has none.
+    let mine = gateway != "mesh"
+        || (api::selector::selects(source, &scope.labels)
+            && (namespace.is_empty() || namespace == scope.proxy.namespace));
+    here && right_port && mine
+}
+
+fn http_route(
+    scope: &Scope,
+    rules: &VirtualService,
+    rule: &HttpRoute,
+    one: Option<&api::crd::virtual_service::HttpMatchRequest>,
+    port: u16,
+) -> Route {
+    let name = match (rule.name.as_str(), one.map_or("", |one| one.name.as_str())) {
+        ("", "") => "default".to_owned(),
+        (rule, "") => rule.to_owned(),
+        ("", one) => one.to_owned(),
+        (rule, one) => format!("{rule}.{one}"),
+    };
+    let mut route = Route {
+        name,
+        r#match: Some(one.map_or_else(matcher::all, matcher::of)),
+        metadata: metadata([(
+            "istio",
+            serde_json::json!({"config": config_path("virtual-service", &rules.namespace, &rules.name)}),
+        )]),
+        stat_prefix: one.map(|one| one.stat_prefix.clone()).unwrap_or_default(),
+        ..Route::default()
+    };
+    action::write(scope, rules, rule, one, port, &mut route);
+    route
+}
+
+/// Routes of a port that is taken in: all requests to the application.
+pub(super) fn inbound(inbound: &Inbound) -> RouteConfiguration {
+    let cluster = ClusterName::inbound(inbound.port).to_string();
+    let mut route = to_cluster("default", &cluster);
+    if let Some(Action::Route(action)) = &mut route.action {
+        action.retry_policy = Some(action::inbound_retries());
+    }
+    if !inbound.host.is_empty() {
+        route.decorator =
+            Some(Decorator { operation: format!("{}:{}/*", inbound.host, inbound.port), ..Decorator::default() });
+    }
+    RouteConfiguration {
+        name: cluster,
+        virtual_hosts: vec![VirtualHost {
+            name: format!("inbound|http|{}", inbound.port),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        validate_clusters: some_bool(false),
+        ..RouteConfiguration::default()
+    }
+}
+
+/// Routes of captured connections to ports that no service claims.
+pub(super) fn inbound_passthrough() -> RouteConfiguration {
+    let name = api::cluster_name::INBOUND_PASSTHROUGH;
+    let mut route = to_cluster("default", name);
+    route.decorator = Some(Decorator { operation: ":0/*".into(), ..Decorator::default() });
+    RouteConfiguration {
+        name: name.into(),
+        virtual_hosts: vec![VirtualHost {
+            name: "inbound|http|0".into(),
+            domains: vec!["*".into()],
+            routes: vec![route],
+            ..VirtualHost::default()
+        }],
+        validate_clusters: some_bool(false),
+        ..RouteConfiguration::default()
+    }
+}
+
+pub(super) use action::weighted_tcp;
+pub(super) use gateway::{GatewayServer, Handling, route_name as gateway_route_name, servers_by_port, tcp_rules};

@@ -1,0 +1,260 @@
+//! TLS contexts, in and out. Certificates never stand here: they come by name over SDS.
+
+use std::collections::BTreeSet;
+
+use api::crd::destination_rule::{ClientTlsMode, ClientTlsSettings};
+use api::crd::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol};
+use api::xds::core::{DataSource, TransportSocket, data_source::Specifier};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
+    TlsCertificate, TlsParameters, UpstreamTlsContext,
+    certificate_validation_context::TrustChainVerification,
+    common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+    subject_alt_name_matcher::SanType,
+    tls_parameters::TlsProtocol as Version,
+};
+use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
+
+use super::wire::{ads, agent, some_bool, transport_socket};
+
+const SOCKET: &str = "envoy.transport_sockets.tls";
+
+/// Server side of the mesh's mutual TLS: peers of the trust domain only.
+pub(super) fn mutual_server(trust_domains: &[&str], tcp: bool) -> TransportSocket {
+    let mut alpn = vec!["h2".to_owned(), "http/1.1".to_owned()];
+    if tcp {
+        alpn.insert(0, "istio-peer-exchange".into());
+    }
+    let peers = trust_domains.iter().map(|domain| uri(MatchPattern::Prefix(format!("spiffe://{domain}/")))).collect();
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext { tls_params: Some(versions()), alpn_protocols: alpn, ..own(peers) }),
+        require_client_certificate: some_bool(true),
+        ..DownstreamTlsContext::default()
+    };
+    transport_socket(SOCKET, &context)
+}
+
+/// Client side of the mesh's mutual TLS.
+pub(super) fn mutual_client(sni: &str, names: &BTreeSet<String>, http2: bool) -> TransportSocket {
+    let alpn = if http2 { ["istio", "h2"] } else { ["istio-peer-exchange", "istio"] };
+    let peers = names.iter().map(|name| uri(MatchPattern::Exact(name.clone()))).collect();
+    let context = UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_params: Some(versions()),
+            alpn_protocols: alpn.iter().map(|name| (*name).to_owned()).collect(),
+            ..own(peers)
+        }),
+        sni: sni.to_owned(),
+        ..UpstreamTlsContext::default()
+    };
+    transport_socket(SOCKET, &context)
+}
+
+/// Client side as a DestinationRule says (SIMPLE, MUTUAL).
+pub(super) fn client(settings: &ClientTlsSettings, host: &str, http2: bool) -> Option<TransportSocket> {
+    let file = |path: &str| {
+        Some(DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() })
+    };
+    let names: Vec<SubjectAltNameMatcher> = settings
+        .subject_alt_names
+        .iter()
+        .flat_map(|name| [SanType::Dns, SanType::Uri].map(|kind| san(kind, MatchPattern::Exact(name.clone()))))
+        .collect();
+    let insecure = settings.insecure_skip_verify.unwrap_or(false);
+    let mut common = CommonTlsContext { tls_params: Some(versions()), ..CommonTlsContext::default() };
+    if http2 {
+        common.alpn_protocols = vec!["h2".into()];
+    }
+    let mut validation = CertificateValidationContext {
+        match_typed_subject_alt_names: names,
+        ..CertificateValidationContext::default()
+    };
+    if insecure {
+        validation = CertificateValidationContext {
+            trust_chain_verification: TrustChainVerification::AcceptUntrusted as i32,
+            ..CertificateValidationContext::default()
+        };
+    }
+    if !settings.credential_name.is_empty() {
+        let name = format!("kubernetes://{}", settings.credential_name);
+        if settings.mode == ClientTlsMode::Mutual {
+            common.tls_certificate_sds_secret_configs = vec![SdsSecretConfig { name: name.clone(), sds_config: ads() }];
+        }
+        common.validation_context_type =
+            Some(combined(validation, SdsSecretConfig { name: format!("{name}-cacert"), sds_config: ads() }));
+    } else {
+        if settings.mode == ClientTlsMode::Mutual {
+            common.tls_certificates = vec![TlsCertificate {
+                certificate_chain: file(&settings.client_certificate),
+                private_key: file(&settings.private_key),
+                ..TlsCertificate::default()
+            }];
+        }
+        if insecure {
+            common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
+        } else {
+            // Without authorities of its own, those of the system count.
+            let path = if settings.ca_certificates.is_empty() {
+                "/etc/ssl/certs/ca-certificates.crt"
+            } else {
+                &settings.ca_certificates
+            };
+            validation.trusted_ca = file(path);
+            if !settings.ca_crl.is_empty() {
+                validation.crl = file(&settings.ca_crl);
+            }
+            common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
+        }
+    }
+    let sni = if settings.sni.is_empty() && !host.starts_with('*') { host } else { &settings.sni };
+    Some(transport_socket(
+        SOCKET,
+        &UpstreamTlsContext { common_tls_context: Some(common), sni: sni.to_owned(), ..UpstreamTlsContext::default() },
+    ))
+}
+
+/// Server side of a gateway.
+pub(super) fn server(settings: &ServerTlsSettings, trust_domains: &[&str], http: bool) -> Option<TransportSocket> {
+    if settings.mode == ServerTlsMode::IstioMutual {
+        return Some(mutual_server(trust_domains, !http));
+    }
+    let mut common = CommonTlsContext { tls_params: Some(parameters(settings)), ..CommonTlsContext::default() };
+    if http {
+        common.alpn_protocols = vec!["h2".into(), "http/1.1".into()];
+    }
+    let file = |path: &str| {
+        Some(DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() })
+    };
+    let certificate = |chain: &str, key: &str| TlsCertificate {
+        certificate_chain: file(chain),
+        private_key: file(key),
+        ..TlsCertificate::default()
+    };
+    let credentials: Vec<&String> =
+        settings.credential_names.iter().chain([&settings.credential_name]).filter(|name| !name.is_empty()).collect();
+    let asks = matches!(settings.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
+    common.tls_certificate_sds_secret_configs =
+        credentials.iter().map(|name| SdsSecretConfig { name: secret_name(name), sds_config: ads() }).collect();
+    if credentials.is_empty() {
+        common.tls_certificates = settings
+            .tls_certificates
+            .iter()
+            .map(|one| certificate(&one.server_certificate, &one.private_key))
+            .collect();
+        if !settings.server_certificate.is_empty() {
+            common.tls_certificates.push(certificate(&settings.server_certificate, &settings.private_key));
+        }
+    }
+    if asks {
+        let names = settings
+            .subject_alt_names
+            .iter()
+            .flat_map(|name| [SanType::Dns, SanType::Uri].map(|kind| san(kind, MatchPattern::Exact(name.clone()))));
+        let validation = CertificateValidationContext {
+            match_typed_subject_alt_names: names.collect(),
+            verify_certificate_spki: settings.verify_certificate_spki.clone(),
+            verify_certificate_hash: settings.verify_certificate_hash.clone(),
+            ..CertificateValidationContext::default()
+        };
+        let authorities = match (settings.ca_cert_credential_name.as_str(), credentials.first()) {
+            ("", Some(name)) => Some(format!("{}-cacert", secret_name(name))),
+            ("", None) => None,
+            (name, _) => Some(secret_name(name)),
+        };
+        common.validation_context_type = Some(match authorities {
+            Some(name) => combined(validation, SdsSecretConfig { name, sds_config: ads() }),
+            None => ValidationContextType::ValidationContext(CertificateValidationContext {
+                trusted_ca: file(&settings.ca_certificates),
+                ..validation
+            }),
+        });
+    }
+    let context = DownstreamTlsContext {
+        common_tls_context: Some(common),
+        require_client_certificate: some_bool(settings.mode == ServerTlsMode::Mutual),
+        ..DownstreamTlsContext::default()
+    };
+    Some(transport_socket(SOCKET, &context))
+}
+
+/// Name of a Secret among the SDS resources.
+pub(super) fn secret_name(credential: &str) -> String {
+    if credential.contains("://") { credential.to_owned() } else { format!("kubernetes://{credential}") }
+}
+
+/// The workload's own certificate and the mesh's authorities, both from the agent.
+fn own(peers: Vec<SubjectAltNameMatcher>) -> CommonTlsContext {
+    let validation = CertificateValidationContext {
+        match_typed_subject_alt_names: peers,
+        ..CertificateValidationContext::default()
+    };
+    CommonTlsContext {
+        tls_certificate_sds_secret_configs: vec![SdsSecretConfig { name: "default".into(), sds_config: agent() }],
+        validation_context_type: Some(combined(
+            validation,
+            SdsSecretConfig { name: "ROOTCA".into(), sds_config: agent() },
+        )),
+        ..CommonTlsContext::default()
+    }
+}
+
+fn combined(validation: CertificateValidationContext, authorities: SdsSecretConfig) -> ValidationContextType {
+    ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+        default_validation_context: Some(validation),
+        validation_context_sds_secret_config: Some(authorities),
+        ..CombinedCertificateValidationContext::default()
+    })
+}
+
+fn uri(pattern: MatchPattern) -> SubjectAltNameMatcher {
+    san(SanType::Uri, pattern)
+}
+
+fn san(kind: SanType, pattern: MatchPattern) -> SubjectAltNameMatcher {
+    SubjectAltNameMatcher {
+        san_type: kind as i32,
+        matcher: Some(StringMatcher { match_pattern: Some(pattern), ..StringMatcher::default() }),
+        ..SubjectAltNameMatcher::default()
+    }
+}
+
+/// Istio's: 1.2 and 1.3, forward secrecy first.
+fn versions() -> TlsParameters {
+    TlsParameters {
+        tls_minimum_protocol_version: Version::TlSv12 as i32,
+        tls_maximum_protocol_version: Version::TlSv13 as i32,
+        cipher_suites: SUITES.iter().map(|name| (*name).to_owned()).collect(),
+        ..TlsParameters::default()
+    }
+}
+
+const SUITES: [&str; 6] = [
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-GCM-SHA256",
+];
+
+fn parameters(settings: &ServerTlsSettings) -> TlsParameters {
+    let version = |written: Option<TlsProtocol>, default: Version| match written {
+        None => default,
+        Some(TlsProtocol::Auto) => Version::TlsAuto,
+        Some(TlsProtocol::V1_0) => Version::TlSv10,
+        Some(TlsProtocol::V1_1) => Version::TlSv11,
+        Some(TlsProtocol::V1_2) => Version::TlSv12,
+        Some(TlsProtocol::V1_3) => Version::TlSv13,
+    };
+    TlsParameters {
+        tls_minimum_protocol_version: version(settings.min_protocol_version, Version::TlSv12) as i32,
+        tls_maximum_protocol_version: version(settings.max_protocol_version, Version::TlSv13) as i32,
+        cipher_suites: if settings.cipher_suites.is_empty() {
+            SUITES.iter().map(|name| (*name).to_owned()).collect()
+        } else {
+            settings.cipher_suites.clone()
+        },
+        ecdh_curves: settings.ecdh_curves.clone(),
+        ..TlsParameters::default()
+    }
+}

@@ -1,0 +1,384 @@
+//! Kubernetes Services and ServiceEntries become services with their endpoints.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::annotation;
+use api::crd::service_entry::{Location, Resolution as Written};
+use api::kube::{EndpointPort, ServicePort};
+use api::name::Hostname;
+use api::object::{Body, Kind, Object};
+use api::problem::{Code, Problem, Severity};
+use api::selector::selects;
+use api::value::{Labels, NumberOrName};
+
+use super::{ByKind, Registry, workload};
+use crate::check::problem;
+use crate::model::{Age, Digested, Endpoint, Exports, Port, Protocol, Resolution, Service, Workload, WorkloadSource};
+use crate::world::World;
+
+/// Makes all services; adds inline endpoints to the workloads.
+pub(super) fn all(world: &World, by_kind: &ByKind<'_>, registry: &mut Registry) {
+    let mut by_namespace: BTreeMap<&str, Vec<Arc<Workload>>> = BTreeMap::new();
+    let workloads = registry.workloads.clone();
+    for workload in &workloads {
+        by_namespace.entry(&workload.namespace).or_default().push(workload.clone());
+    }
+    let mut services = Vec::new();
+    for object in by_kind.all(Kind::Service) {
+        let own = by_namespace.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
+        services.push(of_kubernetes(world, by_kind, object, own, &mut registry.problems));
+    }
+    let known: BTreeMap<Hostname, usize> =
+        services.iter().enumerate().map(|(index, service)| (service.host.clone(), index)).collect();
+    for object in by_kind.all(Kind::ServiceEntry) {
+        let own = by_namespace.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
+        for service in of_entry(world, object, own, registry) {
+            // A ServiceEntry with the host of a Kubernetes Service only decorates it.
+            match known.get(&service.host) {
+                Some(index) => {
+                    services[*index].subject_alt_names.extend(service.subject_alt_names);
+                    let message = format!(
+                        "{} is a Kubernetes Service; of this object only subjectAltNames count for it.",
+                        service.host
+                    );
+                    registry.problems.push(problem(object, "spec.hosts", Code::MeaningTaken, Severity::Info, message));
+                }
+                None => services.push(service),
+            }
+        }
+    }
+    for service in &mut services {
+        service.endpoints.sort();
+        service.endpoints.dedup();
+        service.subject_alt_names.sort();
+        service.subject_alt_names.dedup();
+    }
+    // Of several services with one host, a Kubernetes Service counts before others, then the oldest.
+    services.sort_by(|one, two| {
+        (&one.host, !one.kubernetes, &one.age, &one.namespace).cmp(&(
+            &two.host,
+            !two.kubernetes,
+            &two.age,
+            &two.namespace,
+        ))
+    });
+    registry.services = services.into_iter().map(Digested::new).collect();
+}
+
+fn of_kubernetes(
+    world: &World,
+    by_kind: &ByKind<'_>,
+    object: &Object,
+    own: &[Arc<Workload>],
+    problems: &mut Vec<Problem>,
+) -> Service {
+    let written = match &object.body {
+        Body::Service(service) => service.spec.clone(),
+        _ => Default::default(),
+    };
+    let name = &object.meta.name;
+    let namespace = &object.meta.namespace;
+    let external_name = written.kind == "ExternalName";
+    let headless = written.cluster_ip == "None";
+    let mut addresses: Vec<String> = written
+        .cluster_ips
+        .iter()
+        .chain([&written.cluster_ip])
+        .filter(|ip| ip.parse::<std::net::IpAddr>().is_ok())
+        .cloned()
+        .collect();
+    addresses.sort();
+    addresses.dedup();
+    let ports: Vec<Port> = written.ports.iter().map(port_of).collect();
+    let exports = object.meta.annotations.get(annotation::EXPORT_TO).map_or("", String::as_str);
+    let mut service = Service {
+        host: Hostname::new(&format!("{name}.{namespace}.svc.{}", world.domain)),
+        name: name.clone(),
+        namespace: namespace.clone(),
+        object: object.key(),
+        kubernetes: true,
+        external: external_name,
+        headless,
+        addresses,
+        ports,
+        resolution: if external_name { Resolution::Dns } else { Resolution::Static },
+        exports: Exports::of(exports.split(','), &world.mesh.default_service_export_to, namespace),
+        subject_alt_names: Vec::new(),
+        age: Age::of(object),
+        endpoints: Vec::new(),
+    };
+    for (index, port) in service.ports.iter().enumerate() {
+        if port.protocol == Protocol::Sniffed && !port.name.is_empty() {
+            let message = format!(
+                "the name {:?} does not tell the protocol; it is found out from the first bytes. Name it http-…, tcp-… or so.",
+                port.name
+            );
+            problems.push(problem(
+                object,
+                &format!("spec.ports[{index}].name"),
+                Code::PortNameIsNotUnderNamingConvention,
+                Severity::Info,
+                message,
+            ));
+        }
+    }
+    if external_name {
+        service.endpoints = service.ports.iter().map(|port| external_endpoint(&written.external_name, port)).collect();
+        return service;
+    }
+    let listed = of_slices(by_kind, object, &service, own).or_else(|| of_endpoints(by_kind, object, &service, own));
+    let pods_too = listed.is_none();
+    service.endpoints = listed.unwrap_or_default();
+    if !written.selector.is_empty() {
+        let mut endpoints = selected(&written.selector, own, &service.ports, pods_too);
+        service.endpoints.append(&mut endpoints);
+    }
+    service
+}
+
+fn port_of(port: &ServicePort) -> Port {
+    Port {
+        number: port.port,
+        name: port.name.clone(),
+        protocol: Protocol::of_port(port.port, &port.name, &port.app_protocol, &port.protocol),
+        target: port
+            .target_port
+            .clone()
+            .filter(|target| *target != NumberOrName::Number(0))
+            .unwrap_or(NumberOrName::Number(port.port)),
+    }
+}
+
+fn external_endpoint(address: &str, port: &Port) -> Endpoint {
+    Endpoint {
+        address: address.to_owned(),
+        port: port.number,
+        service_port: port.number,
+        labels: Labels::new(),
+        workload: String::new(),
+        namespace: String::new(),
+        service_account: String::new(),
+        locality: String::new(),
+        weight: 0,
+        tls: false,
+        ready: true,
+    }
+}
+
+/// The workloads that a selector takes.
+fn selected(selector: &Labels, own: &[Arc<Workload>], ports: &[Port], pods_too: bool) -> Vec<Endpoint> {
+    own.iter()
+        .filter(|workload| (pods_too || workload.source != WorkloadSource::Pod) && selects(selector, &workload.labels))
+        .flat_map(|workload| ports.iter().filter_map(|port| endpoint(workload, port)))
+        .collect()
+}
+
+/// A workload as the endpoint of a port; none if it lacks the named port.
+fn endpoint(workload: &Workload, port: &Port) -> Option<Endpoint> {
+    let by_name = |name: &str| workload.ports.get(name).copied();
+    let number = match (&port.target, workload.source) {
+        // A WorkloadEntry's ports are named as the service's.
+        (NumberOrName::Number(number), WorkloadSource::Pod) => *number,
+        (NumberOrName::Number(number), _) => by_name(&port.name).unwrap_or(*number),
+        (NumberOrName::Name(name), WorkloadSource::Pod) => by_name(name)?,
+        (NumberOrName::Name(name), _) => by_name(name).or_else(|| by_name(&port.name))?,
+    };
+    Some(at(workload, workload.addresses.first()?, number, port.number))
+}
+
+fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpoint {
+    Endpoint {
+        address: address.to_owned(),
+        port,
+        service_port,
+        labels: workload.labels.clone(),
+        workload: workload.name.clone(),
+        namespace: workload.namespace.clone(),
+        service_account: workload.service_account.clone(),
+        locality: workload.locality.clone(),
+        weight: workload.weight,
+        tls: workload.tls,
+        ready: workload.ready,
+    }
+}
+
+/// Endpoints of the service's slices; `None` if there are no slices.
+fn of_slices(by_kind: &ByKind<'_>, object: &Object, service: &Service, own: &[Arc<Workload>]) -> Option<Vec<Endpoint>> {
+    let mut found = None;
+    for slice in by_kind.within(Kind::EndpointSlice, &object.meta.namespace) {
+        let Body::EndpointSlice(body) = &slice.body else { continue };
+        if slice.meta.labels.get(annotation::SERVICE_NAME) != Some(&object.meta.name) {
+            continue;
+        }
+        let endpoints: &mut Vec<Endpoint> = found.get_or_insert_default();
+        for one in &body.endpoints {
+            let conditions = one.conditions.clone().unwrap_or_default();
+            let ready = conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false);
+            let Some(address) = one.addresses.first() else { continue };
+            let pod = one.target_ref.as_ref().map(|target| target.name.as_str());
+            endpoints.extend(listed(service, own, address, pod, &body.ports, ready, &one.zone));
+        }
+    }
+    found
+}
+
+/// Endpoints of the object of kind Endpoints; `None` if there is none.
+fn of_endpoints(
+    by_kind: &ByKind<'_>,
+    object: &Object,
+    service: &Service,
+    own: &[Arc<Workload>],
+) -> Option<Vec<Endpoint>> {
+    let found = by_kind
+        .within(Kind::Endpoints, &object.meta.namespace)
+        .iter()
+        .find(|other| other.meta.name == object.meta.name)?;
+    let Body::Endpoints(body) = &found.body else { return None };
+    let mut endpoints = Vec::new();
+    for subset in &body.subsets {
+        for one in &subset.addresses {
+            let pod = one.target_ref.as_ref().map(|target| target.name.as_str());
+            endpoints.extend(listed(service, own, &one.ip, pod, &subset.ports, true, ""));
+        }
+    }
+    Some(endpoints)
+}
+
+fn listed(
+    service: &Service,
+    own: &[Arc<Workload>],
+    address: &str,
+    pod: Option<&str>,
+    ports: &[EndpointPort],
+    ready: bool,
+    zone: &str,
+) -> Vec<Endpoint> {
+    let by_address = || {
+        own.iter()
+            .filter(|workload| workload.addresses.iter().any(|have| have == address))
+            .min_by_key(|workload| (workload.source, workload.age.clone()))
+    };
+    let by_name = |name| own.iter().find(|workload| workload.source == WorkloadSource::Pod && workload.name == name);
+    let workload = by_address().or_else(|| pod.and_then(by_name));
+    let mut endpoints = Vec::new();
+    for port in &service.ports {
+        // A single port may be without a name on both sides.
+        let Some(listed) = ports
+            .iter()
+            .find(|listed| listed.name == port.name)
+            .or(ports.first().filter(|_| ports.len() == 1 && service.ports.len() == 1))
+        else {
+            continue;
+        };
+        let number = if listed.port == 0 { port.number } else { listed.port };
+        let mut endpoint = match workload {
+            Some(workload) => at(workload, address, number, port.number),
+            None => Endpoint {
+                port: number,
+                workload: pod.unwrap_or_default().to_owned(),
+                namespace: service.namespace.clone(),
+                ..external_endpoint(address, port)
+            },
+        };
+        endpoint.ready &= ready;
+        if endpoint.locality.is_empty() && !zone.is_empty() {
+            endpoint.locality = format!("/{zone}");
+        }
+        endpoints.push(endpoint);
+    }
+    endpoints
+}
+
+fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mut Registry) -> Vec<Service> {
+    let Body::ServiceEntry(entry) = &object.body else { return Vec::new() };
+    let namespace = &object.meta.namespace;
+    let ports: Vec<Port> = entry
+        .ports
+        .iter()
+        .map(|port| Port {
+            number: port.number,
+            name: port.name.clone(),
+            protocol: Protocol::named(&port.protocol)
+                .unwrap_or_else(|| Protocol::of_port(port.number, &port.name, "", "")),
+            target: NumberOrName::Number(port.target_port.unwrap_or(port.number)),
+        })
+        .collect();
+    let resolution = match entry.resolution {
+        Written::None => Resolution::Passthrough,
+        Written::Static => Resolution::Static,
+        Written::Dns => Resolution::Dns,
+        Written::DnsRoundRobin => Resolution::DnsRoundRobin,
+        Written::DynamicDns => {
+            let message =
+                "resolution DYNAMIC_DNS is not built yet; the hosts of this object are not known to the proxies."
+                    .to_owned();
+            registry.problems.push(problem(object, "spec.resolution", Code::NotBuilt, Severity::Error, message));
+            return Vec::new();
+        }
+    };
+    let mut endpoints = Vec::new();
+    for (index, written) in entry.endpoints.iter().enumerate() {
+        if written.address.starts_with("unix://") {
+            let message = "endpoints on Unix sockets are not built yet; this endpoint is left out.".to_owned();
+            registry.problems.push(problem(
+                object,
+                &format!("spec.endpoints[{index}].address"),
+                Code::NotBuilt,
+                Severity::Warning,
+                message,
+            ));
+            continue;
+        }
+        let workload = workload::of_inline(object, index, written);
+        endpoints.extend(ports.iter().filter_map(|port| endpoint(&workload, port)));
+        registry.workloads.push(Arc::new(workload));
+    }
+    if let Some(selector) = &entry.workload_selector {
+        endpoints.extend(selected(&selector.labels, own, &ports, true));
+    }
+    let service = |text: &String| {
+        let host = Hostname::new(text);
+        let mut endpoints = endpoints.clone();
+        // Without endpoints, DNS is asked for the host itself.
+        if endpoints.is_empty()
+            && entry.workload_selector.is_none()
+            && matches!(resolution, Resolution::Dns | Resolution::DnsRoundRobin)
+            && !host.is_wildcard()
+        {
+            let target = |port: &Port| match port.target {
+                NumberOrName::Number(number) => number,
+                NumberOrName::Name(_) => port.number,
+            };
+            endpoints = ports
+                .iter()
+                .map(|port| Endpoint { port: target(port), ..external_endpoint(host.as_str(), port) })
+                .collect();
+        }
+        Service {
+            name: object.meta.name.clone(),
+            namespace: namespace.clone(),
+            object: object.key(),
+            kubernetes: false,
+            external: entry.location == Location::MeshExternal,
+            headless: false,
+            addresses: entry.addresses.clone(),
+            ports: ports.clone(),
+            resolution: if host.is_wildcard() && resolution == Resolution::Dns {
+                Resolution::Passthrough
+            } else {
+                resolution
+            },
+            exports: Exports::of(
+                entry.export_to.iter().map(String::as_str),
+                &world.mesh.default_service_export_to,
+                namespace,
+            ),
+            subject_alt_names: entry.subject_alt_names.clone(),
+            age: Age::of(object),
+            endpoints,
+            host,
+        }
+    };
+    entry.hosts.iter().map(service).collect()
+}

@@ -1,0 +1,367 @@
+//! The domain in nouns: services, their endpoints, workloads. Relations are resolved here; leaves stay the types of `api`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use api::name::Hostname;
+use api::object::{Object, ObjectKey};
+use api::value::{Labels, NumberOrName};
+use xxhash_rust::xxh3::Xxh3;
+
+/// Order in which objects compete: the oldest first; one without a time comes after those with one; then by name and
+/// namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Age {
+    missing: bool,
+    created: Option<jiff::Timestamp>,
+    name: String,
+    namespace: String,
+}
+
+impl Age {
+    /// Of an object.
+    pub fn of(object: &Object) -> Self {
+        let created = object.meta.creation_timestamp;
+        Self {
+            missing: created.is_none(),
+            created,
+            name: object.meta.name.clone(),
+            namespace: object.meta.namespace.clone(),
+        }
+    }
+}
+
+/// What a port speaks (Istio `pkg/config/kube/conversion.go`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// HTTP/1.
+    Http,
+    /// HTTP/2 without TLS.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// gRPC-Web.
+    GrpcWeb,
+    /// TLS that carries HTTP.
+    Https,
+    /// TLS.
+    Tls,
+    /// TCP, and all that is treated as such.
+    Tcp,
+    /// UDP: not carried by the mesh.
+    Udp,
+    /// Not told: found out from the first bytes.
+    Sniffed,
+}
+
+impl Protocol {
+    /// By its name, as in `appProtocol`, `port.protocol` or before the first dash of a port's name.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "http" | "http_proxy" | "kubernetes.io/ws" => Self::Http,
+            "http2" | "kubernetes.io/h2c" => Self::Http2,
+            "grpc" => Self::Grpc,
+            "grpc-web" => Self::GrpcWeb,
+            "https" | "kubernetes.io/wss" => Self::Https,
+            "tls" => Self::Tls,
+            "tcp" | "mongo" | "redis" | "mysql" => Self::Tcp,
+            "udp" => Self::Udp,
+            _ => return None,
+        })
+    }
+
+    /// Of a Kubernetes Service's port.
+    pub fn of_port(number: u16, name: &str, app_protocol: &str, transport: &str) -> Self {
+        if transport.eq_ignore_ascii_case("udp") {
+            return Self::Udp;
+        }
+        if !app_protocol.is_empty()
+            && let Some(protocol) = Self::named(app_protocol)
+        {
+            return protocol;
+        }
+        let lower = name.to_ascii_lowercase();
+        if lower.starts_with("grpc-web") {
+            return Self::GrpcWeb;
+        }
+        let word = lower.split('-').next().unwrap_or_default();
+        match (Self::named(word), number) {
+            (Some(protocol), _) => protocol,
+            // Protocols in which the server speaks first cannot be found out.
+            (None, 25 | 53 | 3306 | 27017) => Self::Tcp,
+            (None, _) => Self::Sniffed,
+        }
+    }
+
+    /// HTTP in the clear.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc | Self::GrpcWeb)
+    }
+
+    /// HTTP/2 in the clear.
+    pub fn is_http2(self) -> bool {
+        matches!(self, Self::Http2 | Self::Grpc | Self::GrpcWeb)
+    }
+
+    /// TLS made by the application.
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Tls)
+    }
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Port {
+    /// Number.
+    pub number: u16,
+    /// Name.
+    pub name: String,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Port of the workload.
+    pub target: NumberOrName,
+}
+
+/// How a service's endpoints are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Resolution {
+    /// They are listed.
+    Static,
+    /// By DNS.
+    Dns,
+    /// By DNS, one address at a time.
+    DnsRoundRobin,
+    /// The address that the caller asked for.
+    Passthrough,
+}
+
+/// Who sees an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Exports {
+    /// All.
+    All,
+    /// These namespaces; none at all if empty.
+    Namespaces(BTreeSet<String>),
+}
+
+impl Exports {
+    /// Of `exportTo`, or of the mesh's default if it is empty.
+    pub fn of<'a>(written: impl IntoIterator<Item = &'a str>, default: &[String], namespace: &str) -> Self {
+        let mut words: Vec<&str> = written.into_iter().map(str::trim).filter(|word| !word.is_empty()).collect();
+        if words.is_empty() {
+            words = default.iter().map(String::as_str).collect();
+        }
+        if words.contains(&"*") {
+            return Self::All;
+        }
+        let named = words.into_iter().filter(|word| *word != "~");
+        Self::Namespaces(named.map(|word| if word == "." { namespace.to_owned() } else { word.to_owned() }).collect())
+    }
+
+    /// Whether a namespace sees it.
+    pub fn to(&self, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Namespaces(namespaces) => namespaces.contains(namespace),
+        }
+    }
+}
+
+/// Something that runs: a pod, a WorkloadEntry, or an endpoint written in a ServiceEntry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// Which kind of thing it is; the first counts when several share an address.
+    pub source: WorkloadSource,
+    /// Name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Addresses: IP, or a DNS name.
+    pub addresses: Vec<String>,
+    /// Labels.
+    pub labels: Labels,
+    /// Service account.
+    pub service_account: String,
+    /// `region/zone/subzone`.
+    pub locality: String,
+    /// Share among the endpoints; 0 is 1.
+    pub weight: u32,
+    /// Ports by name.
+    pub ports: BTreeMap<String, u16>,
+    /// Whether it accepts mutual TLS.
+    pub tls: bool,
+    /// Whether it takes requests.
+    pub ready: bool,
+    /// For ties.
+    pub age: Age,
+}
+
+/// Which kind of thing a workload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WorkloadSource {
+    /// Pod.
+    Pod,
+    /// WorkloadEntry.
+    Entry,
+    /// Endpoint written in a ServiceEntry or EndpointSlice.
+    Inline,
+}
+
+/// Where a request to a service's port may go.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Endpoint {
+    /// IP address or DNS name.
+    pub address: String,
+    /// Port there.
+    pub port: u16,
+    /// The service's port.
+    pub service_port: u16,
+    /// Labels of the workload.
+    pub labels: Labels,
+    /// Workload's name.
+    pub workload: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its service account.
+    pub service_account: String,
+    /// `region/zone/subzone`.
+    pub locality: String,
+    /// Share; 0 is 1.
+    pub weight: u32,
+    /// Whether it accepts mutual TLS.
+    pub tls: bool,
+    /// Whether it takes requests.
+    pub ready: bool,
+}
+
+/// A service of the registry.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// Full name.
+    pub host: Hostname,
+    /// Name of the object.
+    pub name: String,
+    /// Namespace of the object.
+    pub namespace: String,
+    /// The object.
+    pub object: ObjectKey,
+    /// Whether it is a Kubernetes Service.
+    pub kubernetes: bool,
+    /// Whether it is outside of the mesh.
+    pub external: bool,
+    /// Whether it has no virtual address by intention.
+    pub headless: bool,
+    /// Virtual addresses: IP or CIDR.
+    pub addresses: Vec<String>,
+    /// Ports.
+    pub ports: Vec<Port>,
+    /// How endpoints are found.
+    pub resolution: Resolution,
+    /// Who sees it.
+    pub exports: Exports,
+    /// Names the server must have, if the object says.
+    pub subject_alt_names: Vec<String>,
+    /// For ties.
+    pub age: Age,
+    /// Where requests go.
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl Service {
+    /// A port by its number.
+    pub fn port(&self, number: u16) -> Option<&Port> {
+        self.ports.iter().find(|port| port.number == number)
+    }
+
+    /// SPIFFE identities of the endpoints.
+    pub fn identities(&self, trust_domain: &str) -> BTreeSet<String> {
+        let of = |endpoint: &Endpoint| {
+            api::spiffe::SpiffeId::new(trust_domain, &endpoint.namespace, &endpoint.service_account).to_string()
+        };
+        self.endpoints.iter().filter(|endpoint| !endpoint.service_account.is_empty()).map(of).collect()
+    }
+}
+
+/// A thing with its digest, made once.
+#[derive(Clone, Debug)]
+pub struct Digested<T> {
+    /// The thing.
+    pub value: Arc<T>,
+    /// Digest of it.
+    pub digest: u64,
+}
+
+impl<T: Hash> Digested<T> {
+    /// Computes the digest.
+    pub fn new(value: T) -> Self {
+        let digest = digest_of(&value);
+        Self { value: Arc::new(value), digest }
+    }
+}
+
+impl<T> std::ops::Deref for Digested<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+/// Digest of anything that hashes, the same in every process.
+pub fn digest_of(value: &impl Hash) -> u64 {
+    let mut hasher = Xxh3::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Number of a gRPC status's name.
+pub fn grpc_status(name: &str) -> Option<u32> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    NAMES.iter().position(|known| *known == name).and_then(|place| u32::try_from(place).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protocols_are_chosen_as_istio_does() {
+        let of = Protocol::of_port;
+        assert_eq!(of(80, "http-web", "", "TCP"), Protocol::Http);
+        assert_eq!(of(80, "http", "tcp", ""), Protocol::Tcp);
+        assert_eq!(of(80, "grpc-web-x", "", ""), Protocol::GrpcWeb);
+        assert_eq!(of(80, "grpc", "kubernetes.io/h2c", ""), Protocol::Http2);
+        assert_eq!(of(80, "web", "", ""), Protocol::Sniffed);
+        assert_eq!(of(3306, "db", "", ""), Protocol::Tcp);
+        assert_eq!(of(53, "http", "", "UDP"), Protocol::Udp);
+        assert_eq!(of(443, "HTTPS-x", "", ""), Protocol::Https);
+    }
+
+    #[test]
+    fn exports_name_namespaces() {
+        let all = ["*".to_owned()];
+        assert_eq!(Exports::of([], &all, "a"), Exports::All);
+        let own = Exports::of(["."], &all, "a");
+        assert!(own.to("a") && !own.to("b"));
+        assert!(!Exports::of(["~"], &all, "a").to("a"));
+    }
+}

@@ -1,0 +1,166 @@
+//! Who a proxy is: read from its xDS node and from its verified certificate or token.
+
+use std::net::IpAddr;
+
+use api::node::{NodeId, NodeMetadata, Role, has_extension};
+use api::spiffe::SpiffeId;
+use api::value::Labels;
+use api::xds::core::Node;
+
+/// Filters that only Istio's Envoy and our proxy have built in, by the name a node lists them under.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Extensions {
+    /// `istio.metadata_exchange`, HTTP and network.
+    pub metadata_exchange: bool,
+    /// `istio.stats`.
+    pub stats: bool,
+    /// `istio.alpn`.
+    pub alpn: bool,
+}
+
+/// How a workload's traffic gets to its proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Interception {
+    /// Redirected by packet filter rules; TPROXY is the same for the plan.
+    #[default]
+    Captured,
+    /// Applications talk to the proxy's listeners.
+    None,
+}
+
+/// A proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ProxyIdentity {
+    /// Sidecar or gateway.
+    pub role: Role,
+    /// Workload instance's name.
+    pub name: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Domain of the cluster, `cluster.local`.
+    pub domain: String,
+    /// Addresses, first the one of the node id.
+    pub addresses: Vec<IpAddr>,
+    /// Labels as the node says; those of the workload known by address override them.
+    pub labels: Labels,
+    /// Service account; empty if the node names none and nothing was verified.
+    pub service_account: String,
+    /// Cluster.
+    pub cluster_id: String,
+    /// Network.
+    pub network: String,
+    /// How traffic gets here.
+    pub interception: Interception,
+    /// Filters built in.
+    pub extensions: Extensions,
+    /// Whether the identity was proved; Secrets are only for those.
+    pub verified: bool,
+}
+
+impl ProxyIdentity {
+    /// Reads the node, and holds it against the verified identity.
+    ///
+    /// # Errors
+    /// A node id that cannot be read, or a claim that differs from what was proved; a sentence.
+    pub fn of(node: &Node, verified: Option<&SpiffeId>) -> Result<ProxyIdentity, String> {
+        let id: NodeId = node.id.parse().map_err(|error: api::node::BadNodeId| error.to_string())?;
+        let metadata = NodeMetadata::of(node);
+        if !metadata.namespace.is_empty() && metadata.namespace != id.namespace {
+            return Err(format!(
+                "the node says namespace {:?} in its metadata and {:?} in its id; they must be the same",
+                metadata.namespace, id.namespace
+            ));
+        }
+        let mut service_account = metadata.service_account.clone();
+        if let Some(proved) = verified {
+            if proved.namespace != id.namespace {
+                return Err(format!(
+                    "the identity {proved} is not of namespace {:?}, which the node claims",
+                    id.namespace
+                ));
+            }
+            if !service_account.is_empty() && proved.service_account != service_account {
+                return Err(format!(
+                    "the identity {proved} is not of service account {service_account:?}, which the node claims"
+                ));
+            }
+            service_account.clone_from(&proved.service_account);
+        }
+        let mut addresses = vec![id.address];
+        for address in metadata.instance_ips.split(',').filter_map(|text| text.trim().parse().ok()) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        let domain = id.dns_domain.split_once(".svc.").map_or("cluster.local", |(_, domain)| domain).to_owned();
+        let none = metadata.interception_mode.eq_ignore_ascii_case("NONE");
+        Ok(ProxyIdentity {
+            role: id.role,
+            name: id.name,
+            namespace: id.namespace,
+            domain,
+            addresses,
+            labels: metadata.labels,
+            service_account,
+            cluster_id: metadata.cluster_id,
+            network: metadata.network,
+            interception: if none { Interception::None } else { Interception::Captured },
+            extensions: Extensions {
+                metadata_exchange: has_extension(node, "istio.metadata_exchange"),
+                stats: has_extension(node, "istio.stats"),
+                alpn: has_extension(node, "istio.alpn"),
+            },
+            verified: verified.is_some(),
+        })
+    }
+
+    /// The proxy's first address.
+    pub fn address(&self) -> IpAddr {
+        self.addresses.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    }
+
+    /// Where "all addresses" is for this proxy. Several workloads may share one machine, each with a loopback address of
+    /// its own; then it is that address.
+    pub fn wildcard(&self) -> String {
+        match self.address() {
+            address if address.is_loopback() => address.to_string(),
+            IpAddr::V4(_) => "0.0.0.0".into(),
+            IpAddr::V6(_) => "::".into(),
+        }
+    }
+
+    /// Where "this host" is for this proxy: its own loopback address if it has one.
+    pub fn local_host(&self) -> String {
+        match self.address() {
+            address if address.is_loopback() => address.to_string(),
+            IpAddr::V4(_) => "127.0.0.1".into(),
+            IpAddr::V6(_) => "::1".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str, metadata: &serde_json::Value) -> Node {
+        Node { id: id.into(), metadata: Some(api::xds::json_to_struct(metadata)), ..Node::default() }
+    }
+
+    #[test]
+    fn a_proved_identity_must_agree_with_the_claim() {
+        let node = node(
+            "sidecar~127.10.0.11~a.shop~shop.svc.cluster.local",
+            &serde_json::json!({"SERVICE_ACCOUNT": "a", "INTERCEPTION_MODE": "NONE"}),
+        );
+        let id = |namespace: &str, account: &str| SpiffeId::new("cluster.local", namespace, account);
+        let proxy = ProxyIdentity::of(&node, Some(&id("shop", "a"))).unwrap();
+        assert_eq!(
+            (proxy.interception, proxy.wildcard(), proxy.verified),
+            (Interception::None, "127.10.0.11".to_owned(), true)
+        );
+        assert!(ProxyIdentity::of(&node, Some(&id("other", "a"))).unwrap_err().contains("namespace"));
+        assert!(ProxyIdentity::of(&node, Some(&id("shop", "b"))).unwrap_err().contains("service account"));
+        assert!(!ProxyIdentity::of(&node, None).unwrap().verified);
+    }
+}

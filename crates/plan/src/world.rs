@@ -1,0 +1,82 @@
+//! Each object as last seen, by key. An object that is wrong in itself does not come in: its last good version stays.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::mesh_config::MeshConfig;
+use api::object::{Object, ObjectKey};
+use api::problem::{Problem, Severity};
+
+use crate::check;
+
+/// All objects.
+#[derive(Clone, Debug)]
+pub struct World {
+    pub(crate) mesh: MeshConfig,
+    pub(crate) domain: String,
+    pub(crate) objects: BTreeMap<ObjectKey, Arc<Object>>,
+    /// What is wrong with the newest text of an object whose last good version (if any) is in `objects`.
+    pub(crate) refused: BTreeMap<ObjectKey, Vec<Problem>>,
+}
+
+/// What a source saw.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The object is new or other than before.
+    Upsert(Box<Object>),
+    /// The object is gone.
+    Delete(ObjectKey),
+    /// The object has a new text that cannot be read: the last good one stays.
+    Reject(ObjectKey),
+}
+
+impl World {
+    /// Without objects.
+    pub fn new(mesh: MeshConfig, domain: &str) -> World {
+        World { mesh, domain: domain.to_owned(), objects: BTreeMap::new(), refused: BTreeMap::new() }
+    }
+
+    /// Takes a change; says whether anything changed by it.
+    pub fn apply(&mut self, change: Change) -> bool {
+        match change {
+            Change::Upsert(object) => self.upsert(*object),
+            Change::Delete(key) => {
+                let refused = self.refused.remove(&key).is_some();
+                self.objects.remove(&key).is_some() || refused
+            }
+            Change::Reject(_) => false,
+        }
+    }
+
+    fn upsert(&mut self, object: Object) -> bool {
+        let key = object.key();
+        let problems = check::intrinsic(&object);
+        if problems.iter().any(|problem| problem.severity == Severity::Error && !check::keeps_effect(problem)) {
+            return self.refused.insert(key, problems.clone()) != Some(problems);
+        }
+        let was_refused = self.refused.remove(&key).is_some();
+        let same = self.objects.get(&key).is_some_and(|old| {
+            old.digest == object.digest
+                && old.origin == object.origin
+                && old.meta.creation_timestamp == object.meta.creation_timestamp
+        });
+        // Even if nothing effective changed, resource version and status are the newest.
+        self.objects.insert(key, Arc::new(object));
+        !same || was_refused
+    }
+
+    /// Takes new mesh-wide settings.
+    pub fn set_mesh_config(&mut self, mesh: MeshConfig) {
+        self.mesh = mesh;
+    }
+
+    /// The settings.
+    pub fn mesh(&self) -> &MeshConfig {
+        &self.mesh
+    }
+
+    /// All objects in effect, by key.
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+}
