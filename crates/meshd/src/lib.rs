@@ -4,7 +4,12 @@
 
 pub mod config;
 pub mod telemetry;
+pub mod source;
+pub mod state;
 pub mod state_folder;
 pub mod authn;
 pub mod ca;
 pub mod serve;
+pub mod webhook;
+pub mod admin;
+pub mod app;

@@ -1,0 +1,249 @@
+//! The words of the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::print::Format;
+
+/// Works with the mesh: what is wrong, what proxies hold, why a request failed.
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// The control plane's readiness and debug port.
+    #[arg(long, env = "MESHD", default_value = "127.0.0.1:8080", global = true, value_name = "HOST:PORT")]
+    pub meshd: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the e-commerce sample through the mesh on this machine, and show what the mesh does.
+    Demo(DemoArguments),
+    /// What each proxy holds, compared with what it should hold.
+    #[command(visible_aliases = ["proxy-status", "ps"])]
+    Status {
+        /// Only this proxy: NAME, or NAME.NAMESPACE.
+        proxy: Option<String>,
+        /// How to print.
+        #[arg(short, long, default_value = "table")]
+        output: Format,
+    },
+    /// What a proxy has in effect.
+    #[command(visible_aliases = ["proxy-config", "pc"], subcommand)]
+    Config(ConfigCommand),
+    /// Check objects, in files or folders, as the control plane would.
+    Analyze(AnalyzeArguments),
+    /// Why a request failed: by its x-request-id, or the last failures.
+    Why(WhyArguments),
+    /// Tokens with which workloads prove who they are.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Versions of this program and of the control plane.
+    Version {
+        /// How to print.
+        #[arg(short, long, default_value = "table")]
+        output: Format,
+    },
+    /// Completion for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Of which proxy, and how to print.
+#[derive(Debug, Args)]
+pub struct OfProxy {
+    /// The proxy: NAME, or NAME.NAMESPACE.
+    pub proxy: String,
+    /// How to print.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `meshctl config …`
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Where requests can go.
+    #[command(visible_aliases = ["cluster", "c"])]
+    Clusters {
+        #[command(flatten)]
+        of: OfProxy,
+        /// Only clusters of this host.
+        #[arg(long)]
+        fqdn: Option<String>,
+        /// Only inbound or outbound.
+        #[arg(long)]
+        direction: Option<String>,
+        /// Only this port.
+        #[arg(long)]
+        port: Option<u16>,
+        /// Only this subset.
+        #[arg(long)]
+        subset: Option<String>,
+    },
+    /// Where the proxy listens.
+    #[command(visible_aliases = ["listener", "l"])]
+    Listeners {
+        #[command(flatten)]
+        of: OfProxy,
+        /// Only this port.
+        #[arg(long)]
+        port: Option<u16>,
+    },
+    /// How requests are routed.
+    #[command(visible_aliases = ["route", "r"])]
+    Routes {
+        #[command(flatten)]
+        of: OfProxy,
+        /// Only this route configuration.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Addresses of each cluster.
+    #[command(visible_aliases = ["endpoint", "ep"])]
+    Endpoints {
+        #[command(flatten)]
+        of: OfProxy,
+        /// Only this cluster.
+        #[arg(long)]
+        cluster: Option<String>,
+    },
+    /// Certificates and trust roots; keys are never shown.
+    #[command(visible_aliases = ["secret", "s"])]
+    Secrets {
+        #[command(flatten)]
+        of: OfProxy,
+    },
+    /// Everything, as JSON.
+    #[command(visible_aliases = ["all", "a"])]
+    Dump {
+        #[command(flatten)]
+        of: OfProxy,
+    },
+}
+
+/// `meshctl analyze …`
+#[derive(Debug, Args)]
+pub struct AnalyzeArguments {
+    /// Files or folders; `-` is standard input.
+    #[arg(required = true)]
+    pub paths: Vec<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Mesh-wide settings.
+    #[arg(long, visible_alias = "meshConfigFile")]
+    pub mesh_config: Option<PathBuf>,
+    /// DNS domain of services.
+    #[arg(long, default_value = "cluster.local")]
+    pub domain: String,
+    /// Print what is at least so bad: info, warning, error.
+    #[arg(long, default_value = "info", value_parser = severity)]
+    pub output_threshold: api::problem::Severity,
+    /// End with code 79 if something is at least so bad.
+    #[arg(long, default_value = "error", value_parser = severity)]
+    pub failure_threshold: api::problem::Severity,
+    /// Do not report this code (IST0101), or this code of one object (IST0101=VirtualService/NAME.NAMESPACE).
+    #[arg(short = 'S', long)]
+    pub suppress: Vec<String>,
+    /// How to print.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+fn severity(text: &str) -> Result<api::problem::Severity, String> {
+    use api::problem::Severity;
+    match text.to_ascii_lowercase().as_str() {
+        "info" => Ok(Severity::Info),
+        "warning" => Ok(Severity::Warning),
+        "error" => Ok(Severity::Error),
+        _ => Err(format!("{text:?} is not info, warning or error")),
+    }
+}
+
+/// `meshctl why …`
+#[derive(Debug, Args)]
+pub struct WhyArguments {
+    /// The request's x-request-id.
+    #[arg(required_unless_present = "last")]
+    pub request_id: Option<String>,
+    /// The last failures, of one proxy or of all.
+    #[arg(long, value_name = "PROXY", num_args = 0..=1, default_missing_value = "", conflicts_with = "request_id")]
+    pub last: Option<String>,
+    /// How to print.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `meshctl token …`
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make a token for a service account; whoever holds it can be that service account until it expires.
+    Create {
+        /// The workload's namespace.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+        /// The workload's service account.
+        #[arg(short = 's', long, default_value = "default")]
+        service_account: String,
+        /// The control plane's state folder; reading its key is what permits making tokens.
+        #[arg(long, env = "MESHD_STATE_DIR", default_value = "meshd-state")]
+        state_dir: PathBuf,
+        /// How long it can be used: seconds, or 10m, 1h.
+        #[arg(long, default_value = "10m", value_parser = lifetime)]
+        ttl: i64,
+    },
+}
+
+fn lifetime(text: &str) -> Result<i64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{text:?} is not a time such as 90s, 10m or 1h")),
+    };
+    number.parse::<i64>().ok().and_then(|number| number.checked_mul(seconds)).ok_or_else(|| format!("{text:?} is not a time such as 90s, 10m or 1h"))
+}
+
+/// `meshctl demo …`
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// Leave the mesh running afterwards, and print where to look, until ctrl-C.
+    #[arg(long, conflicts_with = "once")]
+    pub keep: bool,
+    /// Show everything once, and end with an error if a claim did not hold.
+    #[arg(long)]
+    pub once: bool,
+    /// The sample's folder (examples/ecommerce of the source).
+    #[arg(long, env = "MESH_DEMO_DIR")]
+    pub sample: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_words_fit_together_and_istioctls_spellings_work() {
+        Cli::command().debug_assert();
+        for line in ["meshctl ps", "meshctl pc c user-v1.ecommerce", "meshctl proxy-config endpoint x -o json", "meshctl why --last", "meshctl why --last pod"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        assert!(Cli::try_parse_from(["meshctl", "why"]).is_err());
+    }
+
+    #[test]
+    fn lifetimes_are_read() {
+        assert_eq!(lifetime("10m"), Ok(600));
+        assert_eq!(lifetime("90"), Ok(90));
+        assert!(lifetime("1d").is_err() && lifetime("").is_err() && lifetime("m").is_err());
+    }
+}

@@ -1,0 +1,36 @@
+//! One module a command, and who is called for what.
+
+mod analyze;
+mod config;
+mod status;
+mod token;
+mod version;
+mod why;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command};
+use crate::demo;
+use crate::mesh::Mesh;
+
+/// Runs a command.
+///
+/// # Errors
+/// One sentence for the user.
+pub async fn run(cli: Cli) -> Result<ExitCode> {
+    let mesh = Mesh::new(&cli.meshd);
+    match cli.command {
+        Command::Demo(arguments) => return demo::run(arguments).await,
+        Command::Analyze(arguments) => return analyze::run(arguments),
+        Command::Status { proxy, output } => print!("{}", status::run(&mesh, proxy.as_deref(), output).await?),
+        Command::Config(command) => print!("{}", config::run(&mesh, command).await?),
+        Command::Why(arguments) => return why::run(&mesh, arguments).await,
+        Command::Token(command) => print!("{}", token::run(command)?),
+        Command::Version { output } => print!("{}", version::run(&mesh, output).await?),
+        Command::Completion { shell } => clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,173 @@
+//! Readiness, version, metrics and Istio's debug pages, over HTTP.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api::debug::{Addresses, SyncStatus};
+use api::xds::KINDS;
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::serve::cache::Cache;
+use crate::serve::registry::{Connected, Registry};
+use crate::state::Published;
+use crate::telemetry::{ISTIO_VERSION, Metrics};
+
+/// What the pages show.
+#[derive(Clone)]
+pub struct Pages {
+    /// The configuration of now.
+    pub published: watch::Receiver<Option<Published>>,
+    /// Who is connected.
+    pub registry: Arc<Registry>,
+    /// Shared plans.
+    pub cache: Arc<Cache>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Where the control plane listens.
+    pub addresses: Addresses,
+}
+
+/// A page of `/debug`.
+struct Page {
+    path: &'static str,
+    doc: &'static str,
+    show: fn(&Pages, &Arguments) -> Result<Value, (StatusCode, String)>,
+}
+
+type Arguments = BTreeMap<String, String>;
+
+/// The table of debug pages: names and shapes are Istio's (`pilot/pkg/xds/debug.go`), the last rows are ours.
+const PAGES: &[Page] = &[
+    Page { path: "syncz", doc: "What each connected proxy has been sent and has taken.", show: |pages, _| Ok(syncz(pages)) },
+    Page { path: "adsz", doc: "The connected proxies; the same as connections.", show: |pages, _| Ok(connections(pages)) },
+    Page { path: "connections", doc: "The connected proxies.", show: |pages, _| Ok(connections(pages)) },
+    Page { path: "config_dump", doc: "What a proxy should hold: ?proxyID=NAME.NAMESPACE.", show: config_dump },
+    Page { path: "configz", doc: "All objects as last read.", show: configz },
+    Page { path: "registryz", doc: "All services.", show: |pages, _| registry(pages, "services") },
+    Page { path: "endpointz", doc: "All endpoints.", show: |pages, _| registry(pages, "endpoints") },
+    Page { path: "cachez", doc: "How many different plans are in use.", show: |pages, _| Ok(json!({"plans": pages.cache.len()})) },
+    Page { path: "problems", doc: "All that is wrong with the configuration.", show: problems },
+    Page { path: "addresses", doc: "Where the control plane listens.", show: |pages, _| Ok(json!(pages.addresses)) },
+];
+
+/// All routes.
+pub fn router(pages: Pages) -> Router {
+    let mut router = Router::new()
+        .route("/ready", get(ready))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+        .route("/debug", get(index))
+        .route("/debug/list", get(list));
+    for page in PAGES {
+        let show = page.show;
+        let handler = move |State(pages): State<Pages>, Query(arguments): Query<Arguments>| async move {
+            match show(&pages, &arguments) {
+                Ok(value) => Json(value).into_response(),
+                Err((status, sentence)) => (status, format!("{sentence}\n")).into_response(),
+            }
+        };
+        router = router.route(&format!("/debug/{}", page.path), get(handler));
+    }
+    router.fallback(|| async { (StatusCode::NOT_FOUND, "There is no such page; /debug lists them.\n") }).with_state(pages)
+}
+
+async fn ready(State(pages): State<Pages>) -> Response {
+    if pages.published.borrow().is_some() {
+        return (StatusCode::OK, "ready\n").into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready: the configuration has not been loaded and planned yet\n").into_response()
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"version": env!("CARGO_PKG_VERSION"), "istio_version": ISTIO_VERSION, "component": "meshd"}))
+}
+
+async fn metrics(State(pages): State<Pages>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], pages.metrics.encode()).into_response()
+}
+
+async fn list() -> Json<Vec<String>> {
+    Json(PAGES.iter().map(|page| format!("/debug/{}", page.path)).collect())
+}
+
+async fn index() -> Response {
+    let row = |page: &Page| format!("<tr><td><a href=\"/debug/{0}\">/debug/{0}</a></td><td>{1}</td></tr>\n", page.path, page.doc);
+    let rows: String = PAGES.iter().map(row).collect();
+    let page = format!("<!doctype html><meta charset=\"utf-8\"><title>meshd</title><h1>meshd</h1><table>\n{rows}</table>\n");
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
+}
+
+/// One object a proxy, with Istio's flat keys besides our list of kinds.
+fn syncz(pages: &Pages) -> Value {
+    let shown = |row: Connected| {
+        let mut value = json!(row.status);
+        for (status, kind) in row.status.types.iter().zip(KINDS) {
+            value[format!("{}_sent", kind.name)] = json!(status.sent);
+            value[format!("{}_acked", kind.name)] = json!(status.acked);
+        }
+        value
+    };
+    pages.registry.list().into_iter().map(shown).collect()
+}
+
+fn connections(pages: &Pages) -> Value {
+    let rows: Vec<SyncStatus> = pages.registry.list().into_iter().map(|row| row.status).collect();
+    json!({"totalClients": rows.len(), "clients": rows})
+}
+
+type Shown = Result<Value, (StatusCode, String)>;
+
+fn published(pages: &Pages) -> Result<Published, (StatusCode, String)> {
+    let not_yet = || (StatusCode::SERVICE_UNAVAILABLE, "The configuration has not been loaded yet.".to_owned());
+    pages.published.borrow().clone().ok_or_else(not_yet)
+}
+
+fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
+    let wanted = arguments.get("proxyID").ok_or_else(|| (StatusCode::BAD_REQUEST, "Say which proxy: ?proxyID=NAME.NAMESPACE.".to_owned()))?;
+    let rows = pages.registry.list();
+    let row = rows.iter().find(|row| row.status.proxy == *wanted).ok_or_else(|| {
+        let known: Vec<&str> = rows.iter().map(|row| row.status.proxy.as_str()).collect();
+        (StatusCode::NOT_FOUND, format!("No proxy {wanted:?} is connected. Connected: {}.", known.join(", ")))
+    })?;
+    let offer = pages.cache.offer(&published(pages)?.snapshot, &row.proxy, false);
+    let mut configs = serde_json::Map::new();
+    for kind in KINDS {
+        let entries = offer.of(kind.kind).values();
+        let shown = entries.map(|entry| api::json::to_json(&entry.body).unwrap_or_else(|error| json!({"name": entry.name, "error": error})));
+        configs.insert(kind.name.to_owned(), shown.collect());
+    }
+    Ok(json!({"proxy": wanted, "configs": configs}))
+}
+
+fn configz(pages: &Pages, arguments: &Arguments) -> Shown {
+    let published = published(pages)?;
+    let wanted = arguments.get("kind").map(|word| word.to_ascii_lowercase());
+    let is_wanted = |object: &&Arc<api::object::Object>| wanted.as_ref().is_none_or(|word| object.key().kind.row().name.eq_ignore_ascii_case(word));
+    // Secrets are never shown.
+    let shown = published.world.objects().filter(|object| object.key().kind != api::object::Kind::Secret).filter(is_wanted);
+    Ok(shown.map(|object| object.raw.clone()).collect())
+}
+
+fn registry(pages: &Pages, part: &str) -> Shown {
+    Ok(published(pages)?.snapshot.registry()[part].clone())
+}
+
+fn problems(pages: &Pages, _: &Arguments) -> Shown {
+    Ok(json!(published(pages)?.problems().collect::<Vec<_>>()))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn pages_are_unique_and_documented() {
+        let paths: std::collections::BTreeSet<_> = super::PAGES.iter().map(|page| page.path).collect();
+        assert_eq!(paths.len(), super::PAGES.len());
+        assert!(super::PAGES.iter().all(|page| page.doc.ends_with('.')));
+    }
+}

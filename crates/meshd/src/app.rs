@@ -1,0 +1,230 @@
+//! The composition root: builds each part, starts it, ends it.
+
+use std::future::Future;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use api::debug::Addresses;
+use api::mesh_config::MeshConfig;
+use api::problem::Severity;
+use api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use plan::World;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::admin::{self, Pages};
+use crate::authn::Authenticator;
+use crate::ca::grpc::CertificateService;
+use crate::ca::root::Root;
+use crate::ca::serving::Serving;
+use crate::config::Config;
+use crate::serve::cache::Cache;
+use crate::serve::registry::Registry;
+use crate::serve::{DiscoveryService, connection};
+use crate::source::files::{self, Folder};
+use crate::state::{self, Published};
+use crate::telemetry::Metrics;
+use crate::{state_folder, webhook};
+
+/// Messages larger than this are refused.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// A running control plane.
+pub struct Running {
+    /// Where it listens, with the ports that the system chose.
+    pub addresses: Addresses,
+    /// The configuration of now; `None` until the first has been planned.
+    pub published: watch::Receiver<Option<Published>>,
+    shutdown: CancellationToken,
+    tasks: JoinSet<Result<()>>,
+}
+
+impl Running {
+    /// Starts all parts. Ready when `published` holds something.
+    ///
+    /// # Errors
+    /// A file, a folder, an address or the mesh-wide settings cannot be used; the sentence says which.
+    pub async fn start(config: Config) -> Result<Running> {
+        let mesh = read_mesh_config(&config)?;
+        state_folder::prepare(&config.state_dir)?;
+        let metrics = Arc::new(Metrics::new()?);
+        let root = Arc::new(Root::load(config.ca_dir.as_deref(), &config.state_dir, &mesh.trust_domain)?);
+        metrics.root_expiry.set(root.not_after.unix_timestamp() as f64);
+        let authenticator = Arc::new(Authenticator::load(&config.state_dir, &mesh.trust_domain)?);
+        let names = serving_names(&config);
+        let serving = Serving::new(&root, &names)?;
+        let folder = Folder::new(&config.config_dir, &config.namespace)?;
+
+        let shutdown = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let (publish, published) = watch::channel(None);
+        let (batches, batch) = mpsc::channel(16);
+        tasks.spawn(async move {
+            files::run(folder, batches).await;
+            Ok(())
+        });
+        let world = World::new(mesh, &config.domain);
+        let of_state = metrics.clone();
+        tasks.spawn(async move {
+            state::run(world, batch, publish, of_state).await;
+            Ok(())
+        });
+        let renewal = serving.clone().renew(root.clone(), names);
+        tasks.spawn(async move {
+            renewal.await;
+            Ok(())
+        });
+
+        let registry = Registry::new(metrics.clone());
+        let cache = Arc::new(Cache::default());
+        let discovery = DiscoveryService {
+            published: published.clone(),
+            cache: cache.clone(),
+            registry: registry.clone(),
+            authenticator: authenticator.clone(),
+            metrics: metrics.clone(),
+            proof_required: false,
+            shutdown: shutdown.clone(),
+        };
+        let mut addresses = Addresses::default();
+        if let Some((listener, address)) = bind(config.grpc_addr, "plaintext xDS").await? {
+            addresses.grpc = address;
+            tasks.spawn(grpc(listener, None, discovery.clone(), None, shutdown.clone()));
+        }
+        if let Some((listener, address)) = bind(config.secure_grpc_addr, "xDS over TLS").await? {
+            addresses.secure_grpc = address;
+            let certificates = CertificateService { root: root.clone(), authenticator, metrics: metrics.clone() };
+            let discovery = DiscoveryService { proof_required: true, ..discovery };
+            let tls = serving.config(&root, &["h2"])?;
+            tasks.spawn(grpc(listener, Some(tls), discovery, Some(certificates), shutdown.clone()));
+        }
+        let http = bind(config.http_addr, "readiness and debug pages").await?;
+        let monitoring = bind(config.monitoring_addr, "metrics").await?;
+        let webhooks = bind(config.https_addr, "webhooks").await?;
+        let shown = |bound: &Option<(TcpListener, String)>| bound.as_ref().map(|(_, address)| address.clone()).unwrap_or_default();
+        (addresses.http, addresses.monitoring, addresses.webhook) = (shown(&http), shown(&monitoring), shown(&webhooks));
+        let pages = Pages { published: published.clone(), registry, cache, metrics, addresses: addresses.clone() };
+        for (listener, _) in http.into_iter().chain(monitoring) {
+            let served = axum::serve(listener, admin::router(pages.clone())).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+            tasks.spawn(async move { served.await.context("the debug pages ended") });
+        }
+        if let Some((listener, _)) = webhooks {
+            let tls = serving.config(&root, &["h2", "http/1.1"])?;
+            tasks.spawn(webhook::serve(listener, tls, published.clone(), shutdown.clone()));
+        }
+        Ok(Running { addresses, published, shutdown, tasks })
+    }
+
+    /// Waits until the first configuration has been planned.
+    ///
+    /// # Errors
+    /// A part has ended instead.
+    pub async fn ready(&mut self) -> Result<()> {
+        self.published.wait_for(Option::is_some).await.map(drop).context("the configuration could not be loaded")
+    }
+
+    /// Runs until `end` completes or a part fails, then ends all within the given time.
+    ///
+    /// # Errors
+    /// The part's.
+    pub async fn run_until(mut self, end: impl Future<Output = ()>, patience: Duration) -> Result<()> {
+        let outcome = tokio::select! {
+            () = end => Ok(()),
+            outcome = failed(&mut self.tasks) => outcome,
+        };
+        self.shutdown.cancel();
+        let drained = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(patience, drained).await;
+        self.tasks.abort_all();
+        outcome
+    }
+}
+
+/// Parts run for ever: the first that ends is the reason to stop.
+async fn failed(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    match tasks.join_next().await {
+        Some(Ok(Ok(()))) | None => anyhow::bail!("a part of the control plane ended by itself"),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Err(error)) => Err(error).context("a part of the control plane broke"),
+    }
+}
+
+async fn grpc(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    discovery: DiscoveryService,
+    certificates: Option<CertificateService>,
+    shutdown: CancellationToken,
+) -> Result<()> {
+    let discovery = AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_MESSAGE);
+    Server::builder()
+        // Many small messages on one connection must not look like an attack to HTTP/2's guards.
+        .initial_connection_window_size(16 << 20)
+        .initial_stream_window_size(4 << 20)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(discovery)
+        .add_optional_service(certificates.map(IstioCertificateServiceServer::new))
+        .serve_with_incoming_shutdown(connection::accept(listener, tls), shutdown.cancelled_owned())
+        .await
+        .context("the xDS server ended")
+}
+
+async fn bind(address: Option<SocketAddr>, purpose: &str) -> Result<Option<(TcpListener, String)>> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.with_context(|| format!("{address} ({purpose}) cannot be listened on; choose another address, or port 0 for any"))?;
+    let bound = listener.local_addr()?.to_string();
+    Ok(Some((listener, bound)))
+}
+
+fn read_mesh_config(config: &Config) -> Result<MeshConfig> {
+    let Some(file) = &config.mesh_config else { return Ok(MeshConfig::default()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("the mesh-wide settings {} cannot be read", file.display()))?;
+    let (mesh, problems) = MeshConfig::parse(&text, &file.display().to_string());
+    for problem in &problems {
+        tracing::warn!("{problem}");
+    }
+    // At the start there is no last good version to keep.
+    if let Some(problem) = problems.iter().find(|problem| problem.severity == Severity::Error) {
+        anyhow::bail!("{problem}");
+    }
+    Ok(mesh)
+}
+
+fn serving_names(config: &Config) -> Vec<String> {
+    // Istio's names of the control plane's Service; ours for one machine.
+    let mut names: Vec<String> = ["istiod.istio-system.svc", "istiod-remote.istio-system.svc", "istio-pilot.istio-system.svc", "localhost", "127.0.0.1", "::1"]
+        .map(str::to_owned)
+        .to_vec();
+    names.push(format!("istiod.istio-system.svc.{}", config.domain));
+    names.extend(config.serving_names.iter().cloned());
+    names
+}
+
+/// Says on standard output where the control plane listens: one `name=address` a line, for people and scripts.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn announce(addresses: &Addresses) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let rows = [
+        ("grpc", &addresses.grpc),
+        ("secure-grpc", &addresses.secure_grpc),
+        ("http", &addresses.http),
+        ("monitoring", &addresses.monitoring),
+        ("https", &addresses.webhook),
+    ];
+    for (name, address) in rows.into_iter().filter(|(_, address)| !address.is_empty()) {
+        writeln!(out, "{name}={address}")?;
+    }
+    writeln!(out, "ready")?;
+    out.flush()
+}
