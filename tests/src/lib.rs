@@ -3,3 +3,4 @@
 pub mod wait;
 pub mod control_plane;
 pub mod ads;
+pub mod sds;

@@ -1,15 +1,17 @@
 //! A real Envoy under our control plane: it must take every resource of the sample without a refusal.
 
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use mesh_tests::control_plane::{ControlPlane, files_of};
+use mesh_tests::sds;
 use mesh_tests::wait::until;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 /// Envoy's own configuration, as Istio's agent writes it, as far as it matters here.
-fn bootstrap(control_plane: &ControlPlane, id: &str, namespace: &str, labels: Value, delta: bool) -> Value {
+fn bootstrap(control_plane: &ControlPlane, agent: SocketAddr, id: &str, namespace: &str, labels: Value, delta: bool) -> Value {
     let (host, port) = control_plane.addresses.grpc.rsplit_once(':').unwrap();
     let endpoint = |host: &str, port: u16| json!({"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}});
     let cluster = |name: &str, host: &str, port: u16| {
@@ -29,12 +31,11 @@ fn bootstrap(control_plane: &ControlPlane, id: &str, namespace: &str, labels: Va
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
             "cds_config": {"ads": {}, "resource_api_version": "V3"}
         },
-        // The workload's own certificate would come over this one; nobody is there, so listeners with TLS stay warming.
-        "static_resources": {"clusters": [cluster("xds-grpc", host, port.parse().unwrap()), cluster("sds-grpc", "127.0.0.1", 9)]}
+        "static_resources": {"clusters": [cluster("xds-grpc", host, port.parse().unwrap()), cluster("sds-grpc", &agent.ip().to_string(), agent.port())]}
     })
 }
 
-async fn takes_everything(id: &str, namespace: &str, labels: Value, delta: bool) {
+async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Value, delta: bool) {
     let envoy = std::env::var("ENVOY").expect("ENVOY names the program of a real Envoy; `cargo xtask test` installs it");
     let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ecommerce");
     // Addresses of this run alone.
@@ -45,7 +46,8 @@ async fn takes_everything(id: &str, namespace: &str, labels: Value, delta: bool)
     let mesh_config = std::fs::read_to_string(sample.join("mesh-config.yaml")).unwrap();
     let control_plane = ControlPlane::start_with(&files, &mesh_config).await;
 
-    let config = bootstrap(&control_plane, &id.replace("127.77.0.", &prefix), namespace, labels, delta);
+    let agent = sds::serve(&control_plane, namespace, account).await;
+    let config = bootstrap(&control_plane, agent, &id.replace("127.77.0.", &prefix), namespace, labels, delta);
     let (file, log) = (control_plane.path("envoy.json"), control_plane.path("envoy.log"));
     std::fs::write(&file, config.to_string()).unwrap();
     let mut command = Command::new(envoy);
@@ -74,15 +76,15 @@ const GATEWAY: &str = "router~127.77.0.10~ingressgateway.istio-system~istio-syst
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_over_delta() {
-    takes_everything(SIDECAR, "ecommerce", json!({"app": "order-service"}), true).await;
+    takes_everything(SIDECAR, "ecommerce", "order-service", json!({"app": "order-service"}), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sidecar_over_state_of_the_world() {
-    takes_everything(SIDECAR, "ecommerce", json!({"app": "order-service"}), false).await;
+    takes_everything(SIDECAR, "ecommerce", "order-service", json!({"app": "order-service"}), false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_over_delta() {
-    takes_everything(GATEWAY, "istio-system", json!({"istio": "ingressgateway"}), true).await;
+    takes_everything(GATEWAY, "istio-system", "gateway", json!({"istio": "ingressgateway"}), true).await;
 }
