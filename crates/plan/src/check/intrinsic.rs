@@ -1,10 +1,606 @@
-//! What is wrong with an object in itself.
+//! What is wrong with an object in itself. An Error keeps a new version out, so only what Istio's own validation refuses
+//! is one; what is not built yet is told on its field.
 
-use api::object::Object;
-use api::problem::Problem;
+use std::collections::BTreeSet;
 
-/// Everything that can be said of the object alone. An Error keeps a new version out.
+use api::crd;
+use api::crd::destination_rule::{ClientTlsMode, LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy};
+use api::crd::gateway::ServerTlsMode;
+use api::crd::service_entry::Resolution;
+use api::crd::virtual_service::{Destination, HttpMatchRequest, HttpRoute};
+use api::object::{Body, Object};
+use api::problem::{Code, Problem, Severity};
+use api::value::StringMatch;
+
+use super::problem;
+use crate::model::{Protocol, grpc_status};
+
+/// Everything that can be said of the object alone.
 pub(crate) fn intrinsic(object: &Object) -> Vec<Problem> {
-    let _ = object;
-    Vec::new()
+    let mut told = Told { object, problems: Vec::new() };
+    match &object.body {
+        Body::VirtualService(spec) => virtual_service(&mut told, spec),
+        Body::DestinationRule(spec) => destination_rule(&mut told, spec),
+        Body::Gateway(spec) => gateway(&mut told, spec),
+        Body::ServiceEntry(spec) => service_entry(&mut told, spec),
+        Body::Sidecar(spec) => sidecar(&mut told, spec),
+        Body::WorkloadEntry(spec) if spec.address.is_empty() => {
+            told.warn("spec.address", Code::MissingField, "the workload has no address; it is nobody's endpoint.");
+        }
+        Body::PeerAuthentication(spec) => peer_authentication(&mut told, spec),
+        Body::AuthorizationPolicy(_) | Body::RequestAuthentication(_) => {
+            told.error(
+                "",
+                Code::NotBuilt,
+                &format!("{} is stored but has no effect yet: it protects nothing.", object.kind),
+            );
+        }
+        Body::EnvoyFilter(_)
+        | Body::ProxyConfig(_)
+        | Body::Telemetry(_)
+        | Body::WasmPlugin(_)
+        | Body::TrafficExtension(_)
+        | Body::WorkloadGroup(_) => {
+            told.warn("", Code::NotBuilt, &format!("{} is stored but has no effect yet.", object.kind));
+        }
+        _ => {}
+    }
+    told.problems
+}
+
+/// Problems as they are found.
+struct Told<'a> {
+    object: &'a Object,
+    problems: Vec<Problem>,
+}
+
+impl Told<'_> {
+    fn tell(&mut self, field: &str, code: Code, severity: Severity, message: &str) {
+        self.problems.push(problem(self.object, field, code, severity, message.to_owned()));
+    }
+
+    fn error(&mut self, field: &str, code: Code, message: &str) {
+        self.tell(field, code, Severity::Error, message);
+    }
+
+    fn warn(&mut self, field: &str, code: Code, message: &str) {
+        self.tell(field, code, Severity::Warning, message);
+    }
+
+    fn info(&mut self, field: &str, code: Code, message: &str) {
+        self.tell(field, code, Severity::Info, message);
+    }
+
+    fn not_built(&mut self, field: &str, used: bool) {
+        if used {
+            let name = field.rsplit('.').next().unwrap_or(field).to_owned();
+            self.warn(field, Code::NotBuilt, &format!("{name} is not built yet; it has no effect."));
+        }
+    }
+
+    fn deprecated(&mut self, field: &str, used: bool, instead: &str) {
+        if used {
+            self.info(field, Code::Deprecated, &format!("this is deprecated; it still works. {instead}"));
+        }
+    }
+
+    fn regex(&mut self, field: &str, expression: &str) {
+        if let Err(error) = regex::Regex::new(expression) {
+            let reason = error.to_string();
+            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            self.error(field, Code::InvalidRegex, &format!("{expression:?} is not a regular expression: {reason}."));
+        }
+    }
+
+    fn string(&mut self, field: &str, value: &StringMatch) {
+        if let Some(expression) = value.regex() {
+            self.regex(&format!("{field}.regex"), expression);
+        }
+    }
+
+    fn destination(&mut self, field: &str, destination: &Destination) {
+        if destination.host.is_empty() {
+            self.error(&format!("{field}.host"), Code::MissingField, "the destination names no host.");
+        }
+    }
+}
+
+fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
+    for (index, rule) in spec.http.iter().enumerate() {
+        http_rule(told, &format!("spec.http[{index}]"), rule);
+    }
+    if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
+        told.error("spec", Code::MissingField, "the object has no rule: none of http, tls and tcp is given.");
+    }
+    for (index, rule) in spec.tls.iter().enumerate() {
+        let field = format!("spec.tls[{index}]");
+        if rule.matches.is_empty() {
+            told.error(
+                &format!("{field}.match"),
+                Code::MissingField,
+                "a TLS rule must say which server names it is for.",
+            );
+        }
+        for (place, _) in rule.matches.iter().enumerate().filter(|(_, one)| one.sni_hosts.is_empty()) {
+            told.error(
+                &format!("{field}.match[{place}].sniHosts"),
+                Code::MissingField,
+                "a TLS rule must say which server names it is for.",
+            );
+        }
+        l4_routes(told, &field, &rule.route);
+    }
+    for (index, rule) in spec.tcp.iter().enumerate() {
+        let field = format!("spec.tcp[{index}]");
+        for (place, one) in rule.matches.iter().enumerate() {
+            told.not_built(&format!("{field}.match[{place}].sourceSubnet"), !one.source_subnet.is_empty());
+        }
+        l4_routes(told, &field, &rule.route);
+    }
+}
+
+fn l4_routes(told: &mut Told<'_>, field: &str, routes: &[crd::virtual_service::RouteDestination]) {
+    if routes.is_empty() {
+        told.error(&format!("{field}.route"), Code::MissingField, "the rule has no destination.");
+    }
+    for (index, route) in routes.iter().enumerate() {
+        told.destination(&format!("{field}.route[{index}].destination"), &route.destination);
+    }
+}
+
+fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
+    let actions =
+        [!rule.route.is_empty(), rule.redirect.is_some(), rule.direct_response.is_some(), rule.delegate.is_some()];
+    match actions.iter().filter(|given| **given).count() {
+        0 => told.error(
+            field,
+            Code::MissingField,
+            "the rule says nothing to do: give route, redirect, directResponse or delegate.",
+        ),
+        1 => {}
+        _ => told.error(
+            field,
+            Code::SchemaValidation,
+            "only one of route, redirect, directResponse and delegate may be given.",
+        ),
+    }
+    for (index, one) in rule.matches.iter().enumerate() {
+        http_match(told, &format!("{field}.match[{index}]"), one);
+    }
+    for (index, route) in rule.route.iter().enumerate() {
+        told.destination(&format!("{field}.route[{index}].destination"), &route.destination);
+    }
+    if rule.route.len() > 1 && rule.route.iter().all(|route| route.weight == 0) {
+        told.warn(
+            &format!("{field}.route"),
+            Code::MeaningTaken,
+            "all weights are 0: no destination gets requests, they are answered 503.",
+        );
+    }
+    if let Some(mirror) = &rule.mirror {
+        told.destination(&format!("{field}.mirror"), mirror);
+    }
+    told.deprecated(&format!("{field}.mirrorPercent"), rule.mirror_percent.is_some(), "Write mirrorPercentage.");
+    if let Some(redirect) = &rule.redirect {
+        if !redirect.uri.is_empty() && !redirect.prefix_rewrite.is_empty() {
+            told.error(
+                &format!("{field}.redirect"),
+                Code::SchemaValidation,
+                "only one of uri and prefixRewrite may be given.",
+            );
+        }
+        if let Some(code) = redirect.redirect_code.filter(|code| ![301, 302, 303, 307, 308].contains(code)) {
+            told.error(
+                &format!("{field}.redirect.redirectCode"),
+                Code::SchemaValidation,
+                &format!("{code} is not one of 301, 302, 303, 307, 308."),
+            );
+        }
+    }
+    if let Some(response) = rule.direct_response.as_ref().filter(|response| !(200..600).contains(&response.status)) {
+        told.error(
+            &format!("{field}.directResponse.status"),
+            Code::SchemaValidation,
+            &format!("{} is not a status from 200 to 599.", response.status),
+        );
+    }
+    if let Some(rewrite) = rule.rewrite.as_ref().and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref()) {
+        told.regex(&format!("{field}.rewrite.uriRegexRewrite.match"), &rewrite.matches);
+    }
+    if let Some(retries) = &rule.retries {
+        told.not_built(
+            &format!("{field}.retries.retryRemoteLocalities"),
+            retries.retry_remote_localities == Some(true),
+        );
+    }
+    fault(told, field, rule);
+    if let Some(cors) = &rule.cors_policy {
+        told.deprecated(
+            &format!("{field}.corsPolicy.allowOrigin"),
+            !cors.allow_origin.is_empty(),
+            "Write allowOrigins.",
+        );
+        for (index, origin) in cors.allow_origins.iter().enumerate() {
+            told.string(&format!("{field}.corsPolicy.allowOrigins[{index}]"), origin);
+        }
+    }
+}
+
+fn fault(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
+    let Some(fault) = &rule.fault else { return };
+    if let Some(delay) = &fault.delay {
+        told.not_built(&format!("{field}.fault.delay.exponentialDelay"), delay.exponential_delay.is_some());
+        told.deprecated(&format!("{field}.fault.delay.percent"), delay.percent.is_some(), "Write percentage.");
+        if delay.percentage.is_none() && delay.percent.is_none() {
+            told.warn(
+                &format!("{field}.fault.delay.percentage"),
+                Code::MeaningTaken,
+                "without a percentage no request is delayed.",
+            );
+        }
+    }
+    if let Some(abort) = &fault.abort {
+        told.not_built(&format!("{field}.fault.abort.http2Error"), !abort.http2_error.is_empty());
+        if !abort.grpc_status.is_empty() && grpc_status(&abort.grpc_status).is_none() {
+            told.error(
+                &format!("{field}.fault.abort.grpcStatus"),
+                Code::SchemaValidation,
+                &format!("{:?} is not the name of a gRPC status, such as UNAVAILABLE.", abort.grpc_status),
+            );
+        }
+        if let Some(status) = abort.http_status.filter(|status| !(200..600).contains(status)) {
+            told.error(
+                &format!("{field}.fault.abort.httpStatus"),
+                Code::SchemaValidation,
+                &format!("{status} is not a status from 200 to 599."),
+            );
+        }
+        if abort.percentage.is_none() {
+            told.warn(
+                &format!("{field}.fault.abort.percentage"),
+                Code::MeaningTaken,
+                "without a percentage no request is aborted.",
+            );
+        }
+    }
+}
+
+fn http_match(told: &mut Told<'_>, field: &str, one: &HttpMatchRequest) {
+    for (name, value) in
+        [("uri", &one.uri), ("scheme", &one.scheme), ("method", &one.method), ("authority", &one.authority)]
+    {
+        if let Some(value) = value {
+            told.string(&format!("{field}.{name}"), value);
+        }
+    }
+    for (kind, map) in
+        [("headers", &one.headers), ("withoutHeaders", &one.without_headers), ("queryParams", &one.query_params)]
+    {
+        for (name, value) in map {
+            told.string(&format!("{field}.{kind}[{name:?}]"), value);
+            if name.starts_with("@request.auth") {
+                told.warn(
+                    &format!("{field}.{kind}[{name:?}]"),
+                    Code::NotBuilt,
+                    "matching of token claims is not built yet; this match never holds.",
+                );
+            }
+        }
+    }
+}
+
+fn destination_rule(told: &mut Told<'_>, spec: &crd::DestinationRule) {
+    if spec.host.is_empty() {
+        told.error("spec.host", Code::MissingField, "the object names no host.");
+    }
+    if let Some(policy) = &spec.traffic_policy {
+        traffic_policy(told, "spec.trafficPolicy", policy);
+    }
+    let mut names = BTreeSet::new();
+    for (index, subset) in spec.subsets.iter().enumerate() {
+        let field = format!("spec.subsets[{index}]");
+        if subset.name.is_empty() {
+            told.error(&format!("{field}.name"), Code::MissingField, "the subset has no name.");
+        } else if !names.insert(&subset.name) {
+            told.error(
+                &format!("{field}.name"),
+                Code::SchemaValidation,
+                &format!("two subsets are named {:?}.", subset.name),
+            );
+        }
+        if let Some(policy) = &subset.traffic_policy {
+            traffic_policy(told, &format!("{field}.trafficPolicy"), policy);
+        }
+    }
+}
+
+fn traffic_policy(told: &mut Told<'_>, field: &str, policy: &TrafficPolicy) {
+    balancer(told, field, policy.load_balancer.as_ref());
+    ejection(told, field, policy.outlier_detection.as_ref());
+    client_tls(told, field, policy.tls.as_ref());
+    told.not_built(&format!("{field}.tunnel"), policy.tunnel.is_some());
+    told.not_built(&format!("{field}.proxyProtocol"), policy.proxy_protocol.is_some());
+    told.not_built(&format!("{field}.retryBudget"), policy.retry_budget.is_some());
+    for (index, port) in policy.port_level_settings.iter().enumerate() {
+        let field = format!("{field}.portLevelSettings[{index}]");
+        if port.port.is_none() {
+            told.error(&format!("{field}.port"), Code::MissingField, "the entry names no port.");
+        }
+        balancer(told, &field, port.load_balancer.as_ref());
+        ejection(told, &field, port.outlier_detection.as_ref());
+        client_tls(told, &field, port.tls.as_ref());
+    }
+}
+
+fn balancer(told: &mut Told<'_>, field: &str, settings: Option<&LoadBalancerSettings>) {
+    let Some(settings) = settings else { return };
+    let field = format!("{field}.loadBalancer");
+    told.deprecated(
+        &format!("{field}.simple"),
+        settings.simple == Some(SimpleLb::LeastConn),
+        "LEAST_CONN is the old name of LEAST_REQUEST.",
+    );
+    told.not_built(&format!("{field}.consistentHash"), settings.consistent_hash.is_some());
+    told.not_built(&format!("{field}.localityLbSetting"), settings.locality_lb_setting.is_some());
+    told.not_built(&format!("{field}.zoneAwareLbSetting"), settings.zone_aware_lb_setting.is_some());
+    told.not_built(&format!("{field}.warmup"), settings.warmup.is_some());
+    told.not_built(&format!("{field}.warmupDurationSecs"), settings.warmup_duration_secs.is_some());
+    told.not_built(&format!("{field}.backendUtilization"), settings.backend_utilization.is_some());
+}
+
+fn ejection(told: &mut Told<'_>, field: &str, settings: Option<&OutlierDetection>) {
+    let Some(settings) = settings else { return };
+    let field = format!("{field}.outlierDetection");
+    told.deprecated(
+        &format!("{field}.consecutiveErrors"),
+        settings.consecutive_errors.is_some(),
+        "It means consecutive5xxErrors.",
+    );
+    told.not_built(
+        &format!("{field}.outlierDetectionHttpErrorCodes"),
+        !settings.outlier_detection_http_error_codes.is_empty(),
+    );
+    for (name, percent) in
+        [("maxEjectionPercent", settings.max_ejection_percent), ("minHealthPercent", settings.min_health_percent)]
+    {
+        if let Some(percent) = percent.filter(|percent| *percent > 100) {
+            told.error(
+                &format!("{field}.{name}"),
+                Code::SchemaValidation,
+                &format!("{percent} is not a percentage from 0 to 100."),
+            );
+        }
+    }
+}
+
+fn client_tls(told: &mut Told<'_>, field: &str, settings: Option<&crd::destination_rule::ClientTlsSettings>) {
+    let Some(settings) = settings else { return };
+    let field = format!("{field}.tls");
+    let own = settings.credential_name.is_empty();
+    if settings.mode == ClientTlsMode::Mutual
+        && own
+        && (settings.client_certificate.is_empty() || settings.private_key.is_empty())
+    {
+        told.error(
+            &field,
+            Code::MissingField,
+            "mode MUTUAL needs clientCertificate and privateKey, or credentialName.",
+        );
+    }
+    told.not_built(&format!("{field}.credentialName"), !own);
+    if settings.insecure_skip_verify == Some(true) {
+        told.warn(
+            &format!("{field}.insecureSkipVerify"),
+            Code::NoServerCertificateVerification,
+            "the server's certificate is not verified: anybody may answer.",
+        );
+    }
+}
+
+fn gateway(told: &mut Told<'_>, spec: &crd::Gateway) {
+    if spec.servers.is_empty() {
+        told.error("spec.servers", Code::MissingField, "the gateway has no server.");
+    }
+    for (index, server) in spec.servers.iter().enumerate() {
+        let field = format!("spec.servers[{index}]");
+        if server.port.number == 0 {
+            told.error(&format!("{field}.port.number"), Code::MissingField, "the server has no port number.");
+        }
+        let protocol = Protocol::named(&server.port.protocol);
+        if protocol.is_none() {
+            told.error(
+                &format!("{field}.port.protocol"),
+                Code::SchemaValidation,
+                &format!(
+                    "{:?} is not one of HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, TCP, TLS.",
+                    server.port.protocol
+                ),
+            );
+        }
+        if server.hosts.is_empty() {
+            told.error(&format!("{field}.hosts"), Code::MissingField, "the server has no hosts.");
+        }
+        told.not_built(&format!("{field}.bind"), server.bind.starts_with("unix://"));
+        if let Some(protocol) = protocol {
+            server_tls(told, &field, protocol, server.tls.as_ref());
+        }
+    }
+}
+
+fn server_tls(
+    told: &mut Told<'_>,
+    field: &str,
+    protocol: Protocol,
+    settings: Option<&crd::gateway::ServerTlsSettings>,
+) {
+    let Some(settings) = settings else {
+        if protocol.is_tls() {
+            told.error(
+                &format!("{field}.tls"),
+                Code::MissingField,
+                "a server of protocol HTTPS or TLS needs tls settings.",
+            );
+        }
+        return;
+    };
+    let field = format!("{field}.tls");
+    let terminates =
+        matches!(settings.mode, ServerTlsMode::Simple | ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
+    let has_certificate = !settings.credential_name.is_empty()
+        || !settings.credential_names.is_empty()
+        || !settings.tls_certificates.is_empty()
+        || !settings.server_certificate.is_empty();
+    if settings.https_redirect && protocol != Protocol::Http {
+        told.warn(
+            &format!("{field}.httpsRedirect"),
+            Code::MeaningTaken,
+            "only servers of protocol HTTP redirect; here it has no effect.",
+        );
+    }
+    if protocol.is_http2() && terminates {
+        told.info(&field, Code::MeaningTaken, "TLS is terminated and gRPC or HTTP/2 is spoken inside.");
+    } else if protocol == Protocol::Http && terminates {
+        told.warn(&field, Code::MeaningTaken, "a server of protocol HTTP takes no TLS; write HTTPS to terminate it.");
+    }
+    if terminates && !has_certificate && protocol != Protocol::Http {
+        told.error(
+            &format!("{field}.credentialName"),
+            Code::MissingField,
+            "TLS is to be terminated but there is no certificate: give credentialName.",
+        );
+    }
+    if settings.mode == ServerTlsMode::AutoPassthrough {
+        told.warn(
+            &format!("{field}.mode"),
+            Code::NotBuilt,
+            "AUTO_PASSTHROUGH is not built yet; the server serves nothing.",
+        );
+    }
+    told.not_built(&format!("{field}.caCrl"), !settings.ca_crl.is_empty());
+    told.not_built(&format!("{field}.insecureSkipVerify"), settings.insecure_skip_verify == Some(true));
+}
+
+fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
+    if spec.hosts.is_empty() {
+        told.error("spec.hosts", Code::MissingField, "the object names no host.");
+    }
+    for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.as_str() == "*") {
+        told.error(&format!("spec.hosts[{index}]"), Code::SchemaValidation, &format!("the host may not be {host:?}."));
+    }
+    if spec.ports.is_empty() {
+        told.warn("spec.ports", Code::MissingField, "the object has no ports; nothing can be reached.");
+    }
+    let mut numbers = BTreeSet::new();
+    for (index, port) in spec.ports.iter().enumerate() {
+        if port.number == 0 || !numbers.insert(port.number) {
+            told.error(
+                &format!("spec.ports[{index}].number"),
+                Code::SchemaValidation,
+                &format!("{} is not a port number, or stands twice.", port.number),
+            );
+        }
+    }
+    if !spec.endpoints.is_empty() && spec.workload_selector.is_some() {
+        told.error(
+            "spec.endpoints",
+            Code::SchemaValidation,
+            "only one of endpoints and workloadSelector may be given.",
+        );
+    }
+    match spec.resolution {
+        Resolution::None if !spec.endpoints.is_empty() => {
+            told.error(
+                "spec.endpoints",
+                Code::SchemaValidation,
+                "resolution NONE (the default) takes no endpoints; write resolution: STATIC.",
+            );
+        }
+        Resolution::Static if spec.endpoints.is_empty() && spec.workload_selector.is_none() => {
+            told.warn(
+                "spec.endpoints",
+                Code::MissingField,
+                "resolution STATIC without endpoints or workloadSelector: requests are answered 503.",
+            );
+        }
+        Resolution::DnsRoundRobin if spec.endpoints.len() > 1 => {
+            told.error("spec.endpoints", Code::SchemaValidation, "resolution DNS_ROUND_ROBIN takes one endpoint.");
+        }
+        Resolution::Dns if spec.endpoints.is_empty() && spec.hosts.iter().any(|host| host.starts_with('*')) => {
+            told.error(
+                "spec.resolution",
+                Code::SchemaValidation,
+                "a wildcard cannot be looked up; give endpoints, or resolution NONE.",
+            );
+        }
+        _ => {}
+    }
+    for (index, address) in spec.addresses.iter().enumerate() {
+        if address.parse::<std::net::IpAddr>().is_err() && address.parse::<ipnet::IpNet>().is_err() {
+            told.error(
+                &format!("spec.addresses[{index}]"),
+                Code::SchemaValidation,
+                &format!("{address:?} is neither an IP address nor a range."),
+            );
+        }
+    }
+}
+
+fn sidecar(told: &mut Told<'_>, spec: &crd::Sidecar) {
+    for (index, ingress) in spec.ingress.iter().enumerate() {
+        let field = format!("spec.ingress[{index}]");
+        if ingress.port.number == 0 {
+            told.error(&format!("{field}.port"), Code::MissingField, "the listener has no port number.");
+        }
+        let endpoint = ingress.default_endpoint.as_str();
+        let known = endpoint.rsplit_once(':').is_some_and(|(host, port)| {
+            ["127.0.0.1", "[::1]", "0.0.0.0", "[::]"].contains(&host) && port.parse::<u16>().is_ok()
+        });
+        if endpoint.starts_with("unix://") {
+            told.warn(
+                &format!("{field}.defaultEndpoint"),
+                Code::NotBuilt,
+                "Unix sockets are not built yet; the port is not opened.",
+            );
+        } else if !endpoint.is_empty() && !known {
+            told.error(
+                &format!("{field}.defaultEndpoint"),
+                Code::SchemaValidation,
+                &format!("{endpoint:?} is not of the form 127.0.0.1:PORT, 0.0.0.0:PORT or unix://PATH."),
+            );
+        }
+        told.not_built(&format!("{field}.tls"), ingress.tls.is_some());
+        told.not_built(&format!("{field}.connectionPool"), ingress.connection_pool.is_some());
+    }
+    for (index, egress) in spec.egress.iter().enumerate() {
+        if egress.hosts.is_empty() {
+            told.error(&format!("spec.egress[{index}].hosts"), Code::MissingField, "the listener names no hosts.");
+        }
+        for (place, host) in egress.hosts.iter().enumerate().filter(|(_, host)| !host.contains('/')) {
+            told.error(
+                &format!("spec.egress[{index}].hosts[{place}]"),
+                Code::SchemaValidation,
+                &format!("{host:?} is not of the form NAMESPACE/HOST; write \"*/{host}\" or \"./{host}\"."),
+            );
+        }
+    }
+    told.not_built("spec.inboundConnectionPool", spec.inbound_connection_pool.is_some());
+    told.not_built(
+        "spec.outboundTrafficPolicy.egressProxy",
+        spec.outbound_traffic_policy.as_ref().is_some_and(|policy| policy.egress_proxy.is_some()),
+    );
+}
+
+fn peer_authentication(told: &mut Told<'_>, spec: &crd::PeerAuthentication) {
+    if !spec.port_level_mtls.is_empty()
+        && spec.selector.as_ref().is_none_or(|selector| selector.match_labels.is_empty())
+    {
+        told.error("spec.portLevelMtls", Code::SchemaValidation, "modes of single ports need a selector.");
+    }
+    for port in spec.port_level_mtls.keys().filter(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        told.error(
+            &format!("spec.portLevelMtls[{port:?}]"),
+            Code::SchemaValidation,
+            &format!("{port:?} is not a port number."),
+        );
+    }
 }

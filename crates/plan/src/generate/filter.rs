@@ -2,7 +2,6 @@
 
 use api::crd::sidecar::OutboundMode;
 use api::mesh_config::{AccessLogEncoding, MeshConfig, NormalizationType};
-use api::node::Role;
 use api::xds::core::{Http1ProtocolOptions, SubstitutionFormatString, substitution_format_string::Format};
 use api::xds::{Any, alpn, json_to_struct, pack, peer_metadata, stats};
 use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
@@ -188,13 +187,12 @@ fn alpn_override() -> alpn::FilterConfig {
 }
 
 /// Network filters that stand before a TCP proxy.
-fn network_filters(scope: &Scope, side: Side) -> Vec<Filter> {
+fn network_filters(scope: &Scope) -> Vec<Filter> {
     let mut filters = Vec::new();
     let network = |name: &str, config: Any| Filter {
         name: name.to_owned(),
         config_type: Some(filter::ConfigType::TypedConfig(config)),
     };
-    let _ = side;
     if scope.proxy.extensions.stats {
         filters.push(network("istio.stats", pack(&stats::PluginConfig::default())));
     }
@@ -202,14 +200,14 @@ fn network_filters(scope: &Scope, side: Side) -> Vec<Filter> {
 }
 
 /// A TCP proxy, with what stands before it.
-pub(super) fn tcp(scope: &Scope, side: Side, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
+pub(super) fn tcp(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(specifier),
         access_log: access_log(&scope.snapshot.mesh),
         ..TcpProxy::default()
     };
-    let mut filters = network_filters(scope, side);
+    let mut filters = network_filters(scope);
     filters.push(Filter {
         name: "envoy.filters.network.tcp_proxy".into(),
         config_type: Some(filter::ConfigType::TypedConfig(pack(&proxy))),
@@ -314,9 +312,4 @@ pub(super) fn access_log(mesh: &MeshConfig) -> Vec<AccessLog> {
         config_type: Some(access_log::ConfigType::TypedConfig(pack(&log))),
         ..AccessLog::default()
     }]
-}
-
-/// Whether the proxy is a gateway.
-pub(super) fn is_gateway(scope: &Scope) -> bool {
-    scope.proxy.role == Role::Router
 }

@@ -7,16 +7,12 @@ use api::xds::core::{
     config_source::ConfigSourceSpecifier, grpc_service, socket_address::PortSpecifier, transport_socket::ConfigType,
 };
 use api::xds::{json_to_struct, pack};
-use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value, UInt64Value};
+use envoy_types::pb::google::protobuf::{BoolValue, Duration as ProtoDuration, UInt32Value};
 use prost::{Message, Name};
 use serde_json::Value;
 
 pub(super) fn some_u32(value: u32) -> Option<UInt32Value> {
     Some(UInt32Value { value })
-}
-
-pub(super) fn some_u64(value: u64) -> Option<UInt64Value> {
-    Some(UInt64Value { value })
 }
 
 pub(super) fn some_bool(value: bool) -> Option<BoolValue> {

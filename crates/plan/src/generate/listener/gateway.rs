@@ -98,7 +98,7 @@ fn tcp(scope: &Scope, specifier: ClusterSpecifier) -> Vec<envoy_types::pb::envoy
             weighted.clusters.first().map(|first| first.name.clone()).unwrap_or_default()
         }
     };
-    filter::tcp(scope, Side::Gateway, &prefix, specifier)
+    filter::tcp(scope, &prefix, specifier)
 }
 
 /// Names that the handshake must ask for; none for `*`.

@@ -44,7 +44,7 @@ fn captured(scope: &Scope) -> Listener {
     let bind = if scope.proxy.address().is_ipv6() { "::" } else { "0.0.0.0" };
     let mut listener = listener(scope, "virtualInbound", bind, port, TrafficDirection::Inbound, true);
     // Connections to the capturing port itself would go round for ever.
-    let black_hole = filter::tcp(scope, Side::Inbound, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
+    let black_hole = filter::tcp(scope, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
     listener.filter_chains.push(chain(
         "virtualInbound-blackhole",
         &When { destination_port: Some(port), ..When::default() },
@@ -73,7 +73,7 @@ fn chains(scope: &Scope, inbound: &Inbound, destination_port: Option<u16>) -> Ve
                 Routes::Inline(Box::new(route::inbound(inbound))),
             )]
         } else {
-            filter::tcp(scope, Side::Inbound, &cluster, ClusterSpecifier::Cluster(cluster.clone()))
+            filter::tcp(scope, &cluster, ClusterSpecifier::Cluster(cluster.clone()))
         };
         let when =
             When { destination_port, transport: taking.transport, protocols: &taking.protocols, ..When::default() };
@@ -99,12 +99,7 @@ fn catch_all(scope: &Scope) -> Vec<FilterChain> {
         } else {
             (
                 "virtualInbound",
-                filter::tcp(
-                    scope,
-                    Side::Inbound,
-                    INBOUND_PASSTHROUGH,
-                    ClusterSpecifier::Cluster(INBOUND_PASSTHROUGH.into()),
-                ),
+                filter::tcp(scope, INBOUND_PASSTHROUGH, ClusterSpecifier::Cluster(INBOUND_PASSTHROUGH.into())),
             )
         };
         let when = When { transport: taking.transport, protocols: &taking.protocols, ..When::default() };

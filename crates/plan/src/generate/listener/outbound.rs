@@ -63,7 +63,7 @@ fn capturing(scope: &Scope) -> Listener {
     let mut listener = listener(scope, "virtualOutbound", bind, port, TrafficDirection::Outbound, true);
     listener.use_original_dst = Some(envoy_types::pb::google::protobuf::BoolValue { value: true });
     // Connections to the capturing port itself would go round for ever.
-    let black_hole = filter::tcp(scope, Side::Outbound, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
+    let black_hole = filter::tcp(scope, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
     listener.filter_chains.push(chain(
         "virtualOutbound-blackhole",
         &When { destination_port: Some(port), ..When::default() },
@@ -77,12 +77,7 @@ fn capturing(scope: &Scope) -> Listener {
 /// To where it was sent, or nowhere, as the mesh says.
 fn unknown(scope: &Scope, name: &str) -> FilterChain {
     let cluster = filter::unknown_destination(scope);
-    chain(
-        name,
-        &When::default(),
-        None,
-        filter::tcp(scope, Side::Outbound, cluster, ClusterSpecifier::Cluster(cluster.into())),
-    )
+    chain(name, &When::default(), None, filter::tcp(scope, cluster, ClusterSpecifier::Cluster(cluster.into())))
 }
 
 fn heard(scope: &Scope) -> BTreeMap<(String, u16), Heard> {
@@ -228,7 +223,7 @@ fn tcp_chains(
             else {
                 continue;
             };
-            let filters = filter::tcp(scope, Side::Outbound, &stat_prefix(&specifier), specifier);
+            let filters = filter::tcp(scope, &stat_prefix(&specifier), specifier);
             let all = rule.matches.is_empty() || mine.iter().any(|one| one.destination_subnets.is_empty());
             if all {
                 default = Some(chain("", &When::default(), None, filters));
@@ -240,7 +235,7 @@ fn tcp_chains(
     }
     if default.is_none() {
         let cluster = ClusterName::outbound(port.number, "", service.host.as_str()).to_string();
-        let filters = filter::tcp(scope, Side::Outbound, &cluster, ClusterSpecifier::Cluster(cluster.clone()));
+        let filters = filter::tcp(scope, &cluster, ClusterSpecifier::Cluster(cluster.clone()));
         let name = Some(&service.host).filter(|_| shared && port.protocol.is_tls()).filter(|host| host.as_str() != "*");
         match name.map(Hostname::to_string) {
             // A rule for this name already says where it goes.
@@ -276,7 +271,7 @@ fn tls_chains(scope: &Scope, rules: &VirtualService, port: u16) -> Vec<FilterCha
             )
         }) {
             let Some(specifier) = route::weighted_tcp(scope, rules, &rule.route, port) else { continue };
-            let filters = filter::tcp(scope, Side::Outbound, &stat_prefix(&specifier), specifier);
+            let filters = filter::tcp(scope, &stat_prefix(&specifier), specifier);
             let when = When {
                 server_names: one.sni_hosts.clone(),
                 subnets: one.destination_subnets.clone(),
@@ -318,6 +313,10 @@ fn write(scope: &Scope, address: &str, port: u16, heard: Heard) -> Listener {
         && listener.filter_chains.iter().any(|chain| chain.filter_chain_match.is_none());
     if !http_only {
         listener.default_filter_chain = heard.default.or_else(|| Some(unknown(scope, "PassthroughFilterChain")));
+    }
+    // One chain for all connections needs no exception.
+    if listener.filter_chains.is_empty() {
+        listener.filter_chains.extend(listener.default_filter_chain.take());
     }
     listener
 }

@@ -1,0 +1,71 @@
+//! The manifests that must work unchanged: each one in a small mesh gives exactly the problems that stand in
+//! `manifests/expected.txt`. `UPDATE_GOLDEN=1` rewrites that file.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use api::mesh_config::MeshConfig;
+use api::node::Role;
+use api::xds::{KINDS, core};
+use plan::{Change, ProxyIdentity, Scope, Snapshot, Want, World};
+
+/// Namespace that the objects are applied to if they name none.
+fn namespace(file: &str) -> &'static str {
+    match file.split('-').next() {
+        Some("ecommerce") => "ecommerce",
+        Some("company") => "istio-system",
+        _ => "waste",
+    }
+}
+
+#[test]
+fn each_manifest_gives_the_expected_problems() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = root.join("../../examples/manifests");
+    let mut files: Vec<String> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".yaml"))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 16);
+    let mut found = String::new();
+    for file in files {
+        writeln!(found, "{file}").unwrap();
+        let mut world = World::new(MeshConfig::default(), "cluster.local");
+        let environment = std::fs::read(root.join("tests/manifests/environment.yaml")).unwrap();
+        let environment = api::decode::documents(&environment, "environment.yaml", "default");
+        assert!(environment.problems.is_empty(), "{:?}", environment.problems);
+        let text = std::fs::read(folder.join(&file)).unwrap();
+        let decoded = api::decode::documents(&text, &file, namespace(&file));
+        for object in environment.objects.into_iter().chain(decoded.objects) {
+            world.apply(Change::Upsert(Box::new(object)));
+        }
+        let snapshot = Snapshot::build(&world, None);
+        let mut problems: Vec<_> =
+            decoded.problems.iter().chain(snapshot.problems()).filter(|problem| problem.origin.file == file).collect();
+        problems.sort();
+        for problem in problems {
+            writeln!(found, "  {problem}").unwrap();
+        }
+        // Whatever the objects, every proxy gets resources.
+        for (role, address, name) in [
+            (Role::Sidecar, "10.1.0.1", "user-v1.ecommerce~ecommerce"),
+            (Role::Router, "10.1.0.7", "ingress.istio-system~istio-system"),
+        ] {
+            let node = core::Node {
+                id: format!("{}~{address}~{name}.svc.cluster.local", role.as_str()),
+                ..core::Node::default()
+            };
+            let scope = Scope::of(&snapshot, &ProxyIdentity::of(&node, None).unwrap());
+            for row in KINDS {
+                scope.generate(row.kind, &Want::All);
+            }
+        }
+    }
+    let expected = root.join("tests/manifests/expected.txt");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&expected, &found).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&expected).unwrap_or_default(), found);
+}
