@@ -16,7 +16,6 @@ const FENCES: &[(&str, &[&str])] = &[
     ("tonic", &["api/xds", "meshd/authn", "meshd/ca", "meshd/serve", "meshd/app", "proxy/xds", "proxy/identity", "tests"]),
     ("hyper", &["meshd/webhook", "proxy/http", "proxy/upstream", "proxy/admin", "proxy/listen", "proxy/app", "meshctl/fetch", "meshctl/demo", "tests", "shop"]),
     ("rustls", &["meshd/ca", "meshd/serve", "meshd/webhook", "meshd/app", "proxy/tls", "proxy/secret", "proxy/identity", "proxy/xds", "meshctl/fetch", "meshctl/demo", "tests"]),
-    ("kube", &[]),
     ("axum", &["meshd/webhook", "meshd/admin", "meshd/app", "shop", "tests"]),
     ("tokio", &["meshd", "proxy", "meshctl", "tests", "shop"]),
 ];
