@@ -2,5 +2,12 @@
 //!
 //! A module may use only modules listed above it.
 
+pub mod facts;
+pub mod failure;
+pub mod telemetry;
+pub mod filter;
+pub mod snapshot;
+pub mod filters;
 pub mod secret;
 pub mod xds;
+pub mod compile;
