@@ -4,3 +4,5 @@ pub mod format;
 pub mod access_log;
 pub mod metrics;
 pub mod why;
+pub mod peer;
+pub mod labels;

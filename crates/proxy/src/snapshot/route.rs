@@ -6,6 +6,7 @@ pub mod action;
 pub mod edit;
 pub mod retry;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -92,10 +93,10 @@ pub struct Decision<'a> {
 }
 
 /// Where a forwarded request goes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Target<'a> {
     /// Name of the cluster.
-    pub cluster: &'a str,
+    pub cluster: Cow<'a, str>,
     /// The weighted cluster chosen, if the route has some.
     pub weighted: Option<&'a WeightedCluster>,
 }
@@ -149,18 +150,18 @@ pub fn without_port(authority: &str) -> &str {
 
 impl Forward {
     /// Picks the cluster: the only one, one by weight, or the one that a header names.
-    pub fn target<'a>(&'a self, head: &'a RequestHead, dice: &mut SmallRng) -> Option<Target<'a>> {
+    pub fn target<'a>(&'a self, head: &RequestHead, dice: &mut SmallRng) -> Option<Target<'a>> {
         match &self.cluster {
-            action::ClusterChoice::One(name) => Some(Target { cluster: name, weighted: None }),
+            action::ClusterChoice::One(name) => Some(Target { cluster: Cow::Borrowed(name), weighted: None }),
             action::ClusterChoice::Header(name) => {
                 let cluster = head.headers.get(name)?.to_str().ok()?;
-                Some(Target { cluster, weighted: None })
+                Some(Target { cluster: Cow::Owned(cluster.to_owned()), weighted: None })
             }
             action::ClusterChoice::Weighted { clusters, total } => {
                 let mut point = dice.random_range(0..(*total).max(1));
                 for weighted in clusters {
                     if point < u64::from(weighted.weight) {
-                        return Some(Target { cluster: &weighted.name, weighted: Some(weighted) });
+                        return Some(Target { cluster: Cow::Borrowed(&weighted.name), weighted: Some(weighted) });
                     }
                     point -= u64::from(weighted.weight);
                 }

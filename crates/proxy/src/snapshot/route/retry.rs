@@ -34,6 +34,11 @@ macro_rules! conditions {
         pub struct RetryOn { $(pub $field: bool),* }
 
         impl RetryOn {
+            /// What either names.
+            pub fn or(self, other: Self) -> Self {
+                Self { $($field: self.$field || other.$field),* }
+            }
+
             /// Reads a comma-separated list; a number is a retriable status. Returns the statuses, and words that are unknown.
             pub fn parse(text: &str) -> (Self, Vec<u16>, Vec<String>) {
                 let (mut on, mut statuses, mut unknown) = (Self::default(), Vec::new(), Vec::new());
