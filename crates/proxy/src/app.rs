@@ -282,7 +282,10 @@ impl Shared {
             rejects.push(Reject { kind: ResourceKind::Listener, name: name.to_string(), reason });
         }
         sockets.retain(|(name, address), bound| {
-            let wanted = snapshot.listeners.get(name).is_some_and(|listener| listener.value.binds && listener.value.addresses.contains(address));
+            let wanted = snapshot
+                .listeners
+                .get(name)
+                .is_some_and(|listener| listener.value.binds && listener.value.addresses.contains(address));
             if !wanted {
                 bound.stop.cancel();
             }
@@ -319,7 +322,10 @@ impl Shared {
         let snapshot = self.holder.load();
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         sockets.retain(|(name, _), bound| {
-            let inbound = snapshot.listeners.get(name).is_none_or(|listener| listener.value.direction == crate::facts::Direction::Inbound);
+            let inbound = snapshot
+                .listeners
+                .get(name)
+                .is_none_or(|listener| listener.value.direction == crate::facts::Direction::Inbound);
             let keep = inbound_only && !inbound;
             if !keep {
                 bound.stop.cancel();
@@ -351,7 +357,10 @@ impl Shared {
                         && name == crate::secret::DEFAULT
                         && secrets.certificate(name).is_none()
                     {
-                        return Some(format!("listener {} needs the workload's certificate, which has not been issued yet", listener.value.name));
+                        return Some(format!(
+                            "listener {} needs the workload's certificate, which has not been issued yet",
+                            listener.value.name
+                        ));
                     }
                 }
             }

@@ -52,7 +52,10 @@ fn section<T>(
         }
         match compile(&resource.body) {
             Ok(value) => {
-                section.insert(name.as_str().into(), Versioned { version: resource.version.clone(), value: Arc::new(value) });
+                section.insert(
+                    name.as_str().into(),
+                    Versioned { version: resource.version.clone(), value: Arc::new(value) },
+                );
             }
             Err(reason) => {
                 rejects.push(Reject { kind, name: name.clone(), reason });
@@ -71,13 +74,18 @@ fn section<T>(
 /// The sentence names the value.
 pub fn duration(time: &envoy_types::pb::google::protobuf::Duration) -> Result<Duration, String> {
     match (u64::try_from(time.seconds), u32::try_from(time.nanos)) {
-        (Ok(seconds), Ok(nanos)) if seconds <= 315_576_000_000 && nanos < 1_000_000_000 => Ok(Duration::new(seconds, nanos)),
+        (Ok(seconds), Ok(nanos)) if seconds <= 315_576_000_000 && nanos < 1_000_000_000 => {
+            Ok(Duration::new(seconds, nanos))
+        }
         _ => Err(format!("{}s {}ns is not a duration", time.seconds, time.nanos)),
     }
 }
 
 /// A duration that may be missing.
-pub(crate) fn duration_or(time: &Option<envoy_types::pb::google::protobuf::Duration>, default: Duration) -> Result<Duration, String> {
+pub(crate) fn duration_or(
+    time: &Option<envoy_types::pb::google::protobuf::Duration>,
+    default: Duration,
+) -> Result<Duration, String> {
     time.as_ref().map_or(Ok(default), duration)
 }
 
@@ -117,7 +125,8 @@ mod tests {
     fn set(rows: &[(&str, &str, Any)]) -> ResourceSet {
         let mut set = ResourceSet::default();
         for (name, version, body) in rows {
-            set.of_mut(ResourceKind::Cluster).insert((*name).to_owned(), Resource { version: (*version).to_owned(), body: body.clone() });
+            set.of_mut(ResourceKind::Cluster)
+                .insert((*name).to_owned(), Resource { version: (*version).to_owned(), body: body.clone() });
         }
         set
     }
@@ -128,10 +137,14 @@ mod tests {
         let bad = Any { value: vec![0xff], ..good("a") };
         let (first, rejects) = compile(&set(&[("a", "1", good("a")), ("b", "1", good("b"))]), &Snapshot::default());
         assert!(rejects.is_empty(), "{rejects:?}");
-        let (second, rejects) = compile(&set(&[("a", "2", bad.clone()), ("b", "1", good("b")), ("c", "1", bad)]), &first);
+        let (second, rejects) =
+            compile(&set(&[("a", "2", bad.clone()), ("b", "1", good("b")), ("c", "1", bad)]), &first);
         assert_eq!(rejects.iter().map(|reject| reject.name.as_str()).collect::<Vec<_>>(), ["a", "c"]);
         assert!(Arc::ptr_eq(&first.clusters["a"].value, &second.clusters["a"].value));
-        assert!(Arc::ptr_eq(&first.clusters["b"].value, &second.clusters["b"].value), "an equal version keeps its form");
+        assert!(
+            Arc::ptr_eq(&first.clusters["b"].value, &second.clusters["b"].value),
+            "an equal version keeps its form"
+        );
         assert!(!second.clusters.contains_key("c"));
         let (third, _) = compile(&set(&[]), &second);
         assert!(third.clusters.is_empty());
@@ -140,7 +153,10 @@ mod tests {
     #[test]
     fn objects_are_named_as_users_write_them() {
         let config = "/apis/networking.istio.io/v1/namespaces/shop/virtual-service/reviews";
-        let metadata = Metadata { filter_metadata: [("istio".to_owned(), json_to_struct(&serde_json::json!({"config": config})))].into(), ..Metadata::default() };
+        let metadata = Metadata {
+            filter_metadata: [("istio".to_owned(), json_to_struct(&serde_json::json!({"config": config})))].into(),
+            ..Metadata::default()
+        };
         assert_eq!(object_of(Some(&metadata)).unwrap().as_ref(), "VirtualService shop/reviews");
         assert_eq!(object_of(None), None);
     }

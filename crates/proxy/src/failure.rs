@@ -137,7 +137,12 @@ impl Failure {
     pub fn is_before_sending(self) -> bool {
         matches!(
             self,
-            Failure::ConnectFailed | Failure::ConnectTimeout | Failure::TlsFailed | Failure::NoCertificate | Failure::NoHealthyUpstream | Failure::Overflow
+            Failure::ConnectFailed
+                | Failure::ConnectTimeout
+                | Failure::TlsFailed
+                | Failure::NoCertificate
+                | Failure::NoHealthyUpstream
+                | Failure::Overflow
         )
     }
 
@@ -149,7 +154,10 @@ impl Failure {
     /// The connection or stream ended without an answer (Envoy's `reset`).
     pub fn is_reset(self) -> bool {
         self.is_connect_failure()
-            || matches!(self, Failure::UpstreamReset | Failure::UpstreamClosed | Failure::UpstreamProtocol | Failure::PerTryTimeout)
+            || matches!(
+                self,
+                Failure::UpstreamReset | Failure::UpstreamClosed | Failure::UpstreamProtocol | Failure::PerTryTimeout
+            )
     }
 
     /// `UPSTREAM_TRANSPORT_FAILURE_REASON` of the access log.

@@ -57,7 +57,11 @@ impl Reply {
 
     /// The answer to a failure.
     pub fn failure(failure: Failure) -> Self {
-        Self { body: Bytes::from_static(failure.body().as_bytes()), failure: Some(failure), ..Self::plain(failure.status()) }
+        Self {
+            body: Bytes::from_static(failure.body().as_bytes()),
+            failure: Some(failure),
+            ..Self::plain(failure.status())
+        }
     }
 }
 

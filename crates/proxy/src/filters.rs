@@ -39,11 +39,14 @@ pub struct Row {
 /// All filters.
 pub const TABLE: &[Row] = &[
     Row { type_name: "envoy.extensions.filters.http.router.v3.Router", compile: |_| Ok(Compiled::Router) },
-    Row { type_name: "envoy.extensions.filters.http.fault.v3.HttpFault", compile: fault::compile },
+    Row { type_name: "envoy.extensions.filters.http.fault.v3.HTTPFault", compile: fault::compile },
     Row { type_name: "envoy.extensions.filters.http.cors.v3.Cors", compile: |_| Ok(Compiled::Idle) },
     Row { type_name: "envoy.extensions.filters.http.cors.v3.CorsPolicy", compile: cors::compile },
     Row { type_name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", compile: |_| Ok(Compiled::GrpcStats) },
-    Row { type_name: "stats.PluginConfig", compile: |any| api::xds::unpack::<api::xds::stats::PluginConfig>(any).map(|_| Compiled::Stats) },
+    Row {
+        type_name: "stats.PluginConfig",
+        compile: |any| api::xds::unpack::<api::xds::stats::PluginConfig>(any).map(|_| Compiled::Stats),
+    },
     Row { type_name: "istio.envoy.config.filter.http.alpn.v2alpha1.FilterConfig", compile: |_| Ok(Compiled::Alpn) },
     Row { type_name: "io.istio.http.peer_metadata.Config", compile: peer_metadata },
 ];
@@ -65,10 +68,14 @@ fn peer_metadata(any: &Any) -> Result<Compiled, String> {
     use api::xds::peer_metadata::config::{discovery_method, propagation_method};
     let config: Config = api::xds::unpack(any)?;
     let reads = |methods: &[api::xds::peer_metadata::config::DiscoveryMethod]| {
-        methods.iter().any(|method| matches!(method.method_specifier, Some(discovery_method::MethodSpecifier::IstioHeaders(_))))
+        methods
+            .iter()
+            .any(|method| matches!(method.method_specifier, Some(discovery_method::MethodSpecifier::IstioHeaders(_))))
     };
     let writes = |methods: &[api::xds::peer_metadata::config::PropagationMethod]| {
-        methods.iter().any(|method| matches!(method.method_specifier, Some(propagation_method::MethodSpecifier::IstioHeaders(_))))
+        methods
+            .iter()
+            .any(|method| matches!(method.method_specifier, Some(propagation_method::MethodSpecifier::IstioHeaders(_))))
     };
     Ok(Compiled::PeerMetadata(crate::snapshot::chain::PeerMetadata {
         from_client: reads(&config.downstream_discovery),

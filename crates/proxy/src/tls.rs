@@ -24,13 +24,21 @@ pub fn provider() -> Arc<CryptoProvider> {
 }
 
 /// The certificate of a source; `None` if it is not there (yet).
-fn certificate(source: &Source, secrets: &Secrets, provider: &CryptoProvider) -> Result<Option<Arc<CertifiedKey>>, String> {
+fn certificate(
+    source: &Source,
+    secrets: &Secrets,
+    provider: &CryptoProvider,
+) -> Result<Option<Arc<CertifiedKey>>, String> {
     match source {
         Source::Named(name) => Ok(secrets.certificate(name).cloned()),
         Source::Pem(pem) => {
-            let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|error| format!("a certificate cannot be read: {error:?}"))?;
-            let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("a private key cannot be read: {error:?}"))?;
-            let key = CertifiedKey::from_der(chain, key, provider).map_err(|error| format!("a certificate cannot be used: {error}"))?;
+            let chain = CertificateDer::pem_slice_iter(pem)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| format!("a certificate cannot be read: {error:?}"))?;
+            let key = PrivateKeyDer::from_pem_slice(pem)
+                .map_err(|error| format!("a private key cannot be read: {error:?}"))?;
+            let key = CertifiedKey::from_der(chain, key, provider)
+                .map_err(|error| format!("a certificate cannot be used: {error}"))?;
             Ok(Some(Arc::new(key)))
         }
         Source::System => Err("the operating system has no certificate of ours".to_owned()),
@@ -56,6 +64,10 @@ fn roots(source: &Source, secrets: &Secrets) -> Result<Option<Arc<RootCertStore>
 }
 
 fn system_roots() -> Result<Vec<u8>, String> {
-    const PLACES: [&str; 3] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
-    PLACES.iter().find_map(|place| std::fs::read(place).ok()).ok_or_else(|| "the operating system's trust roots were not found".to_owned())
+    const PLACES: [&str; 3] =
+        ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    PLACES
+        .iter()
+        .find_map(|place| std::fs::read(place).ok())
+        .ok_or_else(|| "the operating system's trust roots were not found".to_owned())
 }

@@ -65,13 +65,21 @@ impl Registry {
 
     /// Forgets clusters that are gone.
     pub fn retain(&self, snapshot: &Snapshot) {
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner).retain(|name, usage| snapshot.clusters.contains_key(name) || Arc::strong_count(usage) > 1);
+        self.usage
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|name, usage| snapshot.clusters.contains_key(name) || Arc::strong_count(usage) > 1);
         self.health.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, health| Arc::strong_count(health) > 1);
     }
 
     /// Whether a host is ejected, for `/clusters`.
     pub fn is_ejected(&self, cluster: &Arc<str>, place: &Place) -> bool {
-        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner).get(&(Arc::clone(cluster), place.clone())).cloned();
+        let health = self
+            .health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&(Arc::clone(cluster), place.clone()))
+            .cloned();
         health.is_some_and(|health| health.is_ejected(self.now(), &self.usage(cluster)))
     }
 }
@@ -284,7 +292,9 @@ impl Upstream {
     fn follow(self: &Rc<Self>, snapshot: &Snapshot) {
         let now = match &self.settings.discovery {
             Discovery::Static(endpoints) => Arc::clone(endpoints),
-            Discovery::Eds(name) => snapshot.endpoints.get(name).map(|endpoints| Arc::clone(&endpoints.value)).unwrap_or_default(),
+            Discovery::Eds(name) => {
+                snapshot.endpoints.get(name).map(|endpoints| Arc::clone(&endpoints.value)).unwrap_or_default()
+            }
             Discovery::StrictDns(_) | Discovery::LogicalDns(_) => {
                 if !self.resolving.replace(true) {
                     tokio::task::spawn_local(resolve::follow(Rc::downgrade(self)));
@@ -368,7 +378,12 @@ impl Upstream {
     ///
     /// # Errors
     /// There is none.
-    pub async fn pick(self: &Rc<Self>, destination: SocketAddr, tried: &[Rc<Host>], attempts: u32) -> Result<Rc<Host>, Failure> {
+    pub async fn pick(
+        self: &Rc<Self>,
+        destination: SocketAddr,
+        tried: &[Rc<Host>],
+        attempts: u32,
+    ) -> Result<Rc<Host>, Failure> {
         match &self.settings.discovery {
             Discovery::OriginalDst { port } => {
                 let mut address = destination;
@@ -430,7 +445,9 @@ impl Upstream {
         let left;
         let healthy = if any_ejected {
             let now = self.env.registry.now();
-            let keep = |group: &Vec<Rc<Host>>| -> Vec<Rc<Host>> { group.iter().filter(|host| !host.health.is_ejected(now, &self.usage)).cloned().collect() };
+            let keep = |group: &Vec<Rc<Host>>| -> Vec<Rc<Host>> {
+                group.iter().filter(|host| !host.health.is_ejected(now, &self.usage)).cloned().collect()
+            };
             left = hosts.healthy.iter().map(keep).collect::<Vec<_>>();
             &left
         } else {
@@ -569,7 +586,13 @@ impl Upstream {
     }
 
     /// Makes the connection that others wait for. It goes on if this request is given up.
-    async fn dial_shared(self: &Rc<Self>, host: &Rc<Host>, offer: Offer, wanted: Wanted<'_>, http2: bool) -> Result<Lease, Failure> {
+    async fn dial_shared(
+        self: &Rc<Self>,
+        host: &Rc<Host>,
+        offer: Offer,
+        wanted: Wanted<'_>,
+        http2: bool,
+    ) -> Result<Lease, Failure> {
         let (result, receiver) = oneshot::channel();
         let (upstream, host, name) = (Rc::clone(self), Rc::clone(host), wanted.host.to_owned());
         tokio::task::spawn_local(async move {
@@ -583,12 +606,22 @@ impl Upstream {
         receiver.await.unwrap_or(Err(Failure::ConnectFailed))
     }
 
-    async fn make_shared(self: &Rc<Self>, host: &Rc<Host>, offer: Offer, name: &str, http2: bool) -> Result<Lease, Failure> {
+    async fn make_shared(
+        self: &Rc<Self>,
+        host: &Rc<Host>,
+        offer: Offer,
+        name: &str,
+        http2: bool,
+    ) -> Result<Lease, Failure> {
         let permit = self.permit(Limited::Connections)?;
         let dialled = self.dial(host, offer, name).await?;
         let link = Link::new(&dialled, permit, Arc::clone(&self.series));
         let negotiated_http2 = dialled.alpn.as_deref() == Some(b"h2");
-        let shares = link.mux || negotiated_http2 || (http2 && !matches!(dialled.alpn.as_deref(), Some(b"http/1.1" | b"istio-http/1.1")) && self.settings.protocol != Protocol::Auto);
+        let shares = link.mux
+            || negotiated_http2
+            || (http2
+                && !matches!(dialled.alpn.as_deref(), Some(b"http/1.1" | b"istio-http/1.1"))
+                && self.settings.protocol != Protocol::Auto);
         if matches!(offer, Offer::Http1 { mux: true, .. } | Offer::Http2 { mux: true, .. }) {
             host.pool.muxes.set(Some(link.mux));
         }

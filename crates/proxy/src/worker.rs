@@ -183,7 +183,9 @@ impl Worker {
         self.watched.borrow_mut().retain(|weak| {
             let Some(watch) = weak.upgrade() else { return false };
             let slow = watch.head_since.get().is_some_and(|since| now.duration_since(since) >= watch.head_timeout);
-            let idle = watch.active.get() == 0 && !watch.idle_timeout.is_zero() && now.duration_since(watch.idle_since.get()) >= watch.idle_timeout;
+            let idle = watch.active.get() == 0
+                && !watch.idle_timeout.is_zero()
+                && now.duration_since(watch.idle_since.get()) >= watch.idle_timeout;
             if slow || idle {
                 watch.kick.notify_one();
             }

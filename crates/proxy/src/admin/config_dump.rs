@@ -11,10 +11,18 @@ use crate::app::Shared;
 pub fn config_dump(shared: &Shared) -> Value {
     let resources = shared.resources.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let dump = |kind: ResourceKind, wrap: &dyn Fn(&str, &str, Value) -> Value| -> Vec<Value> {
-        resources.of(kind).iter().map(|(name, resource)| wrap(name, &resource.version, resource_json(&resource.body))).collect()
+        resources
+            .of(kind)
+            .iter()
+            .map(|(name, resource)| wrap(name, &resource.version, resource_json(&resource.body)))
+            .collect()
     };
-    let keyed = |key: &'static str| move |_: &str, version: &str, body: Value| json!({"version_info": version, key: body});
-    let listeners = dump(ResourceKind::Listener, &|name, version, body| json!({"name": name, "active_state": {"version_info": version, "listener": body}}));
+    let keyed =
+        |key: &'static str| move |_: &str, version: &str, body: Value| json!({"version_info": version, key: body});
+    let listeners = dump(
+        ResourceKind::Listener,
+        &|name, version, body| json!({"name": name, "active_state": {"version_info": version, "listener": body}}),
+    );
     let type_of = |name: &str| format!("type.googleapis.com/envoy.admin.v3.{name}");
     json!({"configs": [
         {"@type": type_of("BootstrapConfigDump"), "bootstrap": {"node": {"id": shared.settings.node_id, "metadata": shared.settings.metadata}}},

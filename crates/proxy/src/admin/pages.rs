@@ -17,7 +17,9 @@ use crate::tls::verify::facts_of;
 
 fn endpoints_of<'a>(snapshot: &'a Snapshot, cluster: &'a Cluster) -> Option<&'a Arc<Endpoints>> {
     match &cluster.discovery {
-        Discovery::Static(endpoints) | Discovery::StrictDns(endpoints) | Discovery::LogicalDns(endpoints) => Some(endpoints),
+        Discovery::Static(endpoints) | Discovery::StrictDns(endpoints) | Discovery::LogicalDns(endpoints) => {
+            Some(endpoints)
+        }
         Discovery::Eds(name) => snapshot.endpoints.get(name).map(|endpoints| &endpoints.value),
         Discovery::OriginalDst { .. } => None,
     }
@@ -39,26 +41,44 @@ fn health(shared: &Shared, cluster: &Cluster, endpoint: &Endpoint) -> (bool, boo
 pub fn clusters(shared: &Shared, as_json: bool) -> Response {
     let snapshot = shared.holder.load();
     if as_json {
-        let all: Vec<Value> = snapshot.clusters.values().map(|cluster| cluster_json(shared, &snapshot, &cluster.value)).collect();
+        let all: Vec<Value> =
+            snapshot.clusters.values().map(|cluster| cluster_json(shared, &snapshot, &cluster.value)).collect();
         return Json(json!({"cluster_statuses": all})).into_response();
     }
     let mut out = String::new();
     for cluster in snapshot.clusters.values() {
         let (cluster, name) = (&cluster.value, &cluster.value.name);
         let limits = &cluster.limits;
-        let _ = writeln!(out, "{name}::observability_name::{name}\n{name}::default_priority::max_connections::{}", limits.connections);
+        let _ = writeln!(
+            out,
+            "{name}::observability_name::{name}\n{name}::default_priority::max_connections::{}",
+            limits.connections
+        );
         let _ = writeln!(out, "{name}::default_priority::max_pending_requests::{}", limits.pending);
-        let _ = writeln!(out, "{name}::default_priority::max_requests::{}\n{name}::default_priority::max_retries::{}", limits.requests, limits.retries);
+        let _ = writeln!(
+            out,
+            "{name}::default_priority::max_requests::{}\n{name}::default_priority::max_retries::{}",
+            limits.requests, limits.retries
+        );
         let _ = writeln!(out, "{name}::added_via_api::true");
         let Some(endpoints) = endpoints_of(&snapshot, cluster) else { continue };
-        for (priority, endpoint) in endpoints.priorities.iter().enumerate().flat_map(|(priority, group)| group.iter().map(move |endpoint| (priority, endpoint))) {
+        for (priority, endpoint) in endpoints
+            .priorities
+            .iter()
+            .enumerate()
+            .flat_map(|(priority, group)| group.iter().map(move |endpoint| (priority, endpoint)))
+        {
             let at = place_text(&endpoint.place);
             let flags = match health(shared, cluster, endpoint) {
                 (_, true) => "/failed_outlier_check",
                 (false, _) => "/failed_eds_health",
                 _ => "healthy",
             };
-            let _ = writeln!(out, "{name}::{at}::health_flags::{flags}\n{name}::{at}::weight::{}\n{name}::{at}::priority::{priority}", endpoint.weight);
+            let _ = writeln!(
+                out,
+                "{name}::{at}::health_flags::{flags}\n{name}::{at}::weight::{}\n{name}::{at}::priority::{priority}",
+                endpoint.weight
+            );
         }
     }
     out.into_response()
@@ -67,7 +87,11 @@ pub fn clusters(shared: &Shared, as_json: bool) -> Response {
 fn cluster_json(shared: &Shared, snapshot: &Snapshot, cluster: &Cluster) -> Value {
     let hosts: Vec<Value> = endpoints_of(snapshot, cluster)
         .map(|endpoints| {
-            let all = endpoints.priorities.iter().enumerate().flat_map(|(priority, group)| group.iter().map(move |endpoint| (priority, endpoint)));
+            let all = endpoints
+                .priorities
+                .iter()
+                .enumerate()
+                .flat_map(|(priority, group)| group.iter().map(move |endpoint| (priority, endpoint)));
             all.map(|(priority, endpoint)| host_json(shared, cluster, priority, endpoint)).collect()
         })
         .unwrap_or_default();
@@ -76,7 +100,9 @@ fn cluster_json(shared: &Shared, snapshot: &Snapshot, cluster: &Cluster) -> Valu
 
 fn host_json(shared: &Shared, cluster: &Cluster, priority: usize, endpoint: &Endpoint) -> Value {
     let address = match &endpoint.place {
-        Place::Socket(address) => json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}}),
+        Place::Socket(address) => {
+            json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+        }
         Place::Name(name, port) => json!({"socket_address": {"address": name, "port_value": port}}),
         Place::Unix(path) => json!({"pipe": {"path": path}}),
     };
@@ -123,7 +149,9 @@ pub fn stats(shared: &Shared, query: &Format) -> Response {
     }
     let filter = match regex::Regex::new(&query.filter) {
         Ok(filter) => filter,
-        Err(error) => return (StatusCode::BAD_REQUEST, format!("the filter cannot be compiled: {error}\n")).into_response(),
+        Err(error) => {
+            return (StatusCode::BAD_REQUEST, format!("the filter cannot be compiled: {error}\n")).into_response();
+        }
     };
     let mut rows = shared.metrics.plain();
     rows.push(("server.live".to_owned(), u64::from(shared.not_ready().is_none())));
@@ -148,7 +176,9 @@ pub fn certs(shared: &Shared) -> Value {
     for (name, secret) in secrets.iter() {
         let Secret::Certificate(key) = secret else { continue };
         let Some(leaf) = key.cert.first() else { continue };
-        let names: Vec<Value> = facts_of(leaf).map(|facts| facts.uris.into_iter().map(|uri| json!({"uri": uri})).collect()).unwrap_or_default();
+        let names: Vec<Value> = facts_of(leaf)
+            .map(|facts| facts.uris.into_iter().map(|uri| json!({"uri": uri})).collect())
+            .unwrap_or_default();
         let (from, until, serial) = validity(leaf);
         all.push(json!({"ca_cert": [], "cert_chain": [{
             "path": name, "serial_number": serial, "subject_alt_names": names, "valid_from": from, "expiration_time": until,
@@ -167,5 +197,9 @@ fn validity(leaf: &rustls::pki_types::CertificateDer<'_>) -> (String, String, St
         out
     };
     let validity = parsed.validity();
-    (text(validity.not_before.timestamp()), text(validity.not_after.timestamp()), parsed.raw_serial_as_string().replace(':', ""))
+    (
+        text(validity.not_before.timestamp()),
+        text(validity.not_after.timestamp()),
+        parsed.raw_serial_as_string().replace(':', ""),
+    )
 }

@@ -9,8 +9,8 @@ use envoy_types::pb::envoy::config::core::v3::SubstitutionFormatString;
 use envoy_types::pb::envoy::config::core::v3::substitution_format_string::Format as XdsFormat;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::file_access_log::AccessLogFormat as FileFormat;
-use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::stdout_access_log::AccessLogFormat as StdoutFormat;
 use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::StdoutAccessLog;
+use envoy_types::pb::envoy::extensions::access_loggers::stream::v3::stdout_access_log::AccessLogFormat as StdoutFormat;
 
 use crate::telemetry::access_log::{AccessLog, Compare, Layout, LogFilter};
 use crate::telemetry::format::{Format, ISTIO_TEXT};
@@ -50,7 +50,9 @@ fn layout(format: &SubstitutionFormatString) -> Result<Layout, String> {
     match &format.format {
         Some(XdsFormat::TextFormat(text)) => Ok(Layout::Text(Format::parse(text)?)),
         Some(XdsFormat::TextFormatSource(source)) => match &source.specifier {
-            Some(envoy_types::pb::envoy::config::core::v3::data_source::Specifier::InlineString(text)) => Ok(Layout::Text(Format::parse(text)?)),
+            Some(envoy_types::pb::envoy::config::core::v3::data_source::Specifier::InlineString(text)) => {
+                Ok(Layout::Text(Format::parse(text)?))
+            }
             _ => Err("a format must be given in place".to_owned()),
         },
         Some(XdsFormat::JsonFormat(json)) => object(json),
@@ -74,7 +76,9 @@ fn filter(filter: &AccessLogFilter) -> Result<LogFilter, String> {
         None => Ok(LogFilter::All),
         Some(FilterSpecifier::ResponseFlagFilter(flags)) => Ok(LogFilter::Flags(flags.flags.clone())),
         Some(FilterSpecifier::StatusCodeFilter(status)) => {
-            let Some(comparison) = &status.comparison else { return Err("a status filter has no comparison".to_owned()) };
+            let Some(comparison) = &status.comparison else {
+                return Err("a status filter has no comparison".to_owned());
+            };
             let value = comparison.value.as_ref().map_or(0, |value| value.default_value);
             let compare = match comparison.op {
                 0 => Compare::Equal,
@@ -84,8 +88,12 @@ fn filter(filter: &AccessLogFilter) -> Result<LogFilter, String> {
             };
             Ok(LogFilter::Status(compare, u16::try_from(value).map_err(|_| format!("{value} is not a status"))?))
         }
-        Some(FilterSpecifier::AndFilter(and)) => Ok(LogFilter::And(and.filters.iter().map(self::filter).collect::<Result<_, _>>()?)),
-        Some(FilterSpecifier::OrFilter(or)) => Ok(LogFilter::Or(or.filters.iter().map(self::filter).collect::<Result<_, _>>()?)),
+        Some(FilterSpecifier::AndFilter(and)) => {
+            Ok(LogFilter::And(and.filters.iter().map(self::filter).collect::<Result<_, _>>()?))
+        }
+        Some(FilterSpecifier::OrFilter(or)) => {
+            Ok(LogFilter::Or(or.filters.iter().map(self::filter).collect::<Result<_, _>>()?))
+        }
         Some(_) => Err("its filter is of a kind that is not built (status, response flags, and, or are)".to_owned()),
     }
 }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::core::v3::CidrRange;
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, FilterChainMatch};
-use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{RouteSpecifier, StripPortMode};
-use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    RouteSpecifier, StripPortMode,
+};
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
 use http::HeaderValue;
@@ -17,8 +19,8 @@ use ipnet::IpNet;
 use super::{access_log, duration_or, route, tls};
 use crate::filters::{self, Compiled};
 use crate::snapshot::chain::{
-    Chain, ChainMatch, ClientCert, ClientCertMode, Codec, EscapedSlashes, HttpChain, Network, PeerMetadata, RouteSource, ServerHeader, StripPort, TcpChain,
-    Transport,
+    Chain, ChainMatch, ClientCert, ClientCertMode, Codec, EscapedSlashes, HttpChain, Network, PeerMetadata,
+    RouteSource, ServerHeader, StripPort, TcpChain, Transport,
 };
 
 /// Compiles one filter chain.
@@ -37,7 +39,10 @@ fn chain_match(matcher: &FilterChainMatch) -> Result<ChainMatch, String> {
         return Err("matching by address suffix or direct source is not built".to_owned());
     }
     Ok(ChainMatch {
-        port: matcher.destination_port.map(|port| u16::try_from(port.value).map_err(|_| format!("{} is not a port", port.value))).transpose()?,
+        port: matcher
+            .destination_port
+            .map(|port| u16::try_from(port.value).map_err(|_| format!("{} is not a port", port.value)))
+            .transpose()?,
         destinations: matcher.prefix_ranges.iter().map(range).collect::<Result<_, _>>()?,
         server_names: matcher.server_names.iter().map(|name| name.to_ascii_lowercase()).collect(),
         transport: match matcher.transport_protocol.as_str() {
@@ -54,7 +59,11 @@ fn chain_match(matcher: &FilterChainMatch) -> Result<ChainMatch, String> {
             _ => None,
         },
         sources: matcher.source_prefix_ranges.iter().map(range).collect::<Result<_, _>>()?,
-        source_ports: matcher.source_ports.iter().map(|port| u16::try_from(*port).map_err(|_| format!("{port} is not a port"))).collect::<Result<_, _>>()?,
+        source_ports: matcher
+            .source_ports
+            .iter()
+            .map(|port| u16::try_from(*port).map_err(|_| format!("{port} is not a port")))
+            .collect::<Result<_, _>>()?,
     })
 }
 
@@ -69,14 +78,18 @@ fn network(chain: &FilterChain) -> Result<Network, String> {
     let mut stats = false;
     let mut found = None;
     for filter in &chain.filters {
-        let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { return Err(format!("the filter {:?} has no configuration", filter.name)) };
+        let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
+            return Err(format!("the filter {:?} has no configuration", filter.name));
+        };
         if found.is_some() {
             return Err(format!("the filter {:?} stands behind the one that ends the chain", filter.name));
         }
         match any.type_url.rsplit('/').next().unwrap_or_default() {
             "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
                 let config = api::xds::unpack(any)?;
-                found = Some(Network::Http(Arc::new(http(&config).map_err(|error| format!("filter chain {:?}: {error}", chain.name))?)));
+                found = Some(Network::Http(Arc::new(
+                    http(&config).map_err(|error| format!("filter chain {:?}: {error}", chain.name))?,
+                )));
             }
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
                 let config = api::xds::unpack(any)?;
@@ -96,7 +109,9 @@ fn network(chain: &FilterChain) -> Result<Network, String> {
 }
 
 fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
-    if config.local_reply_config.is_some() || config.original_ip_detection_extensions.iter().any(|extension| !extension.name.ends_with("xff")) {
+    if config.local_reply_config.is_some()
+        || config.original_ip_detection_extensions.iter().any(|extension| !extension.name.ends_with("xff"))
+    {
         return Err("local reply mappings and IP detection extensions are not built".to_owned());
     }
     let routes = match &config.route_specifier {
@@ -131,7 +146,8 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         use_remote_address: config.use_remote_address.is_some_and(|edge| edge.value),
         xff_trusted_hops: config.xff_num_trusted_hops,
         skip_xff_append: config.skip_xff_append,
-        server_name: HeaderValue::from_str(server_name).map_err(|_| format!("{server_name:?} cannot stand in a header"))?,
+        server_name: HeaderValue::from_str(server_name)
+            .map_err(|_| format!("{server_name:?} cannot stand in a header"))?,
         server_header: match config.server_header_transformation {
             1 => ServerHeader::AppendIfAbsent,
             2 => ServerHeader::PassThrough,
@@ -173,7 +189,9 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         upgrades: config
             .upgrade_configs
             .iter()
-            .map(|upgrade| (upgrade.upgrade_type.to_ascii_lowercase(), upgrade.enabled.is_none_or(|enabled| enabled.value)))
+            .map(|upgrade| {
+                (upgrade.upgrade_type.to_ascii_lowercase(), upgrade.enabled.is_none_or(|enabled| enabled.value))
+            })
             .collect(),
         preserve_header_case: config.http_protocol_options.as_ref().is_some_and(super::cluster::preserves_case),
         strip_port: match (&config.strip_port_mode, config.strip_matching_host_port) {
@@ -199,7 +217,9 @@ fn filters_of(config: &HttpConnectionManager, chain: &mut HttpChain) -> Result<(
         if filter.disabled {
             continue;
         }
-        let Some(HttpConfigType::TypedConfig(any)) = &filter.config_type else { return Err(format!("the HTTP filter {:?} has no configuration", filter.name)) };
+        let Some(HttpConfigType::TypedConfig(any)) = &filter.config_type else {
+            return Err(format!("the HTTP filter {:?} has no configuration", filter.name));
+        };
         if ended {
             return Err(format!("the HTTP filter {:?} stands behind the router", filter.name));
         }
@@ -214,7 +234,8 @@ fn filters_of(config: &HttpConnectionManager, chain: &mut HttpChain) -> Result<(
             Compiled::GrpcStats => {}
             Compiled::Router => {
                 ended = true;
-                let router: envoy_types::pb::envoy::extensions::filters::http::router::v3::Router = api::xds::unpack(any)?;
+                let router: envoy_types::pb::envoy::extensions::filters::http::router::v3::Router =
+                    api::xds::unpack(any)?;
                 chain.suppress_envoy_headers = router.suppress_envoy_headers;
             }
         }
@@ -236,7 +257,9 @@ fn tcp(config: &TcpProxy, stats: bool) -> Result<TcpChain, String> {
     }
     let clusters: Vec<(Arc<str>, u32)> = match &config.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => vec![(name.as_str().into(), 1)],
-        Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted.clusters.iter().map(|row| (row.name.as_str().into(), row.weight)).collect(),
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            weighted.clusters.iter().map(|row| (row.name.as_str().into(), row.weight)).collect()
+        }
         None => return Err("a TCP proxy names no cluster".to_owned()),
     };
     if clusters.iter().all(|(_, weight)| *weight == 0) {

@@ -9,7 +9,9 @@ use api::xds::Any;
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, LbConfig};
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as XdsCluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
-use envoy_types::pb::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common};
+use envoy_types::pb::envoy::config::core::v3::{
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common,
+};
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::explicit_http_config::ProtocolConfig;
@@ -37,8 +39,17 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
         protocol: http.protocol,
         preserve_header_case: http.preserve_header_case,
         idle_timeout: duration_or(&http.common.idle_timeout, Duration::from_secs(3600))?,
-        max_requests_per_connection: first_number(&http.common.max_requests_per_connection, &cluster.max_requests_per_connection),
-        max_connection_duration: http.common.max_connection_duration.as_ref().map(super::duration).transpose()?.filter(|time| !time.is_zero()),
+        max_requests_per_connection: first_number(
+            &http.common.max_requests_per_connection,
+            &cluster.max_requests_per_connection,
+        ),
+        max_connection_duration: http
+            .common
+            .max_connection_duration
+            .as_ref()
+            .map(super::duration)
+            .transpose()?
+            .filter(|time| !time.is_zero()),
         max_concurrent_streams: http.http2.max_concurrent_streams.map_or(u32::MAX, |streams| streams.value.max(1)),
         limits: limits(cluster.circuit_breakers.as_ref()),
         outlier: cluster.outlier_detection.as_ref().map(outlier).transpose()?,
@@ -50,12 +61,20 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
         sockets: sockets(&cluster)?,
         bind: match cluster.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref()) {
             None => None,
-            Some(source) => Some(source.address.parse().map_err(|_| format!("{:?} is not an address to bind", source.address))?),
+            Some(source) => {
+                Some(source.address.parse().map_err(|_| format!("{:?} is not an address to bind", source.address))?)
+            }
         },
-        tcp_keepalive: cluster.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive).map(|keepalive| {
-            let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value.max(1));
-            (number(keepalive.keepalive_time, 7200), number(keepalive.keepalive_interval, 75), number(keepalive.keepalive_probes, 9))
-        }),
+        tcp_keepalive: cluster.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive).map(
+            |keepalive| {
+                let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value.max(1));
+                (
+                    number(keepalive.keepalive_time, 7200),
+                    number(keepalive.keepalive_interval, 75),
+                    number(keepalive.keepalive_probes, 9),
+                )
+            },
+        ),
         dns_refresh: duration_or(&cluster.dns_refresh_rate, Duration::from_secs(5))?.max(Duration::from_millis(1)),
         service: service(&cluster),
         object: super::object_of(cluster.metadata.as_ref()),
@@ -67,18 +86,29 @@ fn first_number(first: &Option<UInt32Value>, second: &Option<UInt32Value>) -> u3
 }
 
 fn discovery(cluster: &XdsCluster) -> Result<Discovery, String> {
-    let here = || cluster.load_assignment.as_ref().map_or_else(|| Ok(Arc::default()), |assignment| endpoint::compile(assignment).map(Arc::new));
+    let here = || {
+        cluster
+            .load_assignment
+            .as_ref()
+            .map_or_else(|| Ok(Arc::default()), |assignment| endpoint::compile(assignment).map(Arc::new))
+    };
     let kind = match &cluster.cluster_discovery_type {
         None => 0,
         Some(ClusterDiscoveryType::Type(kind)) => *kind,
-        Some(ClusterDiscoveryType::ClusterType(custom)) => return Err(format!("the cluster type {:?} is not known", custom.name)),
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            return Err(format!("the cluster type {:?} is not known", custom.name));
+        }
     };
     match kind {
         0 => Ok(Discovery::Static(here()?)),
         1 => Ok(Discovery::StrictDns(here()?)),
         2 => Ok(Discovery::LogicalDns(here()?)),
         3 => {
-            let name = cluster.eds_cluster_config.as_ref().map(|config| config.service_name.as_str()).filter(|name| !name.is_empty());
+            let name = cluster
+                .eds_cluster_config
+                .as_ref()
+                .map(|config| config.service_name.as_str())
+                .filter(|name| !name.is_empty());
             Ok(Discovery::Eds(name.unwrap_or(&cluster.name).into()))
         }
         4 => {
@@ -87,7 +117,10 @@ fn discovery(cluster: &XdsCluster) -> Result<Discovery, String> {
                     if config.use_http_header || config.metadata_key.is_some() {
                         return Err("a destination taken from a header or metadata is not built".to_owned());
                     }
-                    config.upstream_port_override.map(|port| u16::try_from(port.value).map_err(|_| format!("{} is not a port", port.value))).transpose()?
+                    config
+                        .upstream_port_override
+                        .map(|port| u16::try_from(port.value).map_err(|_| format!("{} is not a port", port.value)))
+                        .transpose()?
                 }
                 _ => None,
             };
@@ -105,7 +138,9 @@ fn balance(cluster: &XdsCluster) -> Result<Balance, String> {
         0 => Ok(Balance::RoundRobin),
         1 => {
             let choices = match &cluster.lb_config {
-                Some(LbConfig::LeastRequestLbConfig(config)) => config.choice_count.map_or(2, |count| count.value.max(2)),
+                Some(LbConfig::LeastRequestLbConfig(config)) => {
+                    config.choice_count.map_or(2, |count| count.value.max(2))
+                }
                 _ => 2,
             };
             Ok(Balance::LeastRequest { choices })
@@ -138,7 +173,9 @@ impl Default for Protocol {
 
 fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
     let mut http = Http::default();
-    if let Some(options) = cluster.typed_extension_protocol_options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions") {
+    if let Some(options) =
+        cluster.typed_extension_protocol_options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+    {
         let options: HttpProtocolOptions = api::xds::unpack(options)?;
         http.common = options.common_http_protocol_options.unwrap_or_default();
         match options.upstream_protocol_options {
@@ -148,7 +185,9 @@ fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
                     http.protocol = Protocol::Http2;
                     http.http2 = options;
                 }
-                Some(ProtocolConfig::HttpProtocolOptions(options)) => http.preserve_header_case = preserves_case(&options),
+                Some(ProtocolConfig::HttpProtocolOptions(options)) => {
+                    http.preserve_header_case = preserves_case(&options)
+                }
                 Some(ProtocolConfig::Http3ProtocolOptions(_)) => return Err("HTTP/3 is not built".to_owned()),
                 None => {}
             },
@@ -182,7 +221,10 @@ pub(crate) fn preserves_case(options: &Http1ProtocolOptions) -> bool {
 }
 
 fn limits(breakers: Option<&CircuitBreakers>) -> Limits {
-    let thresholds = breakers.and_then(|breakers| breakers.thresholds.iter().find(|row| row.priority == 0)).cloned().unwrap_or_default();
+    let thresholds = breakers
+        .and_then(|breakers| breakers.thresholds.iter().find(|row| row.priority == 0))
+        .cloned()
+        .unwrap_or_default();
     let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value);
     Limits {
         connections: number(thresholds.max_connections, 1024),
@@ -198,11 +240,14 @@ fn limits(breakers: Option<&CircuitBreakers>) -> Limits {
 
 fn outlier(config: &OutlierDetection) -> Result<Outlier, String> {
     // An enforcing percentage of 0 switches a detector off; between 0 and 100 is not built.
-    let detector = |threshold: Option<UInt32Value>, default: u32, enforcing: Option<UInt32Value>, enforced: u32| match enforcing.map_or(enforced, |value| value.value) {
-        0 => Ok(0),
-        100.. => Ok(threshold.map_or(default, |value| value.value)),
-        share => Err(format!("an outlier detector enforced for {share}% is not built")),
-    };
+    let detector =
+        |threshold: Option<UInt32Value>, default: u32, enforcing: Option<UInt32Value>, enforced: u32| match enforcing
+            .map_or(enforced, |value| value.value)
+        {
+            0 => Ok(0),
+            100.. => Ok(threshold.map_or(default, |value| value.value)),
+            share => Err(format!("an outlier detector enforced for {share}% is not built")),
+        };
     Ok(Outlier {
         consecutive_5xx: detector(config.consecutive_5xx, 5, config.enforcing_consecutive_5xx, 100)?,
         consecutive_gateway: detector(
@@ -212,12 +257,18 @@ fn outlier(config: &OutlierDetection) -> Result<Outlier, String> {
             0,
         )?,
         consecutive_local: match config.split_external_local_origin_errors {
-            true => detector(config.consecutive_local_origin_failure, 5, config.enforcing_consecutive_local_origin_failure, 100)?,
+            true => detector(
+                config.consecutive_local_origin_failure,
+                5,
+                config.enforcing_consecutive_local_origin_failure,
+                100,
+            )?,
             false => 0,
         },
         interval: duration_or(&config.interval, Duration::from_secs(10))?.max(Duration::from_millis(1)),
         base_ejection: duration_or(&config.base_ejection_time, Duration::from_secs(30))?,
-        max_ejection: duration_or(&config.max_ejection_time, Duration::from_secs(300))?.max(duration_or(&config.base_ejection_time, Duration::from_secs(30))?),
+        max_ejection: duration_or(&config.max_ejection_time, Duration::from_secs(300))?
+            .max(duration_or(&config.base_ejection_time, Duration::from_secs(30))?),
         max_percent: config.max_ejection_percent.map_or(10, |percent| percent.value.min(100)),
     })
 }
@@ -271,7 +322,8 @@ mod tests {
     use super::*;
 
     fn compiled(change: impl FnOnce(&mut XdsCluster)) -> Result<Cluster, String> {
-        let mut cluster = XdsCluster { name: "outbound|80|v1|reviews.shop.svc.cluster.local".into(), ..XdsCluster::default() };
+        let mut cluster =
+            XdsCluster { name: "outbound|80|v1|reviews.shop.svc.cluster.local".into(), ..XdsCluster::default() };
         change(&mut cluster);
         compile(&api::xds::pack(&cluster))
     }
@@ -289,7 +341,10 @@ mod tests {
         for (change, word) in [
             ((|cluster| cluster.lb_policy = 5) as fn(&mut XdsCluster), "MAGLEV"),
             (|cluster| cluster.lb_policy = 99, "99"),
-            (|cluster| cluster.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(Default::default())), "cluster type"),
+            (
+                |cluster| cluster.cluster_discovery_type = Some(ClusterDiscoveryType::ClusterType(Default::default())),
+                "cluster type",
+            ),
         ] {
             assert!(compiled(change).unwrap_err().contains(word), "{word}");
         }

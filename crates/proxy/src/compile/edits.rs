@@ -26,15 +26,21 @@ fn edits(add: &[HeaderValueOption], remove: &[String]) -> Result<Edits, String> 
     }
     for option in add {
         let Some(header) = &option.header else { return Err("an added header has no name".to_owned()) };
-        let text = if header.value.is_empty() { String::from_utf8_lossy(&header.raw_value).into_owned() } else { header.value.clone() };
+        let text = if header.value.is_empty() {
+            String::from_utf8_lossy(&header.raw_value).into_owned()
+        } else {
+            header.value.clone()
+        };
         if header.key.eq_ignore_ascii_case("host") || header.key == ":authority" {
-            edits.authority = Some(HeaderValue::from_str(&text).map_err(|_| format!("{text:?} cannot stand in a header"))?);
+            edits.authority =
+                Some(HeaderValue::from_str(&text).map_err(|_| format!("{text:?} cannot stand in a header"))?);
             continue;
         }
         if header.key.starts_with(':') {
             return Err(format!("the header {:?} cannot be set here", header.key));
         }
-        let name: HeaderName = header.key.to_ascii_lowercase().parse().map_err(|_| format!("{:?} is not a header's name", header.key))?;
+        let name: HeaderName =
+            header.key.to_ascii_lowercase().parse().map_err(|_| format!("{:?} is not a header's name", header.key))?;
         let value = if text.contains('%') {
             Value::Format(Format::parse(&text).map_err(|error| format!("header {name}: {error}"))?)
         } else {

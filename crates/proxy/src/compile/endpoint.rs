@@ -38,7 +38,11 @@ pub(crate) fn compile(assignment: &ClusterLoadAssignment) -> Result<Endpoints, S
         }
     }
     let policy = assignment.policy.clone().unwrap_or_default();
-    let drops = policy.drop_overloads.iter().filter_map(|overload| overload.drop_percentage.as_ref()).map(super::matcher::millionths);
+    let drops = policy
+        .drop_overloads
+        .iter()
+        .filter_map(|overload| overload.drop_percentage.as_ref())
+        .map(super::matcher::millionths);
     Ok(Endpoints {
         priorities,
         drop_millionths: drops.fold(0, u32::saturating_add).min(1_000_000),
@@ -47,7 +51,9 @@ pub(crate) fn compile(assignment: &ClusterLoadAssignment) -> Result<Endpoints, S
 }
 
 fn one(endpoint: &LbEndpoint, group: &LocalityLbEndpoints) -> Result<Endpoint, String> {
-    let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else { return Err("an endpoint has no address".to_owned()) };
+    let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else {
+        return Err("an endpoint has no address".to_owned());
+    };
     let Some(address) = &host.address else { return Err("an endpoint has no address".to_owned()) };
     let own = endpoint.load_balancing_weight.map_or(1, |weight| weight.value.max(1));
     let locality = group.load_balancing_weight.map_or(1, |weight| weight.value.max(1));
@@ -89,7 +95,9 @@ pub(crate) fn place_of(address: &Address) -> Result<Place, String> {
                 return Err(format!("{}: only TCP is proxied", socket.address));
             }
             let port = match &socket.port_specifier {
-                Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).map_err(|_| format!("{port} is not a port"))?,
+                Some(PortSpecifier::PortValue(port)) => {
+                    u16::try_from(*port).map_err(|_| format!("{port} is not a port"))?
+                }
                 None => 0,
                 Some(PortSpecifier::NamedPort(name)) => return Err(format!("the named port {name:?} is not known")),
             };

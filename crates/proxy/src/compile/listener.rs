@@ -19,7 +19,10 @@ use crate::snapshot::listener::Listener;
 /// What is unknown or not built; the sentence names it.
 pub fn compile(any: &Any) -> Result<Listener, String> {
     let listener: XdsListener = api::xds::unpack(any)?;
-    if listener.udp_listener_config.is_some() || listener.api_listener.is_some() || listener.listener_specifier.is_some() {
+    if listener.udp_listener_config.is_some()
+        || listener.api_listener.is_some()
+        || listener.listener_specifier.is_some()
+    {
         return Err("UDP, API and internal listeners are not built".to_owned());
     }
     if listener.filter_chain_matcher.is_some() || listener.fcds_config.is_some() {
@@ -42,13 +45,23 @@ pub fn compile(any: &Any) -> Result<Listener, String> {
         continue_on_timeout: listener.continue_on_listener_filters_timeout,
         // UNSPECIFIED 0, INBOUND 1, OUTBOUND 2.
         direction: if listener.traffic_direction == 1 { Direction::Inbound } else { Direction::Outbound },
-        chains: listener.filter_chains.iter().map(|chain| chain::compile(chain).map(Arc::new)).collect::<Result<_, _>>()?,
-        default_chain: listener.default_filter_chain.as_ref().map(|chain| chain::compile(chain).map(Arc::new)).transpose()?,
+        chains: listener
+            .filter_chains
+            .iter()
+            .map(|chain| chain::compile(chain).map(Arc::new))
+            .collect::<Result<_, _>>()?,
+        default_chain: listener
+            .default_filter_chain
+            .as_ref()
+            .map(|chain| chain::compile(chain).map(Arc::new))
+            .transpose()?,
         access_logs: access_log::compile(&listener.access_log)?,
     };
     compiled.original_dst = compiled.use_original_dst;
     for filter in &listener.listener_filters {
-        let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { return Err(format!("the listener filter {:?} has no configuration", filter.name)) };
+        let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
+            return Err(format!("the listener filter {:?} has no configuration", filter.name));
+        };
         match any.type_url.rsplit('/').next().unwrap_or_default() {
             "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => compiled.original_dst = true,
             "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => compiled.inspect_tls = true,
@@ -57,7 +70,8 @@ pub fn compile(any: &Any) -> Result<Listener, String> {
         }
     }
     // Envoy adds the TLS inspector by itself where chains need it.
-    compiled.inspect_tls |= compiled.chains.iter().any(|chain| !chain.matches.server_names.is_empty() || chain.matches.transport.is_some());
+    compiled.inspect_tls |=
+        compiled.chains.iter().any(|chain| !chain.matches.server_names.is_empty() || chain.matches.transport.is_some());
     Ok(compiled)
 }
 
@@ -77,7 +91,10 @@ mod tests {
 
     #[test]
     fn an_unknown_filter_is_refused_by_name() {
-        let any = Any { type_url: "type.googleapis.com/envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy".into(), value: vec![] };
+        let any = Any {
+            type_url: "type.googleapis.com/envoy.extensions.filters.network.mongo_proxy.v3.MongoProxy".into(),
+            value: vec![],
+        };
         let listener = XdsListener {
             address: Some(crate::compile::tests_address("127.0.0.1", 0)),
             filter_chains: vec![FilterChain {

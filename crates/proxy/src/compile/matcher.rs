@@ -30,13 +30,15 @@ pub(crate) fn fraction(percent: Option<&RuntimeFractionalPercent>) -> Option<u32
 
 /// An expression that must match the whole text, as RE2 does in Envoy.
 pub(crate) fn whole_regex(text: &str) -> Result<Regex, String> {
-    Regex::new(&format!("^(?:{text})$")).map_err(|error| format!("the regular expression {text:?} cannot be compiled: {error}"))
+    Regex::new(&format!("^(?:{text})$"))
+        .map_err(|error| format!("the regular expression {text:?} cannot be compiled: {error}"))
 }
 
 /// A substitution: RE2's `\1` becomes `${1}`.
 pub(crate) fn substitution(rewrite: &RegexMatchAndSubstitute) -> Result<(Regex, String), String> {
     let text = rewrite.pattern.as_ref().map(|pattern| pattern.regex.as_str()).unwrap_or_default();
-    let pattern = Regex::new(text).map_err(|error| format!("the regular expression {text:?} cannot be compiled: {error}"))?;
+    let pattern =
+        Regex::new(text).map_err(|error| format!("the regular expression {text:?} cannot be compiled: {error}"))?;
     let mut out = String::new();
     let mut letters = rewrite.substitution.chars();
     while let Some(letter) = letters.next() {
@@ -97,13 +99,20 @@ pub fn header_match(matcher: &HeaderMatcher) -> Result<HeaderMatch, String> {
         Some(HeaderMatchSpecifier::ContainsMatch(part)) => text(Pattern::Contains(part.clone())),
         Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) => text(Pattern::Regex(whole_regex(&regex.regex)?)),
     };
-    Ok(HeaderMatch { field, condition, invert: matcher.invert_match, missing_is_empty: matcher.treat_missing_header_as_empty })
+    Ok(HeaderMatch {
+        field,
+        condition,
+        invert: matcher.invert_match,
+        missing_is_empty: matcher.treat_missing_header_as_empty,
+    })
 }
 
 fn query_match(matcher: &QueryParameterMatcher) -> Result<QueryMatch, String> {
     let text = match &matcher.query_parameter_match_specifier {
         None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => None,
-        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => return Err("a query parameter that must be absent is not built".to_owned()),
+        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
+            return Err("a query parameter that must be absent is not built".to_owned());
+        }
         Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => Some(text_match(matcher)?),
     };
     Ok(QueryMatch { name: matcher.name.clone(), text })
@@ -114,7 +123,11 @@ fn query_match(matcher: &QueryParameterMatcher) -> Result<QueryMatch, String> {
 /// # Errors
 /// Conditions that are not built: cookies, TLS context, dynamic metadata, filter state, path templates.
 pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String> {
-    if !matcher.cookies.is_empty() || matcher.tls_context.is_some() || !matcher.dynamic_metadata.is_empty() || !matcher.filter_state.is_empty() {
+    if !matcher.cookies.is_empty()
+        || matcher.tls_context.is_some()
+        || !matcher.dynamic_metadata.is_empty()
+        || !matcher.filter_state.is_empty()
+    {
         return Err("matching by cookie, TLS context, dynamic metadata or filter state is not built".to_owned());
     }
     let path = match &matcher.path_specifier {
@@ -123,7 +136,9 @@ pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String>
         Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::SeparatedPrefix(prefix.clone()),
         Some(PathSpecifier::SafeRegex(regex)) => PathMatch::Regex(whole_regex(&regex.regex)?),
         Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
-        Some(PathSpecifier::PathMatchPolicy(policy)) => return Err(format!("the path matcher {:?} is not known", policy.name)),
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            return Err(format!("the path matcher {:?} is not known", policy.name));
+        }
         None => return Err("a route's match has no path".to_owned()),
     };
     Ok(RouteMatch {
@@ -145,7 +160,10 @@ mod tests {
         assert_eq!(millionths(&FractionalPercent { numerator: 50, denominator: 0 }), 500_000);
         assert_eq!(millionths(&FractionalPercent { numerator: 1, denominator: 2 }), 1);
         let rewrite = RegexMatchAndSubstitute {
-            pattern: Some(envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher { regex: "^/a/(.*)$".into(), ..Default::default() }),
+            pattern: Some(envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher {
+                regex: "^/a/(.*)$".into(),
+                ..Default::default()
+            }),
             substitution: r"/b/\1$".into(),
         };
         let (pattern, to) = substitution(&rewrite).unwrap();

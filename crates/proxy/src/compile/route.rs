@@ -9,10 +9,13 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::route::v3::redirect_action::{PathRewriteSpecifier, SchemeRewriteSpecifier};
 use envoy_types::pb::envoy::config::route::v3::route::Action as XdsAction;
-use envoy_types::pb::envoy::config::route::v3::route_action::{ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy};
+use envoy_types::pb::envoy::config::route::v3::route_action::{
+    ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+};
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use envoy_types::pb::envoy::config::route::v3::{
-    RedirectAction, RetryPolicy, Route as XdsRoute, RouteAction, RouteConfiguration, VirtualHost as XdsHost, WeightedCluster as XdsWeighted,
+    RedirectAction, RetryPolicy, Route as XdsRoute, RouteAction, RouteConfiguration, VirtualHost as XdsHost,
+    WeightedCluster as XdsWeighted,
 };
 use http::HeaderValue;
 
@@ -20,7 +23,9 @@ use super::edits::header_edits;
 use super::matcher::{fraction, route_match, substitution};
 use super::{duration, duration_or};
 use crate::filters::{self, Compiled};
-use crate::snapshot::route::action::{Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, WeightedCluster};
+use crate::snapshot::route::action::{
+    Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, WeightedCluster,
+};
 use crate::snapshot::route::matcher::{PathMatch, RouteMatch};
 use crate::snapshot::route::retry::{RetryOn, RetryPlan};
 use crate::snapshot::route::{Overrides, Route, RouteTable, VirtualHost};
@@ -68,7 +73,8 @@ pub(crate) fn compile(config: &RouteConfiguration) -> Result<RouteTable, String>
                 return Err(format!("the domain {domain:?} stands in two virtual hosts"));
             }
         }
-        let compiled = virtual_host(host, &config.request_mirror_policies).map_err(|error| format!("virtual host {:?}: {error}", host.name))?;
+        let compiled = virtual_host(host, &config.request_mirror_policies)
+            .map_err(|error| format!("virtual host {:?}: {error}", host.name))?;
         table.hosts.push(compiled);
     }
     table.suffixes.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
@@ -84,7 +90,9 @@ fn virtual_host(host: &XdsHost, mirrors: &[RequestMirrorPolicy]) -> Result<Virtu
     let routes = host
         .routes
         .iter()
-        .map(|xds| route(xds, host.retry_policy.as_ref(), mirrors).map_err(|error| format!("route {:?}: {error}", xds.name)))
+        .map(|xds| {
+            route(xds, host.retry_policy.as_ref(), mirrors).map_err(|error| format!("route {:?}: {error}", xds.name))
+        })
         .collect::<Result<_, _>>()?;
     Ok(VirtualHost {
         name: host.name.as_str().into(),
@@ -129,22 +137,33 @@ fn route(xds: &XdsRoute, host_retry: Option<&RetryPolicy>, mirrors: &[RequestMir
                 None => Bytes::new(),
                 Some(Specifier::InlineBytes(bytes)) => Bytes::copy_from_slice(bytes),
                 Some(Specifier::InlineString(text)) => Bytes::copy_from_slice(text.as_bytes()),
-                Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)) => return Err("a direct response's body must be given in place".to_owned()),
+                Some(Specifier::Filename(_) | Specifier::EnvironmentVariable(_)) => {
+                    return Err("a direct response's body must be given in place".to_owned());
+                }
             };
             let status = u16::try_from(direct.status).ok().filter(|status| (200..600).contains(status));
             Action::Direct { status: status.ok_or_else(|| format!("{} is not a status", direct.status))?, body }
         }
-        Some(XdsAction::FilterAction(_) | XdsAction::NonForwardingAction(_)) => return Err("its action is for another kind of client".to_owned()),
+        Some(XdsAction::FilterAction(_) | XdsAction::NonForwardingAction(_)) => {
+            return Err("its action is for another kind of client".to_owned());
+        }
         None => return Err("it has no action".to_owned()),
     };
     Ok(Route {
         name: if xds.name.is_empty() { "default".into() } else { xds.name.as_str().into() },
         matches,
         action,
-        edits: header_edits(&xds.request_headers_to_add, &xds.request_headers_to_remove, &xds.response_headers_to_add, &xds.response_headers_to_remove)?,
+        edits: header_edits(
+            &xds.request_headers_to_add,
+            &xds.request_headers_to_remove,
+            &xds.response_headers_to_add,
+            &xds.response_headers_to_remove,
+        )?,
         overrides: overrides(&xds.typed_per_filter_config)?,
         operation: match &xds.decorator {
-            Some(decorator) if decorator.propagate.is_none_or(|propagate| propagate.value) => HeaderValue::from_str(&decorator.operation).ok(),
+            Some(decorator) if decorator.propagate.is_none_or(|propagate| propagate.value) => {
+                HeaderValue::from_str(&decorator.operation).ok()
+            }
             _ => None,
         },
         object: super::object_of(xds.metadata.as_ref()),
@@ -154,14 +173,27 @@ fn route(xds: &XdsRoute, host_retry: Option<&RetryPolicy>, mirrors: &[RequestMir
 /// What a prefix rewrite replaces: only what a prefix or an exact path matched.
 fn prefix_rewrite(text: &str, matches: &RouteMatch) -> Result<PathRewrite, String> {
     match &matches.path {
-        PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => Ok(PathRewrite::Prefix { matched: prefix.len(), text: text.to_owned() }),
+        PathMatch::Prefix(prefix) | PathMatch::SeparatedPrefix(prefix) => {
+            Ok(PathRewrite::Prefix { matched: prefix.len(), text: text.to_owned() })
+        }
         PathMatch::Exact(_) => Ok(PathRewrite::Whole(text.to_owned())),
-        PathMatch::Regex(_) | PathMatch::Connect => Err("a prefix can be rewritten only where a prefix or path is matched".to_owned()),
+        PathMatch::Regex(_) | PathMatch::Connect => {
+            Err("a prefix can be rewritten only where a prefix or path is matched".to_owned())
+        }
     }
 }
 
-fn forward(action: &RouteAction, matches: &RouteMatch, host_retry: Option<&RetryPolicy>, mirrors: &[RequestMirrorPolicy]) -> Result<Forward, String> {
-    if action.hedge_policy.is_some() || action.internal_redirect_policy.is_some() || !action.rate_limits.is_empty() || action.path_rewrite_policy.is_some() {
+fn forward(
+    action: &RouteAction,
+    matches: &RouteMatch,
+    host_retry: Option<&RetryPolicy>,
+    mirrors: &[RequestMirrorPolicy],
+) -> Result<Forward, String> {
+    if action.hedge_policy.is_some()
+        || action.internal_redirect_policy.is_some()
+        || !action.rate_limits.is_empty()
+        || action.path_rewrite_policy.is_some()
+    {
         return Err("hedging, internal redirects, rate limits and path rewrite policies are not built".to_owned());
     }
     let path = match (action.prefix_rewrite.as_str(), &action.regex_rewrite) {
@@ -174,13 +206,17 @@ fn forward(action: &RouteAction, matches: &RouteMatch, host_retry: Option<&Retry
     };
     let host = match &action.host_rewrite_specifier {
         None => HostRewrite::None,
-        Some(HostRewriteSpecifier::HostRewriteLiteral(host) | HostRewriteSpecifier::HostRewrite(host)) => literal_host(host)?,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host) | HostRewriteSpecifier::HostRewrite(host)) => {
+            literal_host(host)?
+        }
         Some(HostRewriteSpecifier::AutoHostRewrite(auto)) if auto.value => HostRewrite::Endpoint,
         Some(HostRewriteSpecifier::AutoHostRewrite(_)) => HostRewrite::None,
-        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => {
-            HostRewrite::Header(name.to_ascii_lowercase().parse().map_err(|_| format!("{name:?} is not a header's name"))?)
+        Some(HostRewriteSpecifier::HostRewriteHeader(name)) => HostRewrite::Header(
+            name.to_ascii_lowercase().parse().map_err(|_| format!("{name:?} is not a header's name"))?,
+        ),
+        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => {
+            return Err("a host taken from the path is not built".to_owned());
         }
-        Some(HostRewriteSpecifier::HostRewritePathRegex(_)) => return Err("a host taken from the path is not built".to_owned()),
     };
     let own = if action.request_mirror_policies.is_empty() { mirrors } else { &action.request_mirror_policies };
     let max = action.max_stream_duration.as_ref();
@@ -204,8 +240,15 @@ fn forward(action: &RouteAction, matches: &RouteMatch, host_retry: Option<&Retry
         host,
         timeout: duration_or(&action.timeout, Duration::from_secs(15))?,
         idle_timeout: action.idle_timeout.as_ref().map(duration).transpose()?,
-        max_duration: max.and_then(|max| max.max_stream_duration.as_ref()).map(duration).transpose()?.filter(|time| !time.is_zero()),
-        grpc_timeout_max: match max.and_then(|max| max.grpc_timeout_header_max.as_ref()).or(action.max_grpc_timeout.as_ref()) {
+        max_duration: max
+            .and_then(|max| max.max_stream_duration.as_ref())
+            .map(duration)
+            .transpose()?
+            .filter(|time| !time.is_zero()),
+        grpc_timeout_max: match max
+            .and_then(|max| max.grpc_timeout_header_max.as_ref())
+            .or(action.max_grpc_timeout.as_ref())
+        {
             Some(most) => Some(duration(most)?),
             None => None,
         },
@@ -226,9 +269,9 @@ fn literal_host(host: &str) -> Result<HostRewrite, String> {
 fn cluster_choice(action: &RouteAction) -> Result<ClusterChoice, String> {
     match &action.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => Ok(ClusterChoice::One(name.as_str().into())),
-        Some(ClusterSpecifier::ClusterHeader(name)) => {
-            Ok(ClusterChoice::Header(name.to_ascii_lowercase().parse().map_err(|_| format!("{name:?} is not a header's name"))?))
-        }
+        Some(ClusterSpecifier::ClusterHeader(name)) => Ok(ClusterChoice::Header(
+            name.to_ascii_lowercase().parse().map_err(|_| format!("{name:?} is not a header's name"))?,
+        )),
         Some(ClusterSpecifier::WeightedClusters(weighted)) => weighted_clusters(weighted),
         Some(_) => Err("cluster specifier plugins are not built".to_owned()),
         None => Err("it names no cluster".to_owned()),
@@ -244,7 +287,12 @@ fn weighted_clusters(weighted: &XdsWeighted) -> Result<ClusterChoice, String> {
         clusters.push(WeightedCluster {
             name: row.name.as_str().into(),
             weight: row.weight.map_or(0, |weight| weight.value),
-            edits: header_edits(&row.request_headers_to_add, &row.request_headers_to_remove, &row.response_headers_to_add, &row.response_headers_to_remove)?,
+            edits: header_edits(
+                &row.request_headers_to_add,
+                &row.request_headers_to_remove,
+                &row.response_headers_to_add,
+                &row.response_headers_to_remove,
+            )?,
             host: match &row.host_rewrite_specifier {
                 None => HostRewrite::None,
                 Some(cluster_weight::HostRewriteSpecifier::HostRewriteLiteral(host)) => literal_host(host)?,
@@ -282,9 +330,15 @@ fn retry_plan(policy: &RetryPolicy) -> Result<RetryPlan, String> {
         statuses.push(u16::try_from(*status).map_err(|_| format!("{status} is not a status"))?);
     }
     on.statuses |= !statuses.is_empty() && policy.retry_on.contains("retriable-status-codes");
-    let base = policy.retry_back_off.as_ref().and_then(|back_off| back_off.base_interval.as_ref()).map(duration).transpose()?;
+    let base = policy
+        .retry_back_off
+        .as_ref()
+        .and_then(|back_off| back_off.base_interval.as_ref())
+        .map(duration)
+        .transpose()?;
     let base = base.filter(|base| !base.is_zero()).unwrap_or(Duration::from_millis(25));
-    let most = policy.retry_back_off.as_ref().and_then(|back_off| back_off.max_interval.as_ref()).map(duration).transpose()?;
+    let most =
+        policy.retry_back_off.as_ref().and_then(|back_off| back_off.max_interval.as_ref()).map(duration).transpose()?;
     Ok(RetryPlan {
         on,
         num_retries: policy.num_retries.map_or(1, |retries| retries.value),
@@ -310,7 +364,11 @@ fn redirect_of(redirect: &RedirectAction, matches: &RouteMatch) -> Result<Redire
             port => Some(u16::try_from(port).map_err(|_| format!("{port} is not a port"))?),
         },
         path: match &redirect.path_rewrite_specifier {
-            Some(PathRewriteSpecifier::PathRedirect(path) | PathRewriteSpecifier::PathRewrite(path)) if !path.is_empty() => PathRewrite::Whole(path.clone()),
+            Some(PathRewriteSpecifier::PathRedirect(path) | PathRewriteSpecifier::PathRewrite(path))
+                if !path.is_empty() =>
+            {
+                PathRewrite::Whole(path.clone())
+            }
             Some(PathRewriteSpecifier::PrefixRewrite(prefix)) if !prefix.is_empty() => prefix_rewrite(prefix, matches)?,
             Some(PathRewriteSpecifier::RegexRewrite(rewrite)) => {
                 let (pattern, substitution) = substitution(rewrite)?;

@@ -47,7 +47,14 @@ pub(crate) fn server_terms(socket: &TransportSocket) -> Result<Option<ServerTerm
     if require_client_certificate && roots.is_none() {
         return Err("client certificates are required, but nobody is trusted to sign them".to_owned());
     }
-    Ok(Some(ServerTerms { certificates, roots, require_client_certificate, sans, only_tls13: only_tls13(&common)?, alpn: alpn(&common) }))
+    Ok(Some(ServerTerms {
+        certificates,
+        roots,
+        require_client_certificate,
+        sans,
+        only_tls13: only_tls13(&common)?,
+        alpn: alpn(&common),
+    }))
 }
 
 /// The peer exchange of Istio's TCP metadata is not spoken, so it is not offered.
@@ -57,11 +64,16 @@ fn alpn(common: &CommonTlsContext) -> Vec<String> {
 
 fn tls_config(socket: &TransportSocket) -> Result<Option<&api::xds::Any>, String> {
     let Some(ConfigType::TypedConfig(any)) = &socket.config_type else {
-        return if socket.name.ends_with("raw_buffer") { Ok(None) } else { Err(format!("the transport socket {:?} has no configuration", socket.name)) };
+        return if socket.name.ends_with("raw_buffer") {
+            Ok(None)
+        } else {
+            Err(format!("the transport socket {:?} has no configuration", socket.name))
+        };
     };
     match any.type_url.rsplit('/').next().unwrap_or_default() {
         "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => Ok(None),
-        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" | "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => Ok(Some(any)),
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext"
+        | "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext" => Ok(Some(any)),
         other => Err(format!("the transport socket {other:?} is not known to this proxy")),
     }
 }
@@ -79,7 +91,8 @@ fn certificates(common: &CommonTlsContext) -> Result<Vec<Source>, String> {
     if common.tls_certificate_provider_instance.is_some() || common.custom_tls_certificate_selector.is_some() {
         return Err("certificate providers and selectors are not known".to_owned());
     }
-    let mut sources: Vec<Source> = common.tls_certificate_sds_secret_configs.iter().map(|secret| Source::Named(secret.name.clone())).collect();
+    let mut sources: Vec<Source> =
+        common.tls_certificate_sds_secret_configs.iter().map(|secret| Source::Named(secret.name.clone())).collect();
     for certificate in &common.tls_certificates {
         let (Some(chain), Some(key)) = (&certificate.certificate_chain, &certificate.private_key) else {
             return Err("a certificate needs a chain and a key".to_owned());
@@ -95,11 +108,14 @@ fn certificates(common: &CommonTlsContext) -> Result<Vec<Source>, String> {
 fn validation(common: &CommonTlsContext) -> Result<(Option<Source>, Vec<SanMatch>), String> {
     match &common.validation_context_type {
         None => Ok((None, Vec::new())),
-        Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => Ok((Some(Source::Named(secret.name.clone())), Vec::new())),
+        Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
+            Ok((Some(Source::Named(secret.name.clone())), Vec::new()))
+        }
         Some(ValidationContextType::ValidationContext(context)) => checked(context),
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
             let (roots, sans) = combined.default_validation_context.as_ref().map_or(Ok((None, Vec::new())), checked)?;
-            let named = combined.validation_context_sds_secret_config.as_ref().map(|secret| Source::Named(secret.name.clone()));
+            let named =
+                combined.validation_context_sds_secret_config.as_ref().map(|secret| Source::Named(secret.name.clone()));
             Ok((named.or(roots), sans))
         }
         Some(_) => Err("certificate providers are not known".to_owned()),
@@ -108,7 +124,11 @@ fn validation(common: &CommonTlsContext) -> Result<(Option<Source>, Vec<SanMatch
 
 fn checked(context: &CertificateValidationContext) -> Result<(Option<Source>, Vec<SanMatch>), String> {
     // What would widen trust if it were ignored is refused.
-    if !context.verify_certificate_spki.is_empty() || !context.verify_certificate_hash.is_empty() || context.crl.is_some() || context.custom_validator_config.is_some() {
+    if !context.verify_certificate_spki.is_empty()
+        || !context.verify_certificate_hash.is_empty()
+        || context.crl.is_some()
+        || context.custom_validator_config.is_some()
+    {
         return Err("pinned certificates, revocation lists and custom validators are not built".to_owned());
     }
     let roots = match (&context.trusted_ca, &context.system_root_certs) {
@@ -137,7 +157,11 @@ fn data(source: &DataSource) -> Result<Vec<u8>, String> {
     match &source.specifier {
         Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
         Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
-        Some(Specifier::Filename(name)) => Err(format!("certificates from files ({name:?}) come through the secret service, not from a TLS context")),
-        Some(Specifier::EnvironmentVariable(_)) | None => Err("a certificate must be given in place or by a secret's name".to_owned()),
+        Some(Specifier::Filename(name)) => {
+            Err(format!("certificates from files ({name:?}) come through the secret service, not from a TLS context"))
+        }
+        Some(Specifier::EnvironmentVariable(_)) | None => {
+            Err("a certificate must be given in place or by a secret's name".to_owned())
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use api::xds::Any;
 use envoy_types::pb::envoy::extensions::filters::http::cors::v3::CorsPolicy;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
-    ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN,
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD,
+    ORIGIN,
 };
 use http::response::Parts as ResponseHead;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -33,7 +34,11 @@ struct Cors {
 /// A value that cannot stand in a header, or a runtime switch that is neither all nor nothing.
 pub fn compile(any: &Any) -> Result<Compiled, String> {
     let config: CorsPolicy = api::xds::unpack(any)?;
-    let share = config.filter_enabled.as_ref().and_then(|enabled| enabled.default_value.as_ref()).map_or(1_000_000, crate::compile::matcher::millionths);
+    let share = config
+        .filter_enabled
+        .as_ref()
+        .and_then(|enabled| enabled.default_value.as_ref())
+        .map_or(1_000_000, crate::compile::matcher::millionths);
     match share {
         0 => return Ok(Compiled::Idle),
         1_000_000 => {}
@@ -58,10 +63,15 @@ impl HttpFilter for Cors {
     fn on_request(&self, exchange: &mut Exchange<'_>) -> Step {
         let headers = &exchange.head.headers;
         let Some(origin) = headers.get(ORIGIN) else { return Step::Continue };
-        let is_preflight = exchange.head.method == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
+        let is_preflight =
+            exchange.head.method == Method::OPTIONS && headers.contains_key(ACCESS_CONTROL_REQUEST_METHOD);
         let text = origin.to_str().unwrap_or("");
         if !self.origins.iter().any(|allowed| allowed.matches(text)) {
-            return if is_preflight && !self.forward_not_matching { Step::Reply(Box::new(Reply::plain(200))) } else { Step::Continue };
+            return if is_preflight && !self.forward_not_matching {
+                Step::Reply(Box::new(Reply::plain(200)))
+            } else {
+                Step::Continue
+            };
         }
         if !is_preflight {
             exchange.notes.cors_origin = Some(origin.clone());

@@ -34,14 +34,22 @@ enum Abort {
 /// What is not built: header-controlled faults, rate limits, restrictions to a cluster or to nodes.
 pub fn compile(any: &Any) -> Result<Compiled, String> {
     let config: HttpFault = api::xds::unpack(any)?;
-    if config.response_rate_limit.is_some() || !config.upstream_cluster.is_empty() || !config.downstream_nodes.is_empty() || config.max_active_faults.is_some() {
+    if config.response_rate_limit.is_some()
+        || !config.upstream_cluster.is_empty()
+        || !config.downstream_nodes.is_empty()
+        || config.max_active_faults.is_some()
+    {
         return Err("of the fault filter only delay, abort and headers are built".to_owned());
     }
     let delay = match config.delay {
         None => None,
         Some(delay) => match &delay.fault_delay_secifier {
-            Some(FaultDelaySecifier::FixedDelay(time)) => Some((crate::compile::duration(time)?, delay.percentage.as_ref().map_or(0, millionths))),
-            Some(FaultDelaySecifier::HeaderDelay(_)) => return Err("delays that a header asks for are not built".to_owned()),
+            Some(FaultDelaySecifier::FixedDelay(time)) => {
+                Some((crate::compile::duration(time)?, delay.percentage.as_ref().map_or(0, millionths)))
+            }
+            Some(FaultDelaySecifier::HeaderDelay(_)) => {
+                return Err("delays that a header asks for are not built".to_owned());
+            }
             None => None,
         },
     };
@@ -50,8 +58,12 @@ pub fn compile(any: &Any) -> Result<Compiled, String> {
         Some(abort) => {
             let share = abort.percentage.as_ref().map_or(0, millionths);
             match abort.error_type {
-                Some(ErrorType::HttpStatus(status)) if (200..600).contains(&status) => Some((Abort::Http(status as u16), share)),
-                Some(ErrorType::HttpStatus(status)) => return Err(format!("{status} is not an HTTP status between 200 and 599")),
+                Some(ErrorType::HttpStatus(status)) if (200..600).contains(&status) => {
+                    Some((Abort::Http(status as u16), share))
+                }
+                Some(ErrorType::HttpStatus(status)) => {
+                    return Err(format!("{status} is not an HTTP status between 200 and 599"));
+                }
                 Some(ErrorType::GrpcStatus(status)) => Some((Abort::Grpc(status), share)),
                 Some(ErrorType::HeaderAbort(_)) => return Err("aborts that a header asks for are not built".to_owned()),
                 None => None,
@@ -79,7 +91,9 @@ impl HttpFilter for Fault {
         let reply = self.abort.filter(|(_, share)| hit(*share)).map(|(abort, _)| {
             Box::new(match abort {
                 Abort::Http(status) => Reply { status, ..Reply::failure(Failure::FaultAbort) },
-                Abort::Grpc(status) => Reply { status: 200, grpc_status: Some(status), ..Reply::failure(Failure::FaultAbort) },
+                Abort::Grpc(status) => {
+                    Reply { status: 200, grpc_status: Some(status), ..Reply::failure(Failure::FaultAbort) }
+                }
             })
         });
         match (delay, reply) {

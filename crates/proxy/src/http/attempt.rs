@@ -112,7 +112,10 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         drop(retry_permit.take());
         let (outcome, failed) = match &result {
             Ok(answered) => (outcome_of(&answered.response), None),
-            Err(failed) => (Outcome::Failed { failure: failed.failure, refused: failed.refused, unsent: failed.unsent }, Some(failed)),
+            Err(failed) => (
+                Outcome::Failed { failure: failed.failure, refused: failed.refused, unsent: failed.unsent },
+                Some(failed),
+            ),
         };
         let client_broke = out.source.as_ref().is_some_and(|source| source.broken());
         if client_broke {
@@ -122,7 +125,9 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         let in_time = out.deadline.is_none_or(|deadline| Instant::now() < deadline);
         // A pooled connection that the endpoint had closed: nobody has seen the request, or it is harmless to send it again.
         let stale = failed.is_some_and(|failed| {
-            failed.reused && matches!(failed.failure, Failure::UpstreamClosed | Failure::UpstreamReset) && (failed.unsent || failed.refused || is_idempotent(&out.head.method))
+            failed.reused
+                && matches!(failed.failure, Failure::UpstreamClosed | Failure::UpstreamReset)
+                && (failed.unsent || failed.refused || is_idempotent(&out.head.method))
         });
         if stale && replayable && in_time && silent < SILENT {
             silent += 1;
@@ -135,7 +140,9 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
                     retries += 1;
                     retry_permit = Some(permit);
                     upstream.series.retries.add(1);
-                    let pause = plan.map_or(Duration::ZERO, |plan| plan.pause(retries, &mut story.worker.upstreams.env().dice.borrow_mut()));
+                    let pause = plan.map_or(Duration::ZERO, |plan| {
+                        plan.pause(retries, &mut story.worker.upstreams.env().dice.borrow_mut())
+                    });
                     // What is left of the answer goes with its connection.
                     drop(result);
                     tokio::time::sleep(pause).await;
@@ -184,7 +191,11 @@ fn is_idempotent(method: &Method) -> bool {
 }
 
 fn outcome_of(response: &Response<Incoming>) -> Outcome {
-    let grpc_status = response.headers().get(&names::GRPC_STATUS).and_then(|status| status.to_str().ok()).and_then(|status| status.parse().ok());
+    let grpc_status = response
+        .headers()
+        .get(&names::GRPC_STATUS)
+        .and_then(|status| status.to_str().ok())
+        .and_then(|status| status.parse().ok());
     Outcome::Answered { status: response.status().as_u16(), grpc_status }
 }
 
@@ -234,12 +245,24 @@ async fn within<T>(out: &Outgoing<'_>, work: impl Future<Output = Result<T, Fail
     let Some((bound, failure)) = [per_try, idle, deadline].into_iter().flatten().min_by_key(|(bound, _)| *bound) else {
         return work.await;
     };
-    tokio::time::timeout_at(bound, work).await.unwrap_or_else(|_| Err(Failed { failure, refused: false, unsent: false, reused: false }))
+    tokio::time::timeout_at(bound, work)
+        .await
+        .unwrap_or_else(|_| Err(Failed { failure, refused: false, unsent: false, reused: false }))
 }
 
-async fn try_once(out: &Outgoing<'_>, upstream: &Rc<Upstream>, host: &Rc<Host>, story: &mut Story) -> Result<Answered, Failed> {
+async fn try_once(
+    out: &Outgoing<'_>,
+    upstream: &Rc<Upstream>,
+    host: &Rc<Host>,
+    story: &mut Story,
+) -> Result<Answered, Failed> {
     let name = out.authority.to_str().unwrap_or("");
-    let wanted = Wanted { downstream_http2: out.version == Version::HTTP_2, alone: out.upgrade.is_some(), istio_alpn: out.istio_alpn, host: name };
+    let wanted = Wanted {
+        downstream_http2: out.version == Version::HTTP_2,
+        alone: out.upgrade.is_some(),
+        istio_alpn: out.istio_alpn,
+        host: name,
+    };
     let attempts = story.attempts;
     let mut link = None;
     let result = within(out, async {
@@ -255,11 +278,15 @@ async fn try_once(out: &Outgoing<'_>, upstream: &Rc<Upstream>, host: &Rc<Host>, 
         let sent = match sender {
             Sender::One(sender) => match sender.ready().await {
                 Ok(()) => sender.try_send_request(request).await,
-                Err(_) => return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused }),
+                Err(_) => {
+                    return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused });
+                }
             },
             Sender::Two(sender) => match sender.ready().await {
                 Ok(()) => sender.try_send_request(request).await,
-                Err(_) => return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused }),
+                Err(_) => {
+                    return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused });
+                }
             },
         };
         match sent {
@@ -293,8 +320,16 @@ fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
 }
 
 /// The head in the form that the connection needs.
-fn request_for(out: &Outgoing<'_>, lease: &Lease, host: &Host, body: RequestBody, attempts: u32) -> Request<RequestBody> {
-    let endpoint_host = (out.host_of_endpoint && !host.endpoint.hostname.is_empty()).then(|| HeaderValue::from_str(&host.endpoint.hostname).ok()).flatten();
+fn request_for(
+    out: &Outgoing<'_>,
+    lease: &Lease,
+    host: &Host,
+    body: RequestBody,
+    attempts: u32,
+) -> Request<RequestBody> {
+    let endpoint_host = (out.host_of_endpoint && !host.endpoint.hostname.is_empty())
+        .then(|| HeaderValue::from_str(&host.endpoint.hostname).ok())
+        .flatten();
     let authority = endpoint_host.as_ref().unwrap_or(&out.authority);
     let mut request = plain_request(&out.head, authority, out.version, lease, host, body);
     if out.count_attempts {
@@ -308,7 +343,14 @@ fn request_for(out: &Outgoing<'_>, lease: &Lease, host: &Host, body: RequestBody
 }
 
 /// A head with authority and version as the connection wants them: `host` on HTTP/1, `:authority` on HTTP/2.
-pub(super) fn plain_request(head: &RequestHead, authority: &HeaderValue, version: Version, lease: &Lease, host: &Host, body: RequestBody) -> Request<RequestBody> {
+pub(super) fn plain_request(
+    head: &RequestHead,
+    authority: &HeaderValue,
+    version: Version,
+    lease: &Lease,
+    host: &Host,
+    body: RequestBody,
+) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     *request.headers_mut() = head.headers.clone();

@@ -59,14 +59,28 @@ impl ResponseBody {
     /// A local answer.
     pub fn local(bytes: Bytes, story: Box<Story>) -> Self {
         let content = if bytes.is_empty() { Content::Empty } else { Content::Full(Some(bytes)) };
-        Self { content, ahead: None, end: Some(Box::new(End { story, lease: None, idle: None, deadline: None, messages: Messages::default() })) }
+        Self {
+            content,
+            ahead: None,
+            end: Some(Box::new(End { story, lease: None, idle: None, deadline: None, messages: Messages::default() })),
+        }
     }
 
     /// An upstream's answer. The lease goes back when it is complete.
-    pub fn upstream(incoming: Incoming, story: Box<Story>, lease: Option<(Lease, Rc<Upstream>)>, idle: Duration, deadline: Option<TokioInstant>) -> Self {
+    pub fn upstream(
+        incoming: Incoming,
+        story: Box<Story>,
+        lease: Option<(Lease, Rc<Upstream>)>,
+        idle: Duration,
+        deadline: Option<TokioInstant>,
+    ) -> Self {
         let idle = (!idle.is_zero()).then(|| (idle, Box::pin(tokio::time::sleep(idle))));
         let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline)));
-        Self { content: Content::Incoming(incoming), ahead: None, end: Some(Box::new(End { story, lease, idle, deadline, messages: Messages::default() })) }
+        Self {
+            content: Content::Incoming(incoming),
+            ahead: None,
+            end: Some(Box::new(End { story, lease, idle, deadline, messages: Messages::default() })),
+        }
     }
 
     /// Gives the first frame a chance to arrive with the head: a small answer is then one write. Waits for nothing but what the

@@ -53,7 +53,10 @@ pub struct Hangup;
 ///
 /// # Errors
 /// Only where no answer can be given.
-pub async fn serve(connection: Rc<HttpConnection>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Hangup> {
+pub async fn serve(
+    connection: Rc<HttpConnection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Hangup> {
     let watch = &connection.watch;
     watch.head_since.set(None);
     watch.active.set(watch.active.get() + 1);
@@ -100,12 +103,19 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         upgrade = Some(HeaderValue::from_static("connect"));
     }
     take_peer(&mut head, connection, &mut story);
-    forwarded::describe_client(&mut head.headers, &connection.facts, chain, &mut connection.worker.upstreams.env().dice.borrow_mut());
+    forwarded::describe_client(
+        &mut head.headers,
+        &connection.facts,
+        chain,
+        &mut connection.worker.upstreams.env().dice.borrow_mut(),
+    );
     story.request_id = head.headers.get(&names::REQUEST_ID).cloned();
     keep_headers(&mut story, &head);
 
     let snapshot = connection.worker.snapshot();
-    let Some(table) = table_of(chain, &snapshot) else { return reply::respond(Reply::failure(Failure::RouteNotFound), story) };
+    let Some(table) = table_of(chain, &snapshot) else {
+        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
+    };
     let host = String::from_utf8_lossy(authority.as_bytes());
     let decision = table.decide(&head, &host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
     let Some(decision) = decision else { return reply::respond(Reply::failure(Failure::RouteNotFound), story) };
@@ -142,13 +152,16 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         Action::Direct { status, body } => reply::respond(Reply { body: body.clone(), ..Reply::plain(*status) }, story),
         Action::Redirect(redirect) => {
             let mut reply = Reply::plain(redirect.status);
-            if let Ok(location) = HeaderValue::try_from(redirect.location(tls, &host, head.uri.path(), head.uri.query())) {
+            if let Ok(location) =
+                HeaderValue::try_from(redirect.location(tls, &host, head.uri.path(), head.uri.query()))
+            {
                 reply.headers.insert(http::header::LOCATION, location);
             }
             reply::respond(reply, story)
         }
         Action::Forward(forward) => {
-            let ask = Ask { connection, snapshot: &snapshot, levels: &levels, forward, target, version, upgrade, switch };
+            let ask =
+                Ask { connection, snapshot: &snapshot, levels: &levels, forward, target, version, upgrade, switch };
             let body = (!incoming.is_end_stream() && head.method != Method::CONNECT).then_some(incoming);
             return forward_request(ask, head, body, authority, story, &notes).await;
         }
@@ -243,7 +256,9 @@ async fn forward_request(
     let (mut head, body) = answered.response.into_parts();
     head.version = version;
     story.upstream_peer = take_upstream_peer(&mut head, connection, &story);
-    let switches = upgrade.is_some() && (head.status == http::StatusCode::SWITCHING_PROTOCOLS || (story.method == Method::CONNECT && head.status.is_success()));
+    let switches = upgrade.is_some()
+        && (head.status == http::StatusCode::SWITCHING_PROTOCOLS
+            || (story.method == Method::CONNECT && head.status.is_success()));
     let kind = forwarded::strip_hop_by_hop(&mut head.headers);
     story.status = head.status.as_u16();
     if let Some(status) = head.headers.get(&names::GRPC_STATUS) {
@@ -300,7 +315,13 @@ async fn connect_tcp(
         (Ok((dialled, link)), Some(client)) => {
             story.link = Some(Rc::clone(&link));
             story.status = 200;
-            upgrade::tunnel(client, upgrade::Upstream2::Tcp(dialled.io, link), story, Duration::ZERO, Rc::clone(upstream));
+            upgrade::tunnel(
+                client,
+                upgrade::Upstream2::Tcp(dialled.io, link),
+                story,
+                Duration::ZERO,
+                Rc::clone(upstream),
+            );
             Response::new(ResponseBody::empty())
         }
         (Ok(_), None) => reply::respond(Reply::failure(Failure::UpgradeRefused), story),
@@ -340,7 +361,13 @@ impl Levels<'_> {
     }
 }
 
-fn facts_of<'a>(connection: &'a ConnFacts, cluster: &'a str, method: &'a str, path: &'a str, authority: &'a str) -> Facts<'a> {
+fn facts_of<'a>(
+    connection: &'a ConnFacts,
+    cluster: &'a str,
+    method: &'a str,
+    path: &'a str,
+    authority: &'a str,
+) -> Facts<'a> {
     Facts {
         start: Some(SystemTime::now()),
         method,
@@ -359,7 +386,13 @@ fn facts_of<'a>(connection: &'a ConnFacts, cluster: &'a str, method: &'a str, pa
 }
 
 /// What is done to every answer.
-fn finish_response(connection: &Rc<HttpConnection>, levels: &Levels<'_>, notes: &Notes, response: &mut Response<ResponseBody>, attempts: Option<u32>) {
+fn finish_response(
+    connection: &Rc<HttpConnection>,
+    levels: &Levels<'_>,
+    notes: &Notes,
+    response: &mut Response<ResponseBody>,
+    attempts: Option<u32>,
+) {
     let chain = &connection.chain;
     let (mut head, body) = std::mem::replace(response, Response::new(ResponseBody::empty())).into_parts();
     for (name, filter) in chain.filters.iter().rev() {
@@ -401,7 +434,8 @@ fn override_of<'a>(
     weighted: Option<&'a crate::snapshot::route::action::WeightedCluster>,
     name: &Arc<str>,
 ) -> Option<&'a Arc<dyn crate::filter::HttpFilter>> {
-    let levels = [weighted.map(|weighted| &weighted.overrides), Some(&decision.route.overrides), Some(&decision.host.overrides)];
+    let levels =
+        [weighted.map(|weighted| &weighted.overrides), Some(&decision.route.overrides), Some(&decision.host.overrides)];
     levels.into_iter().flatten().flatten().find(|(known, _)| known == name).map(|(_, filter)| filter)
 }
 
@@ -462,7 +496,11 @@ fn take_authority(head: &mut RequestHead, version: Version) -> Result<HeaderValu
         _ if version == Version::HTTP_10 => HeaderValue::from_static("localhost"),
         _ => return Err(Failure::BadRequest),
     };
-    if !authority.as_bytes().iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'\\' | b'@' | b'#' | b'?')) {
+    if !authority
+        .as_bytes()
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'\\' | b'@' | b'#' | b'?'))
+    {
         return Err(Failure::BadRequest);
     }
     let path = head.uri.path();
@@ -470,7 +508,9 @@ fn take_authority(head: &mut RequestHead, version: Version) -> Result<HeaderValu
         return Err(Failure::BadRequest);
     }
     // hyper takes the stricter side of conflicting lengths; both headers at once never pass (RFC 9112 section 6.1).
-    if head.headers.contains_key(http::header::TRANSFER_ENCODING) && head.headers.contains_key(http::header::CONTENT_LENGTH) {
+    if head.headers.contains_key(http::header::TRANSFER_ENCODING)
+        && head.headers.contains_key(http::header::CONTENT_LENGTH)
+    {
         return Err(Failure::BadRequest);
     }
     head.headers.remove(HOST);
@@ -556,7 +596,11 @@ fn take_peer(head: &mut RequestHead, connection: &HttpConnection, story: &mut St
 }
 
 /// The endpoint's metadata: from its answer, else from discovery.
-fn take_upstream_peer(head: &mut http::response::Parts, connection: &HttpConnection, story: &Story) -> Option<Arc<Peer>> {
+fn take_upstream_peer(
+    head: &mut http::response::Parts,
+    connection: &HttpConnection,
+    story: &Story,
+) -> Option<Arc<Peer>> {
     let exchange = connection.chain.peer_metadata;
     let told = if exchange.from_upstream || exchange.to_client {
         head.headers.remove(&names::PEER_METADATA_ID);
@@ -566,7 +610,11 @@ fn take_upstream_peer(head: &mut http::response::Parts, connection: &HttpConnect
     };
     match told {
         Some(header) if exchange.from_upstream => connection.worker.peer(&header),
-        _ => story.host.as_ref().and_then(|host| host.endpoint.workload.as_ref()).and_then(|workload| connection.worker.peer_of_endpoint(workload)),
+        _ => story
+            .host
+            .as_ref()
+            .and_then(|host| host.endpoint.workload.as_ref())
+            .and_then(|workload| connection.worker.peer_of_endpoint(workload)),
     }
 }
 
@@ -579,7 +627,9 @@ fn table_of<'a>(chain: &'a HttpChain, snapshot: &'a Snapshot) -> Option<&'a Rout
 
 fn allows(kind: &HeaderValue, forward: &Forward, chain: &HttpChain) -> bool {
     let Ok(kind) = kind.to_str() else { return false };
-    let said = |list: &[(String, bool)]| list.iter().find(|(known, _)| known.eq_ignore_ascii_case(kind)).map(|(_, allowed)| *allowed);
+    let said = |list: &[(String, bool)]| {
+        list.iter().find(|(known, _)| known.eq_ignore_ascii_case(kind)).map(|(_, allowed)| *allowed)
+    };
     said(&forward.upgrades).or_else(|| said(&chain.upgrades)).unwrap_or(false)
 }
 
@@ -597,7 +647,13 @@ fn set_path(head: &mut RequestHead, path: &str) {
 }
 
 /// Path and host as the upstream shall see them.
-fn rewrite(head: &mut RequestHead, forward: &Forward, target: &Target<'_>, authority: HeaderValue, chain: &HttpChain) -> HeaderValue {
+fn rewrite(
+    head: &mut RequestHead,
+    forward: &Forward,
+    target: &Target<'_>,
+    authority: HeaderValue,
+    chain: &HttpChain,
+) -> HeaderValue {
     if let Some(path) = forward.path.apply(head.uri.path(), head.uri.query()) {
         if !chain.suppress_envoy_headers
             && let Ok(original) = HeaderValue::from_str(head.uri.path_and_query().map_or("/", PathAndQuery::as_str))
@@ -621,9 +677,19 @@ impl Deadlines {
     /// The route's timeouts with what the request's headers ask for (Envoy router: `x-envoy-upstream-rq-timeout-ms`,
     /// `x-envoy-upstream-rq-per-try-timeout-ms`, `grpc-timeout` where the route honours it).
     fn of(head: &mut RequestHead, forward: &Forward, chain: &HttpChain, start: Instant) -> Self {
-        let millis = |value: Option<HeaderValue>| value.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).map(Duration::from_millis);
-        let asked = if head.headers.contains_key(&names::UPSTREAM_TIMEOUT) { millis(head.headers.remove(&names::UPSTREAM_TIMEOUT)) } else { None };
-        let per_try = if head.headers.contains_key(&names::PER_TRY_TIMEOUT) { millis(head.headers.remove(&names::PER_TRY_TIMEOUT)) } else { None };
+        let millis = |value: Option<HeaderValue>| {
+            value.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).map(Duration::from_millis)
+        };
+        let asked = if head.headers.contains_key(&names::UPSTREAM_TIMEOUT) {
+            millis(head.headers.remove(&names::UPSTREAM_TIMEOUT))
+        } else {
+            None
+        };
+        let per_try = if head.headers.contains_key(&names::PER_TRY_TIMEOUT) {
+            millis(head.headers.remove(&names::PER_TRY_TIMEOUT))
+        } else {
+            None
+        };
         let timeout = asked.unwrap_or(forward.timeout);
         let grpc = forward.grpc_timeout_max.and_then(|most| {
             let asked = head.headers.get(&names::GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?))?;
@@ -639,7 +705,10 @@ impl Deadlines {
             (false, Some(_)) => (Some(timeout), Failure::UpstreamTimeout),
         };
         if let (Some(bound), false) = (bound, chain.suppress_envoy_headers) {
-            head.headers.insert(names::EXPECTED_TIMEOUT.clone(), HeaderValue::from(bound.as_millis().min(u128::from(u64::MAX)) as u64));
+            head.headers.insert(
+                names::EXPECTED_TIMEOUT.clone(),
+                HeaderValue::from(bound.as_millis().min(u128::from(u64::MAX)) as u64),
+            );
         }
         Self {
             total: bound.map(|bound| tokio::time::Instant::from_std(start) + bound),
@@ -680,14 +749,25 @@ mod tests {
 
     #[test]
     fn the_authority_is_one_and_absolute_targets_win() {
-        let of = |mut head: RequestHead, version| take_authority(&mut head, version).map(|host| (host, head.uri.to_string()));
-        assert_eq!(of(head("GET", "http://a.b:80/x?y", &[("host", "c")]), Version::HTTP_11).unwrap(), (HeaderValue::from_static("a.b:80"), "/x?y".to_owned()));
+        let of = |mut head: RequestHead, version| {
+            take_authority(&mut head, version).map(|host| (host, head.uri.to_string()))
+        };
+        assert_eq!(
+            of(head("GET", "http://a.b:80/x?y", &[("host", "c")]), Version::HTTP_11).unwrap(),
+            (HeaderValue::from_static("a.b:80"), "/x?y".to_owned())
+        );
         assert_eq!(of(head("GET", "/x", &[("host", "c")]), Version::HTTP_11).unwrap().0, "c");
         assert_eq!(of(head("GET", "/x", &[]), Version::HTTP_11), Err(Failure::BadRequest));
         assert_eq!(of(head("GET", "/x", &[]), Version::HTTP_10).unwrap().0, "localhost");
         assert_eq!(of(head("GET", "/x", &[("host", "a"), ("host", "b")]), Version::HTTP_11), Err(Failure::BadRequest));
         assert_eq!(of(head("GET", "/x", &[("host", "a/b")]), Version::HTTP_11), Err(Failure::BadRequest));
-        assert_eq!(of(head("POST", "/x", &[("host", "a"), ("content-length", "3"), ("transfer-encoding", "chunked")]), Version::HTTP_11), Err(Failure::BadRequest));
+        assert_eq!(
+            of(
+                head("POST", "/x", &[("host", "a"), ("content-length", "3"), ("transfer-encoding", "chunked")]),
+                Version::HTTP_11
+            ),
+            Err(Failure::BadRequest)
+        );
         assert_eq!(of(head("CONNECT", "a:80", &[]), Version::HTTP_11).unwrap().0, "a:80");
     }
 

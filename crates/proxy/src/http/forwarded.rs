@@ -1,7 +1,9 @@
 //! What a proxy says of the client: `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-client-cert`, `x-request-id`; and what
 //! it must not pass on.
 
-use http::header::{CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -38,7 +40,10 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     headers.remove(PROXY_AUTHENTICATE);
     headers.remove(PROXY_AUTHORIZATION);
     if headers.get(TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        let trailers = headers.get(TE).and_then(|te| te.to_str().ok()).is_some_and(|te| te.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")));
+        let trailers = headers
+            .get(TE)
+            .and_then(|te| te.to_str().ok())
+            .is_some_and(|te| te.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")));
         if trailers {
             headers.insert(TE, HeaderValue::from_static("trailers"));
         } else {
@@ -56,8 +61,18 @@ pub fn strip_response(headers: &mut HeaderMap) {
 
 /// Headers with which callers could steer an edge from outside.
 fn sanitize(headers: &mut HeaderMap) {
-    for name in [&names::INTERNAL, &names::UPSTREAM_TIMEOUT, &names::PER_TRY_TIMEOUT, &names::MAX_RETRIES, &names::RETRY_ON, &names::RETRY_GRPC_ON, &names::DECORATOR_OPERATION, &names::EXPECTED_TIMEOUT, &names::ATTEMPT_COUNT, &names::ORIGINAL_PATH]
-    {
+    for name in [
+        &names::INTERNAL,
+        &names::UPSTREAM_TIMEOUT,
+        &names::PER_TRY_TIMEOUT,
+        &names::MAX_RETRIES,
+        &names::RETRY_ON,
+        &names::RETRY_GRPC_ON,
+        &names::DECORATOR_OPERATION,
+        &names::EXPECTED_TIMEOUT,
+        &names::ATTEMPT_COUNT,
+        &names::ORIGINAL_PATH,
+    ] {
         headers.remove(name);
     }
 }
@@ -79,7 +94,10 @@ pub fn describe_client(headers: &mut HeaderMap, connection: &ConnFacts, chain: &
         headers.insert(names::FORWARDED_PROTO.clone(), scheme);
     }
     if chain.generate_request_id {
-        let keep = headers.contains_key(&names::REQUEST_ID) && (!chain.use_remote_address || chain.preserve_external_request_id || crate_is_private(connection.remote.ip()));
+        let keep = headers.contains_key(&names::REQUEST_ID)
+            && (!chain.use_remote_address
+                || chain.preserve_external_request_id
+                || crate_is_private(connection.remote.ip()));
         if !keep {
             headers.insert(names::REQUEST_ID.clone(), request_id(dice));
         }
@@ -128,7 +146,14 @@ fn client_cert(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChai
     let mutual = connection.peer.as_deref();
     match (chain.client_cert.mode, mutual) {
         (ClientCertMode::AlwaysForwardOnly, _) | (ClientCertMode::ForwardOnly, Some(_)) => {}
-        (ClientCertMode::Sanitize | ClientCertMode::ForwardOnly | ClientCertMode::AppendForward | ClientCertMode::SanitizeSet, None) | (ClientCertMode::Sanitize, Some(_)) => {
+        (
+            ClientCertMode::Sanitize
+            | ClientCertMode::ForwardOnly
+            | ClientCertMode::AppendForward
+            | ClientCertMode::SanitizeSet,
+            None,
+        )
+        | (ClientCertMode::Sanitize, Some(_)) => {
             headers.remove(&names::FORWARDED_CLIENT_CERT);
         }
         (mode @ (ClientCertMode::AppendForward | ClientCertMode::SanitizeSet), Some(peer)) => {
@@ -161,9 +186,15 @@ mod tests {
     #[test]
     fn hop_by_hop_headers_go_and_the_upgrade_is_told() {
         let mut headers = HeaderMap::new();
-        for (name, value) in
-            [("connection", "Upgrade, x-own, host"), ("upgrade", "websocket"), ("x-own", "1"), ("host", "a"), ("te", "gzip, trailers"), ("keep-alive", "5"), ("x-kept", "1")]
-        {
+        for (name, value) in [
+            ("connection", "Upgrade, x-own, host"),
+            ("upgrade", "websocket"),
+            ("x-own", "1"),
+            ("host", "a"),
+            ("te", "gzip, trailers"),
+            ("keep-alive", "5"),
+            ("x-kept", "1"),
+        ] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         assert_eq!(strip_hop_by_hop(&mut headers).unwrap(), "websocket");

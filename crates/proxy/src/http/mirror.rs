@@ -76,7 +76,12 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
     let Copy { upstream, head, authority } = copy;
     let host = upstream.pick(destination, &[], 1).await.ok()?;
     let _busy = upstream.begin(&host);
-    let wanted = Wanted { downstream_http2: version == Version::HTTP_2, alone: false, istio_alpn: true, host: authority.to_str().unwrap_or("") };
+    let wanted = Wanted {
+        downstream_http2: version == Version::HTTP_2,
+        alone: false,
+        istio_alpn: true,
+        host: authority.to_str().unwrap_or(""),
+    };
     let mut lease = upstream.checkout(&host, wanted).await.ok()?;
     let request = super::attempt::plain_request(&head, &authority, version, &lease, &host, body);
     let response = match lease.sender.as_mut()? {

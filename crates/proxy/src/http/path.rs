@@ -28,7 +28,8 @@ pub fn canonical(path: &str, chain: &HttpChain) -> Canonical {
 
 fn normal(path: &str, normalize: bool, merge: bool, escaped: EscapedSlashes) -> Canonical {
     // The common case: nothing to do, found out in one pass.
-    let suspicious = path.bytes().any(|byte| matches!(byte, b'%' | b'\\')) || path.contains("//") || path.contains("/.");
+    let suspicious =
+        path.bytes().any(|byte| matches!(byte, b'%' | b'\\')) || path.contains("//") || path.contains("/.");
     if !suspicious {
         return Canonical::Same;
     }

@@ -50,7 +50,11 @@ impl AsyncWrite for Watched {
         Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
     }
 
-    fn poll_write_vectored(self: Pin<&mut Self>, context: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write_vectored(context, parts)
     }
 
@@ -83,7 +87,8 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
             http2
         }
     };
-    let connection = Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux });
+    let connection =
+        Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux });
     let beginning = Arc::new(Beginning::default());
     let io = TokioIo::new(Watched { io, beginning: Arc::clone(&beginning) });
     let service = service_fn(|request| {

@@ -98,7 +98,11 @@ impl Story {
 
     /// The failure, also the one that shows only at the end.
     fn ending(&self) -> Option<Failure> {
-        if self.failure.is_none() && (self.status == 0 || self.incomplete) { Some(Failure::ClientGone) } else { self.failure }
+        if self.failure.is_none() && (self.status == 0 || self.incomplete) {
+            Some(Failure::ClientGone)
+        } else {
+            self.failure
+        }
     }
 
     fn count(&self, failure: Option<Failure>, duration: std::time::Duration) {
@@ -109,7 +113,11 @@ impl Story {
         }
         let inbound = self.connection.direction == Direction::Inbound;
         let peer = if inbound { &self.source_peer } else { &self.upstream_peer };
-        let certificate = if inbound { self.connection.peer.as_ref() } else { self.link.as_ref().and_then(|link| link.peer.as_ref()) };
+        let certificate = if inbound {
+            self.connection.peer.as_ref()
+        } else {
+            self.link.as_ref().and_then(|link| link.peer.as_ref())
+        };
         let address = |known: Option<*const ()>| known.map_or(0, |pointer| pointer as usize);
         let named_by_host = self.cluster.as_ref().is_none_or(|cluster| cluster.service.host.is_empty());
         let flag = failure.map(Failure::flag).or(self.flags.first().copied()).unwrap_or("-");
@@ -125,7 +133,13 @@ impl Story {
         };
         let mut known = self.worker.series.borrow_mut();
         let series = known.entry(key).or_insert_with(|| Series {
-            counters: self.worker.shard.request(&self.labels(inbound, peer.as_deref(), certificate.map(AsRef::as_ref), status, flag)),
+            counters: self.worker.shard.request(&self.labels(
+                inbound,
+                peer.as_deref(),
+                certificate.map(AsRef::as_ref),
+                status,
+                flag,
+            )),
             cluster: self.cluster.clone(),
             peer: peer.clone(),
             certificate: certificate.cloned(),
@@ -141,7 +155,14 @@ impl Story {
         }
     }
 
-    fn labels(&self, inbound: bool, peer: Option<&Peer>, certificate: Option<&PeerFacts>, status: u16, flag: &str) -> String {
+    fn labels(
+        &self,
+        inbound: bool,
+        peer: Option<&Peer>,
+        certificate: Option<&PeerFacts>,
+        status: u16,
+        flag: &str,
+    ) -> String {
         let other_principal = certificate.map_or_else(|| "unknown".to_owned(), PeerFacts::principal);
         let own_principal = self.own_principal();
         let service = self.cluster.as_ref().map(|cluster| cluster.service.clone()).unwrap_or_default();
@@ -200,7 +221,11 @@ impl Story {
             bytes_sent: self.sent,
             upstream_host: self.host.as_ref().and_then(|host| host.address()),
             upstream_local: self.link.as_ref().and_then(|link| link.local),
-            upstream_cluster: self.cluster.as_ref().map(|cluster| cluster.name.as_ref()).or(self.cluster_name.as_deref()),
+            upstream_cluster: self
+                .cluster
+                .as_ref()
+                .map(|cluster| cluster.name.as_ref())
+                .or(self.cluster_name.as_deref()),
             downstream_local: Some(self.connection.destination),
             downstream_remote: Some(self.connection.remote),
             server_name: self.connection.server_name.as_deref(),
@@ -215,7 +240,12 @@ impl Story {
     }
 
     fn flag_text(&self, failure: Option<Failure>) -> String {
-        let all: Vec<&str> = failure.map(Failure::flag).into_iter().chain(self.flags.iter().copied()).filter(|flag| *flag != "-").collect();
+        let all: Vec<&str> = failure
+            .map(Failure::flag)
+            .into_iter()
+            .chain(self.flags.iter().copied())
+            .filter(|flag| *flag != "-")
+            .collect();
         if all.is_empty() { "-".to_owned() } else { all.join(",") }
     }
 
@@ -236,10 +266,23 @@ impl Story {
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
             sentence: failure.sentence().to_owned(),
-            object: self.object.as_deref().or(cluster.and_then(|cluster| cluster.object.as_deref())).unwrap_or_default().to_owned(),
+            object: self
+                .object
+                .as_deref()
+                .or(cluster.and_then(|cluster| cluster.object.as_deref()))
+                .unwrap_or_default()
+                .to_owned(),
             route: self.route.as_deref().unwrap_or_default().to_owned(),
-            cluster: cluster.map(|cluster| cluster.name.to_string()).or(self.cluster_name.as_deref().map(str::to_owned)).unwrap_or_default(),
-            endpoint: self.host.as_ref().and_then(|host| host.address()).map(|address| address.to_string()).unwrap_or_default(),
+            cluster: cluster
+                .map(|cluster| cluster.name.to_string())
+                .or(self.cluster_name.as_deref().map(str::to_owned))
+                .unwrap_or_default(),
+            endpoint: self
+                .host
+                .as_ref()
+                .and_then(|host| host.address())
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
         });
     }
 

@@ -75,10 +75,13 @@ async fn handle(worker: Rc<Worker>, name: Arc<str>, stream: TcpStream, remote: S
 /// The listener with this address, else with its port on all addresses.
 fn listener_for(snapshot: &crate::snapshot::Snapshot, destination: SocketAddr, except: &str) -> Option<Arc<Listener>> {
     let of = |wanted: &dyn Fn(&SocketAddr) -> bool| {
-        let mut all = snapshot.listeners.iter().filter(|(name, listener)| name.as_ref() != except && !listener.value.binds);
-        all.find(|(_, listener)| listener.value.addresses.iter().any(wanted)).map(|(_, listener)| Arc::clone(&listener.value))
+        let mut all =
+            snapshot.listeners.iter().filter(|(name, listener)| name.as_ref() != except && !listener.value.binds);
+        all.find(|(_, listener)| listener.value.addresses.iter().any(wanted))
+            .map(|(_, listener)| Arc::clone(&listener.value))
     };
-    of(&|address| *address == destination).or_else(|| of(&|address| address.port() == destination.port() && address.ip().is_unspecified()))
+    of(&|address| *address == destination)
+        .or_else(|| of(&|address| address.port() == destination.port() && address.ip().is_unspecified()))
 }
 
 struct Begin {
@@ -147,13 +150,16 @@ impl Begin {
         let facts = Rc::new(facts);
         match &chain.network {
             Network::Http(http) => http::server::run(self.worker, io, facts, Arc::clone(http)).await,
-            Network::Tcp(tcp) => proxy::run(self.worker, io, facts, Arc::clone(tcp), seen.ahead.map(|(_, reached)| reached)).await,
+            Network::Tcp(tcp) => {
+                proxy::run(self.worker, io, facts, Arc::clone(tcp), seen.ahead.map(|(_, reached)| reached)).await
+            }
             Network::Close => {}
         }
     }
 
     fn chain(&self, transport: Transport, server_name: Option<&str>, protocols: &[String]) -> Option<Arc<Chain>> {
-        let query = ChainQuery { destination: self.destination, source: self.remote, server_name, transport, protocols };
+        let query =
+            ChainQuery { destination: self.destination, source: self.remote, server_name, transport, protocols };
         self.listener.chain_for(&query).cloned()
     }
 
@@ -172,7 +178,11 @@ impl Begin {
 
     fn refuse(&self, facts: &ConnFacts, failure: Failure) {
         let process = &self.worker.shard.process;
-        if failure == Failure::NoFilterChain { process.no_filter_chain.add(1) } else { process.tls_errors.add(1) }
+        if failure == Failure::NoFilterChain {
+            process.no_filter_chain.add(1)
+        } else {
+            process.tls_errors.add(1)
+        }
         let mut end = TcpEnd::new(&self.worker, facts, self.start, self.wall);
         end.failure = Some(failure);
         end.write_down(&self.listener.access_logs);
@@ -188,7 +198,8 @@ impl Begin {
             return Some(seen);
         }
         let mut bytes = BytesMut::with_capacity(2048);
-        let bound = (!self.listener.inspect_timeout.is_zero()).then(|| tokio::time::Instant::now() + self.listener.inspect_timeout);
+        let bound = (!self.listener.inspect_timeout.is_zero())
+            .then(|| tokio::time::Instant::now() + self.listener.inspect_timeout);
         let mut patient = self.silent_chain().is_some();
         loop {
             let read = async {
@@ -243,7 +254,8 @@ impl Begin {
 
     /// The chain of a client that says nothing that is known, if it leads to TCP in the clear.
     fn silent_chain(&self) -> Option<Arc<Chain>> {
-        self.chain(Transport::Raw, None, &[]).filter(|chain| chain.tls.is_none() && matches!(chain.network, Network::Tcp(_)))
+        self.chain(Transport::Raw, None, &[])
+            .filter(|chain| chain.tls.is_none() && matches!(chain.network, Network::Tcp(_)))
     }
 
     /// Dials the upstream of the silent client's chain and waits for whoever speaks first.

@@ -174,10 +174,13 @@ mod tests {
     use std::sync::Arc;
 
     fn hello(name: &str, protocols: &[&str]) -> Vec<u8> {
-        let config = rustls::ClientConfig::builder_with_provider(crate::tls::provider()).with_safe_default_protocol_versions().unwrap();
+        let config = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap();
         let mut config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let mut connection = rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
+        let mut connection =
+            rustls::ClientConnection::new(Arc::new(config), name.to_owned().try_into().unwrap()).unwrap();
         let mut bytes = Vec::new();
         connection.write_tls(&mut bytes).unwrap();
         bytes

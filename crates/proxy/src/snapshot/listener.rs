@@ -74,7 +74,9 @@ impl Listener {
         narrow(&mut left, |chain| prefix(&chain.matches.destinations, query.destination.ip()));
         narrow(&mut left, |chain| server_name(&chain.matches.server_names, query.server_name));
         narrow(&mut left, |chain| optional(chain.matches.transport, |transport| transport == query.transport));
-        narrow(&mut left, |chain| among(&chain.matches.protocols, |wanted| query.protocols.iter().any(|offered| offered == wanted)));
+        narrow(&mut left, |chain| {
+            among(&chain.matches.protocols, |wanted| query.protocols.iter().any(|offered| offered == wanted))
+        });
         let local = query.source.ip().is_loopback() || query.source.ip() == query.destination.ip();
         narrow(&mut left, |chain| optional(chain.matches.local_source, |wanted| wanted == local));
         narrow(&mut left, |chain| prefix(&chain.matches.sources, query.source.ip()));
@@ -117,7 +119,9 @@ fn among<T>(wanted: &[T], holds: impl Fn(&T) -> bool) -> Option<u32> {
 fn prefix(wanted: &[ipnet::IpNet], address: IpAddr) -> Option<u32> {
     match wanted.is_empty() {
         true => Some(0),
-        false => wanted.iter().filter(|range| range.contains(&address)).map(|range| u32::from(range.prefix_len()) + 1).max(),
+        false => {
+            wanted.iter().filter(|range| range.contains(&address)).map(|range| u32::from(range.prefix_len()) + 1).max()
+        }
     }
 }
 
@@ -142,7 +146,9 @@ mod tests {
     use crate::snapshot::chain::{ChainMatch, Network};
 
     fn listener(chains: Vec<(&str, ChainMatch)>) -> Listener {
-        let chain = |(name, matches): (&str, ChainMatch)| Arc::new(Chain { name: name.into(), matches, tls: None, network: Network::Close });
+        let chain = |(name, matches): (&str, ChainMatch)| {
+            Arc::new(Chain { name: name.into(), matches, tls: None, network: Network::Close })
+        };
         Listener {
             name: "l".into(),
             addresses: vec![],
@@ -161,7 +167,13 @@ mod tests {
         }
     }
 
-    fn chosen<'a>(listener: &'a Listener, port: u16, name: Option<&str>, transport: Transport, protocols: &[&str]) -> Option<&'a str> {
+    fn chosen<'a>(
+        listener: &'a Listener,
+        port: u16,
+        name: Option<&str>,
+        transport: Transport,
+        protocols: &[&str],
+    ) -> Option<&'a str> {
         let protocols: Vec<String> = protocols.iter().map(|text| (*text).to_owned()).collect();
         let query = ChainQuery {
             destination: ([10, 0, 0, 1], port).into(),
@@ -207,7 +219,11 @@ mod tests {
         assert_eq!(chosen(&listener1, 1, Some("c.com"), Transport::Tls, &[]), Some("any"));
         assert_eq!(chosen(&listener1, 1, None, Transport::Tls, &[]), None);
         let range = |range: &str| ChainMatch { destinations: vec![range.parse().unwrap()], ..ChainMatch::default() };
-        let listener2 = listener(vec![("wide", range("10.0.0.0/8")), ("one", range("10.0.0.1/32")), ("other", range("11.0.0.0/8"))]);
+        let listener2 = listener(vec![
+            ("wide", range("10.0.0.0/8")),
+            ("one", range("10.0.0.1/32")),
+            ("other", range("11.0.0.0/8")),
+        ]);
         assert_eq!(chosen(&listener2, 1, None, Transport::Raw, &[]), Some("one"));
     }
 
@@ -215,6 +231,10 @@ mod tests {
     fn there_is_no_way_back() {
         let port = ChainMatch { port: Some(80), transport: Some(Transport::Tls), ..ChainMatch::default() };
         let listener = listener(vec![("port", port), ("any", ChainMatch::default())]);
-        assert_eq!(chosen(&listener, 80, None, Transport::Raw, &[]), None, "the port was more specific, and it wants TLS");
+        assert_eq!(
+            chosen(&listener, 80, None, Transport::Raw, &[]),
+            None,
+            "the port was more specific, and it wants TLS"
+        );
     }
 }

@@ -108,7 +108,12 @@ impl RouteTable {
         if self.ignore_port {
             authority = without_port(authority);
         }
-        if self.hosts.len() == 1 && self.any == Some(0) && self.exact.is_empty() && self.suffixes.is_empty() && self.prefixes.is_empty() {
+        if self.hosts.len() == 1
+            && self.any == Some(0)
+            && self.exact.is_empty()
+            && self.suffixes.is_empty()
+            && self.prefixes.is_empty()
+        {
             return self.hosts.first();
         }
         let folded;
@@ -143,7 +148,12 @@ fn longer(domains: &[(String, usize)], text: &str, fits: impl Fn(&str, &str) -> 
 /// The authority without a port.
 pub fn without_port(authority: &str) -> &str {
     match authority.rfind(':') {
-        Some(colon) if !authority[colon..].contains(']') && authority[colon + 1..].bytes().all(|byte| byte.is_ascii_digit()) => &authority[..colon],
+        Some(colon)
+            if !authority[colon..].contains(']')
+                && authority[colon + 1..].bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            &authority[..colon]
+        }
         _ => authority,
     }
 }
@@ -197,16 +207,24 @@ mod tests {
             any: Some(4),
             ..RouteTable::default()
         };
-        for (authority, expected) in
-            [("a.b.com", "exact"), ("A.B.com:80", "exact"), ("x.b.com", "deep"), ("b.com", "wide"), ("shop.org", "prefix"), (".b.com", "wide"), ("org", "any")]
-        {
+        for (authority, expected) in [
+            ("a.b.com", "exact"),
+            ("A.B.com:80", "exact"),
+            ("x.b.com", "deep"),
+            ("b.com", "wide"),
+            ("shop.org", "prefix"),
+            (".b.com", "wide"),
+            ("org", "any"),
+        ] {
             assert_eq!(table.host_of(authority).unwrap().name.as_ref(), expected, "{authority}");
         }
     }
 
     #[test]
     fn ports_are_cut_only_where_there_are_some() {
-        for (authority, expected) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:b", "a:b")] {
+        for (authority, expected) in
+            [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:b", "a:b")]
+        {
             assert_eq!(without_port(authority), expected);
         }
     }

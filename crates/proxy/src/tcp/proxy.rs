@@ -56,7 +56,12 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
     let name = cluster_of(worker, chain);
     let snapshot = worker.snapshot();
     let Some(upstream) = worker.upstreams.get(&name, &snapshot) else {
-        return Err(Box::new(Unreached { failure: Failure::ClusterNotFound, cluster: None, cluster_name: name, host: None }));
+        return Err(Box::new(Unreached {
+            failure: Failure::ClusterNotFound,
+            cluster: None,
+            cluster_name: name,
+            host: None,
+        }));
     };
     let mut tried: Vec<Rc<Host>> = Vec::new();
     let mut failure = Failure::NoHealthyUpstream;
@@ -78,7 +83,12 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
             }
         }
     }
-    Err(Box::new(Unreached { failure, cluster: Some(Arc::clone(&upstream.settings)), cluster_name: name, host: tried.pop() }))
+    Err(Box::new(Unreached {
+        failure,
+        cluster: Some(Arc::clone(&upstream.settings)),
+        cluster_name: name,
+        host: tried.pop(),
+    }))
 }
 
 fn cluster_of(worker: &Worker, chain: &TcpChain) -> Arc<str> {
@@ -103,7 +113,8 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     let mut reached = match reached {
         Ok(reached) => reached,
         Err(unreached) => {
-            let mut end = TcpEnd { start, wall, failure: Some(unreached.failure), ..TcpEnd::new(&worker, &facts, start, wall) };
+            let mut end =
+                TcpEnd { start, wall, failure: Some(unreached.failure), ..TcpEnd::new(&worker, &facts, start, wall) };
             end.cluster = unreached.cluster.as_deref();
             end.cluster_name = &unreached.cluster_name;
             end.host = unreached.host.as_deref();

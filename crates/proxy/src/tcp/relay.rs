@@ -50,7 +50,13 @@ enum Side {
 
 impl OneWay {
     /// Moves what can be moved.
-    fn poll<R, W>(&mut self, context: &mut Context<'_>, reader: &mut R, writer: &mut W, moved: &mut bool) -> Poll<Result<(), Side>>
+    fn poll<R, W>(
+        &mut self,
+        context: &mut Context<'_>,
+        reader: &mut R,
+        writer: &mut W,
+        moved: &mut bool,
+    ) -> Poll<Result<(), Side>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
@@ -115,7 +121,12 @@ impl OneWay {
 }
 
 /// Relays until both sides have closed, one broke, nothing moved for `idle` (zero: no bound), or the worker ends.
-pub async fn both_ways<A, B>(client: &mut A, upstream: &mut B, idle: Duration, _draining: watch::Receiver<bool>) -> Counted
+pub async fn both_ways<A, B>(
+    client: &mut A,
+    upstream: &mut B,
+    idle: Duration,
+    _draining: watch::Receiver<bool>,
+) -> Counted
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,

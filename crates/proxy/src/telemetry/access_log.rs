@@ -68,7 +68,8 @@ impl LogFilter {
             LogFilter::All => true,
             LogFilter::Flags(flags) => {
                 let set = !facts.flags.is_empty() && facts.flags != "-";
-                set && (flags.is_empty() || facts.flags.split(',').any(|flag| flags.iter().any(|wanted| wanted == flag)))
+                set && (flags.is_empty()
+                    || facts.flags.split(',').any(|flag| flags.iter().any(|wanted| wanted == flag)))
             }
             LogFilter::Status(compare, status) => match compare {
                 Compare::Equal => facts.status == *status,
@@ -189,7 +190,8 @@ impl Sink {
     }
 
     fn hand_over(&self, path: &Arc<str>, lines: String) {
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.out.try_send((Arc::clone(path), lines)) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.out.try_send((Arc::clone(path), lines))
+        {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -230,7 +232,9 @@ mod tests {
     #[test]
     fn json_has_numbers_nulls_and_escapes() {
         let fields = [("a", "%RESPONSE_CODE%"), ("b", "%ROUTE_NAME%"), ("c", "x\"%REQ(:PATH)%")];
-        let layout = Layout::Json(fields.iter().map(|(key, format)| ((*key).to_owned(), Format::parse(format).unwrap())).collect());
+        let layout = Layout::Json(
+            fields.iter().map(|(key, format)| ((*key).to_owned(), Format::parse(format).unwrap())).collect(),
+        );
         let mut out = String::new();
         layout.write(&Facts { status: 503, path: "/p", ..Facts::default() }, &mut out);
         assert_eq!(out, "{\"a\":503,\"b\":null,\"c\":\"x\\\"/p\"}\n");
@@ -249,7 +253,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path: Arc<str> = folder.path().join("log").to_str().unwrap().into();
         let road = Road::start().unwrap();
-        let logs = [AccessLog { path: Arc::clone(&path), layout: Layout::Text(Format::parse("%RESPONSE_CODE%\n").unwrap()), filter: LogFilter::All }];
+        let logs = [AccessLog {
+            path: Arc::clone(&path),
+            layout: Layout::Text(Format::parse("%RESPONSE_CODE%\n").unwrap()),
+            filter: LogFilter::All,
+        }];
         let sink = road.sink();
         sink.record(&logs, &Facts { status: 200, ..Facts::default() });
         drop(sink);

@@ -138,7 +138,9 @@ impl Format {
         self.pieces
             .iter()
             .filter_map(move |piece| match piece {
-                Piece::Header { request, first, second, .. } if *request == of_request => Some([Some(first), second.as_ref()]),
+                Piece::Header { request, first, second, .. } if *request == of_request => {
+                    Some([Some(first), second.as_ref()])
+                }
                 _ => None,
             })
             .flatten()
@@ -154,7 +156,14 @@ impl Format {
         matches!(
             self.pieces.as_slice(),
             [Piece::Plain(
-                Plain::ResponseCode | Plain::BytesReceived | Plain::BytesSent | Plain::Duration | Plain::ResponseDuration | Plain::Attempts | Plain::GrpcStatusNumber | Plain::DownstreamLocalPort,
+                Plain::ResponseCode
+                    | Plain::BytesReceived
+                    | Plain::BytesSent
+                    | Plain::Duration
+                    | Plain::ResponseDuration
+                    | Plain::Attempts
+                    | Plain::GrpcStatusNumber
+                    | Plain::DownstreamLocalPort,
                 _
             )]
         )
@@ -176,7 +185,9 @@ impl Format {
                     out.push_str(cut(value, *limit));
                 }
                 Piece::Header { request, first, second, limit, without_query } => {
-                    let value = first.value(facts, *request).or_else(|| second.as_ref().and_then(|second| second.value(facts, *request)));
+                    let value = first
+                        .value(facts, *request)
+                        .or_else(|| second.as_ref().and_then(|second| second.value(facts, *request)));
                     let mut value = value.unwrap_or("-");
                     if *without_query {
                         value = value.split('?').next().unwrap_or(value);
@@ -214,7 +225,9 @@ fn operator(text: &str) -> Result<Piece, String> {
             let second = fields.next().map(field).transpose()?;
             Ok(Piece::Header { request, first, second, limit, without_query: name == "REQ_WITHOUT_QUERY" })
         }
-        _ => Plain::parse(name).map(|plain| Piece::Plain(plain, limit)).ok_or_else(|| format!("the operator %{text}% is not known")),
+        _ => Plain::parse(name)
+            .map(|plain| Piece::Plain(plain, limit))
+            .ok_or_else(|| format!("the operator %{text}% is not known")),
     }
 }
 
@@ -273,7 +286,9 @@ impl Plain {
             Plain::ServerName => text(facts.server_name),
             Plain::RouteName => text(facts.route),
             Plain::Attempts => number(u64::from(facts.attempts)),
-            Plain::GrpcStatus | Plain::GrpcStatusNumber => facts.grpc_status.map(|status| Cow::Owned(status.to_string())),
+            Plain::GrpcStatus | Plain::GrpcStatusNumber => {
+                facts.grpc_status.map(|status| Cow::Owned(status.to_string()))
+            }
             Plain::PeerUri => text(facts.peer_uri),
             Plain::PeerSubject => text(facts.peer_subject),
             Plain::LocalUri => text(facts.local_uri),
@@ -300,7 +315,14 @@ pub fn write_time(time: SystemTime, out: &mut String) {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (year, month, day) = civil((since.as_secs() / 86_400) as i64);
     let second = since.as_secs() % 86_400;
-    let _ = write!(out, "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z", second / 3600, second / 60 % 60, second % 60, since.subsec_millis());
+    let _ = write!(
+        out,
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
+        second / 3600,
+        second / 60 % 60,
+        second % 60,
+        since.subsec_millis()
+    );
 }
 
 fn write_strftime(time: SystemTime, pattern: &str, out: &mut String) {
@@ -374,7 +396,10 @@ mod tests {
     #[test]
     fn lengths_alternatives_and_escapes() {
         let facts = Facts { path: "/abc?q", start: Some(SystemTime::UNIX_EPOCH), ..Facts::default() };
-        assert_eq!(written("100%% %REQ(X-NONE?:PATH):3% %REQ_WITHOUT_QUERY(:PATH)% %START_TIME(%Y/%m)%", &facts), "100% /ab /abc 1970/01");
+        assert_eq!(
+            written("100%% %REQ(X-NONE?:PATH):3% %REQ_WITHOUT_QUERY(:PATH)% %START_TIME(%Y/%m)%", &facts),
+            "100% /ab /abc 1970/01"
+        );
         for bad in ["%NONSENSE%", "%REQ(a", "%RESPONSE_CODE:x%"] {
             assert!(Format::parse(bad).is_err(), "{bad}");
         }

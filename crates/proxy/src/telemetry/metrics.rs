@@ -8,7 +8,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Upper bounds of the histograms' buckets, Envoy's default (milliseconds or bytes).
 pub const BOUNDS: [f64; 19] = [
-    0.5, 1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0, 5000.0, 10_000.0, 30_000.0, 60_000.0, 300_000.0, 600_000.0, 1_800_000.0,
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1000.0,
+    2500.0,
+    5000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
     3_600_000.0,
 ];
 
@@ -175,7 +192,9 @@ impl Metrics {
     pub fn cluster_total(&self, name: &str, of: impl Fn(&ClusterSeries) -> &Counter) -> u64 {
         self.shards
             .iter()
-            .filter_map(|shard| shard.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(name).map(|series| of(series).value()))
+            .filter_map(|shard| {
+                shard.clusters.lock().unwrap_or_else(PoisonError::into_inner).get(name).map(|series| of(series).value())
+            })
             .fold(0, u64::wrapping_add)
     }
 
@@ -188,7 +207,10 @@ impl Metrics {
         for (name, of) in [("istio_request_messages_total", true), ("istio_response_messages_total", false)] {
             family(&mut out, name, "counter");
             for (labels, parts) in &requests {
-                let value: u64 = parts.iter().map(|part| if of { part.request_messages.value() } else { part.response_messages.value() }).sum();
+                let value: u64 = parts
+                    .iter()
+                    .map(|part| if of { part.request_messages.value() } else { part.response_messages.value() })
+                    .sum();
                 if value > 0 {
                     let _ = writeln!(out, "{name}{{{labels}}} {value}");
                 }
@@ -260,7 +282,10 @@ impl Metrics {
         self.gather(|shard| &shard.clusters)
             .into_iter()
             .map(|(name, parts)| {
-                let row = columns.iter().map(|(column, of)| (*column, parts.iter().map(|part| of(part).value()).fold(0, u64::wrapping_add))).collect();
+                let row = columns
+                    .iter()
+                    .map(|(column, of)| (*column, parts.iter().map(|part| of(part).value()).fold(0, u64::wrapping_add)))
+                    .collect();
                 (name, row)
             })
             .collect()

@@ -44,8 +44,17 @@ impl Peer {
     pub fn of_endpoint(text: &str) -> Self {
         let mut parts = text.split(';').map(str::to_owned);
         let mut next = || parts.next().unwrap_or_default();
-        let (workload, namespace, canonical_service, canonical_revision, cluster) = (next(), next(), next(), next(), next());
-        Self { workload, namespace, app: canonical_service.clone(), version: canonical_revision.clone(), canonical_service, canonical_revision, cluster }
+        let (workload, namespace, canonical_service, canonical_revision, cluster) =
+            (next(), next(), next(), next(), next());
+        Self {
+            workload,
+            namespace,
+            app: canonical_service.clone(),
+            version: canonical_revision.clone(),
+            canonical_service,
+            canonical_revision,
+            cluster,
+        }
     }
 
     /// Of the header; `None` if it cannot be read.
@@ -54,7 +63,11 @@ impl Peer {
         let json = struct_to_json(&Struct::decode(bytes.as_slice()).ok()?);
         let text = |key: &str| json.get(key).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
         let labels = json.get("LABELS").and_then(|labels| labels.as_object());
-        let labels = labels.map(|labels| labels.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()).unwrap_or_default();
+        let labels = labels
+            .map(|labels| {
+                labels.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
+            })
+            .unwrap_or_default();
         Some(Self::of(&text("WORKLOAD_NAME"), &text("NAMESPACE"), &text("CLUSTER_ID"), &labels))
     }
 }
@@ -108,7 +121,10 @@ mod tests {
         let own = Own::of("sidecar~1.1.1.1~a-1.shop~shop.svc.cluster.local", &metadata);
         let read = Peer::of_header(&own.header).unwrap();
         assert_eq!(read, *own.peer);
-        assert_eq!((read.workload.as_str(), read.canonical_service.as_str(), read.canonical_revision.as_str()), ("a-v1", "a", "v1"));
+        assert_eq!(
+            (read.workload.as_str(), read.canonical_service.as_str(), read.canonical_revision.as_str()),
+            ("a-v1", "a", "v1")
+        );
         assert_eq!(Peer::of_header(&HeaderValue::from_static("!!")), None);
         assert_eq!(Peer::of_endpoint("w;ns;svc;v2;c").canonical_revision, "v2");
     }

@@ -26,7 +26,13 @@ impl Failures {
 
     /// Those of one request.
     pub fn of(&self, request_id: &str) -> Vec<Why> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|why| why.request_id == request_id).cloned().collect()
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .filter(|why| why.request_id == request_id)
+            .cloned()
+            .collect()
     }
 
     /// The newest first.

@@ -95,7 +95,8 @@ impl Configs {
             None => None,
             Some(source) => Some(super::roots(source, &secrets).map_err(unusable)?.ok_or(Failure::NoCertificate)?),
         };
-        let versions: &[&rustls::SupportedProtocolVersion] = if terms.only_tls13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
+        let versions: &[&rustls::SupportedProtocolVersion] =
+            if terms.only_tls13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
         let verifier = PeerVerifier { roots, sans: terms.sans.clone(), provider: Arc::clone(&self.provider) };
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(versions)
@@ -105,7 +106,9 @@ impl Configs {
         let mut config = match &terms.certificate {
             None => builder.with_no_client_auth(),
             Some(source) => {
-                let key = super::certificate(source, &secrets, &self.provider).map_err(unusable)?.ok_or(Failure::NoCertificate)?;
+                let key = super::certificate(source, &secrets, &self.provider)
+                    .map_err(unusable)?
+                    .ok_or(Failure::NoCertificate)?;
                 builder.with_client_cert_resolver(Arc::new(OneCertificate(key)))
             }
         };
@@ -129,12 +132,15 @@ fn protocols(terms: &ClientTerms, offer: Offer) -> Vec<String> {
             (mux && terms.mesh, names)
         }
         Offer::Http2 { mux, .. } => {
-            let mut names: Vec<&str> = terms.alpn.iter().map(String::as_str).filter(|name| *name != "http/1.1").collect();
+            let mut names: Vec<&str> =
+                terms.alpn.iter().map(String::as_str).filter(|name| *name != "http/1.1").collect();
             names.push("h2");
             (mux && terms.mesh, names)
         }
         Offer::Auto => (false, vec!["h2", "http/1.1"]),
-        Offer::Tcp => (false, terms.alpn.iter().map(String::as_str).filter(|name| *name != "h2" && *name != "http/1.1").collect()),
+        Offer::Tcp => {
+            (false, terms.alpn.iter().map(String::as_str).filter(|name| *name != "h2" && *name != "http/1.1").collect())
+        }
     };
     let mut all: Vec<String> = Vec::new();
     for name in mux.then_some(super::MUX).into_iter().chain(names) {
@@ -165,11 +171,18 @@ mod tests {
     #[test]
     fn offers_are_istios_behind_ours() {
         let mesh = terms(true, &["istio", "h2"]);
-        assert_eq!(protocols(&mesh, Offer::Http1 { mux: true, istio: true }), ["istio-mux", "istio-http/1.1", "istio", "http/1.1"]);
+        assert_eq!(
+            protocols(&mesh, Offer::Http1 { mux: true, istio: true }),
+            ["istio-mux", "istio-http/1.1", "istio", "http/1.1"]
+        );
         assert_eq!(protocols(&mesh, Offer::Http2 { mux: false, istio: true }), ["istio-h2", "istio", "h2"]);
         assert_eq!(protocols(&mesh, Offer::Tcp), ["istio"]);
         let plain = terms(false, &[]);
-        assert_eq!(protocols(&plain, Offer::Http1 { mux: true, istio: true }), ["http/1.1"], "only the mesh multiplexes");
+        assert_eq!(
+            protocols(&plain, Offer::Http1 { mux: true, istio: true }),
+            ["http/1.1"],
+            "only the mesh multiplexes"
+        );
         assert!(protocols(&plain, Offer::Tcp).is_empty());
     }
 }

@@ -96,14 +96,19 @@ impl Configs {
         if certificates.is_empty() {
             return Err(format!("no certificate is there yet for {:?}", terms.certificates));
         }
-        let versions: &[&rustls::SupportedProtocolVersion] = if terms.only_tls13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider)).with_protocol_versions(versions).map_err(|error| error.to_string())?;
+        let versions: &[&rustls::SupportedProtocolVersion] =
+            if terms.only_tls13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_protocol_versions(versions)
+            .map_err(|error| error.to_string())?;
         let builder = match &terms.roots {
             None => builder.with_no_client_auth(),
             Some(source) => {
-                let roots = super::roots(source, &secrets)?.ok_or_else(|| format!("no trust roots are there yet for {source:?}"))?;
+                let roots = super::roots(source, &secrets)?
+                    .ok_or_else(|| format!("no trust roots are there yet for {source:?}"))?;
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&self.provider));
-                let verifier = if terms.require_client_certificate { verifier } else { verifier.allow_unauthenticated() };
+                let verifier =
+                    if terms.require_client_certificate { verifier } else { verifier.allow_unauthenticated() };
                 builder.with_client_cert_verifier(verifier.build().map_err(|error| error.to_string())?)
             }
         };
@@ -116,7 +121,10 @@ impl Configs {
         config.alpn_protocols = match accepts {
             Accepts::Nothing => Vec::new(),
             Accepts::Terms => terms.alpn.iter().map(|name| name.clone().into_bytes()).collect(),
-            Accepts::Mux => std::iter::once(super::MUX.to_owned()).chain(terms.alpn.iter().cloned()).map(String::into_bytes).collect(),
+            Accepts::Mux => std::iter::once(super::MUX.to_owned())
+                .chain(terms.alpn.iter().cloned())
+                .map(String::into_bytes)
+                .collect(),
         };
         let config = Config { tls: Arc::new(config), own_uri };
         built.by_terms.insert(key, (Arc::clone(terms), config.clone()));
@@ -127,7 +135,11 @@ impl Configs {
 /// What to accept from a client that offers these protocols. Multiplexing needs a verified peer: it carries claims about the
 /// client's protocol that are believed.
 pub fn accepts(terms: &ServerTerms, is_http: bool, offered: &[String]) -> Accepts {
-    if is_http && terms.require_client_certificate && terms.roots.is_some() && offered.iter().any(|name| name == super::MUX) {
+    if is_http
+        && terms.require_client_certificate
+        && terms.roots.is_some()
+        && offered.iter().any(|name| name == super::MUX)
+    {
         return Accepts::Mux;
     }
     let known = offered.is_empty() || terms.alpn.iter().any(|name| offered.contains(name));

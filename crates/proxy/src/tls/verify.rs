@@ -17,8 +17,10 @@ use crate::snapshot::tls_terms::SanMatch;
 /// # Errors
 /// It cannot be read.
 pub fn facts_of(certificate: &CertificateDer<'_>) -> Result<PeerFacts, String> {
-    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|error| format!("the peer's certificate cannot be read: {error}"))?;
-    let mut facts = PeerFacts { subject: parsed.subject().to_string(), hash: sha256_hex(certificate), ..PeerFacts::default() };
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|error| format!("the peer's certificate cannot be read: {error}"))?;
+    let mut facts =
+        PeerFacts { subject: parsed.subject().to_string(), hash: sha256_hex(certificate), ..PeerFacts::default() };
     if let Ok(Some(names)) = parsed.subject_alternative_name() {
         for name in &names.value.general_names {
             match name {
@@ -79,11 +81,21 @@ impl ServerCertVerifier for PeerVerifier {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, certificate, signed, &self.provider.signature_verification_algorithms)
     }
 

@@ -28,7 +28,12 @@ impl Memory {
 }
 
 /// Picks a place among the candidates.
-pub fn pick<C: Candidate>(policy: Balance, candidates: &[C], memory: &mut Memory, dice: &mut SmallRng) -> Option<usize> {
+pub fn pick<C: Candidate>(
+    policy: Balance,
+    candidates: &[C],
+    memory: &mut Memory,
+    dice: &mut SmallRng,
+) -> Option<usize> {
     match candidates.len() {
         0 => None,
         1 => Some(0),
@@ -63,7 +68,10 @@ fn round_robin<C: Candidate>(candidates: &[C], memory: &mut Memory) -> usize {
     }
     // Weighted: a stride that has no common factor with the total visits every unit of weight once a round, spread out.
     let total = total(candidates);
-    let stride = (1..).map(|step| (total as f64 * 0.618_033_988_75) as u64 + step).find(|stride| gcd(*stride, total) == 1).unwrap_or(1);
+    let stride = (1..)
+        .map(|step| (total as f64 * 0.618_033_988_75) as u64 + step)
+        .find(|stride| gcd(*stride, total) == 1)
+        .unwrap_or(1);
     let point = (u128::from(memory.turn) * u128::from(stride) % u128::from(total)) as u64;
     by_weight(candidates, point)
 }

@@ -48,7 +48,8 @@ impl Messages {
             bytes = &bytes[1..];
             if self.have == 5 {
                 self.have = 0;
-                self.left = u32::from_be_bytes([self.header[1], self.header[2], self.header[3], self.header[4]]) as usize;
+                self.left =
+                    u32::from_be_bytes([self.header[1], self.header[2], self.header[3], self.header[4]]) as usize;
                 found += 1;
             }
         }
@@ -223,7 +224,9 @@ impl Body for RequestBody {
         match self {
             RequestBody::Empty | RequestBody::Full(None) => true,
             RequestBody::Full(Some(_)) => false,
-            RequestBody::Stream(tap) => tap.source.tally.complete.get() && tap.replayed >= tap.source.kept.borrow().frames.len(),
+            RequestBody::Stream(tap) => {
+                tap.source.tally.complete.get() && tap.replayed >= tap.source.kept.borrow().frames.len()
+            }
         }
     }
 
@@ -235,7 +238,12 @@ impl Body for RequestBody {
                 // What is left of the client's body and what will be replayed.
                 let left = tap.source.incoming.borrow().size_hint().exact();
                 let kept = tap.source.kept.borrow();
-                let replay: u64 = kept.frames.iter().skip(tap.replayed).map(|frame| if let KeptFrame::Data(data) = frame { data.len() as u64 } else { 0 }).sum();
+                let replay: u64 = kept
+                    .frames
+                    .iter()
+                    .skip(tap.replayed)
+                    .map(|frame| if let KeptFrame::Data(data) = frame { data.len() as u64 } else { 0 })
+                    .sum();
                 left.map_or_else(SizeHint::default, |left| SizeHint::with_exact(left + replay))
             }
         }

@@ -35,7 +35,14 @@ pub struct Dialled {
 ///
 /// # Errors
 /// Why there is no connection.
-pub async fn dial(env: &Env, cluster: &Cluster, place: &Place, terms: Option<&Arc<ClientTerms>>, offer: Offer, host: &str) -> Result<Dialled, Failure> {
+pub async fn dial(
+    env: &Env,
+    cluster: &Cluster,
+    place: &Place,
+    terms: Option<&Arc<ClientTerms>>,
+    offer: Offer,
+    host: &str,
+) -> Result<Dialled, Failure> {
     // The configuration comes first: without a certificate there is nothing to dial for.
     let config = terms.map(|terms| env.tls.get(terms, offer).map(|config| (terms, config))).transpose()?;
     let work = async {
@@ -43,13 +50,23 @@ pub async fn dial(env: &Env, cluster: &Cluster, place: &Place, terms: Option<&Ar
             Place::Socket(address) => tcp(cluster, *address).await?,
             Place::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|_| Failure::ConnectFailed)?;
-                return Ok(Dialled { io: Io::Unix(Prefixed { prefix: Bytes::new(), inner: stream }), alpn: None, peer: None, local: None });
+                return Ok(Dialled {
+                    io: Io::Unix(Prefixed { prefix: Bytes::new(), inner: stream }),
+                    alpn: None,
+                    peer: None,
+                    local: None,
+                });
             }
             Place::Name(..) => return Err(Failure::NoHealthyUpstream),
         };
         let local = stream.local_addr().ok();
         let Some((terms, config)) = config else {
-            return Ok(Dialled { io: Io::Tcp(Prefixed { prefix: Bytes::new(), inner: stream }), alpn: None, peer: None, local });
+            return Ok(Dialled {
+                io: Io::Tcp(Prefixed { prefix: Bytes::new(), inner: stream }),
+                alpn: None,
+                peer: None,
+                local,
+            });
         };
         let name = server_name(terms, host, place);
         let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| {

@@ -93,7 +93,8 @@ mod tests {
         assert!(usage.take(Limited::Connections, &limits).is_some());
         assert!(usage.take(Limited::Retries, &limits).is_none());
         let budget = Limits { budget: Some(Budget { percent: 50.0, min_concurrency: 1 }), ..limits };
-        let _requests = [usage.take(Limited::Requests, &budget).unwrap(), usage.take(Limited::Requests, &budget).unwrap()];
+        let _requests =
+            [usage.take(Limited::Requests, &budget).unwrap(), usage.take(Limited::Requests, &budget).unwrap()];
         let retry = usage.take(Limited::Retries, &budget).unwrap();
         assert!(usage.take(Limited::Retries, &budget).is_none());
         drop(retry);

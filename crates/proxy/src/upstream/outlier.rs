@@ -49,9 +49,11 @@ impl Health {
             Verdict::Local => (true, true, false),
         };
         let mut eject = false;
-        for (counter, hit, limit) in
-            [(&self.fives, bad, settings.consecutive_5xx), (&self.gateway, gateway, settings.consecutive_gateway), (&self.local, local, settings.consecutive_local)]
-        {
+        for (counter, hit, limit) in [
+            (&self.fives, bad, settings.consecutive_5xx),
+            (&self.gateway, gateway, settings.consecutive_gateway),
+            (&self.local, local, settings.consecutive_local),
+        ] {
             if !hit {
                 // A read costs nothing; a write would make workers fight over the line.
                 if counter.load(Ordering::Relaxed) != 0 && !(local && !std::ptr::eq(counter, &self.local)) {
@@ -110,6 +112,9 @@ mod tests {
         }
         assert!(!health.is_ejected(100, &usage));
         assert!(!bad(&health, 200) && !bad(&health, 200) && bad(&health, 200));
-        assert!(health.is_ejected(349, &usage) && !health.is_ejected(350, &usage), "longer the second time, but bounded");
+        assert!(
+            health.is_ejected(349, &usage) && !health.is_ejected(350, &usage),
+            "longer the second time, but bounded"
+        );
     }
 }

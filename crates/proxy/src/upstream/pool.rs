@@ -154,7 +154,8 @@ impl Pool {
     }
 
     fn is_spent(&self, link: &Link) -> bool {
-        (self.life.requests > 0 && link.requests.get() >= self.life.requests) || self.life.age.is_some_and(|age| link.made.elapsed() >= age)
+        (self.life.requests > 0 && link.requests.get() >= self.life.requests)
+            || self.life.age.is_some_and(|age| link.made.elapsed() >= age)
     }
 
     /// An idle HTTP/1 connection; the one used last, so that the others may grow old.
@@ -176,7 +177,8 @@ impl Pool {
         let bound = self.life.streams.min(STREAMS_BEFORE_ANOTHER);
         let fitting = shared.iter().filter(|one| one.link.mux || !mux);
         let least = fitting.min_by_key(|one| one.link.streams.get())?;
-        let full = least.link.streams.get() >= bound && !(mux && shared.len() >= MUX_CONNECTIONS && self.life.streams >= STREAMS_BEFORE_ANOTHER);
+        let full = least.link.streams.get() >= bound
+            && !(mux && shared.len() >= MUX_CONNECTIONS && self.life.streams >= STREAMS_BEFORE_ANOTHER);
         if full {
             return None;
         }
@@ -209,7 +211,12 @@ impl Pool {
     ///
     /// # Errors
     /// The connection broke.
-    pub async fn start_http1(self: &Rc<Self>, dialled: Dialled, link: Rc<Link>, preserve_case: bool) -> Result<Lease, Failure> {
+    pub async fn start_http1(
+        self: &Rc<Self>,
+        dialled: Dialled,
+        link: Rc<Link>,
+        preserve_case: bool,
+    ) -> Result<Lease, Failure> {
         let (sender, connection) = http1::Builder::new()
             .preserve_header_case(preserve_case)
             .handshake(TokioIo::new(dialled.io))
@@ -257,7 +264,9 @@ impl Pool {
         let idle = self.life.idle;
         let old = |link: &Link| !idle.is_zero() && now.duration_since(link.last_used.get()) >= idle;
         self.idle.borrow_mut().retain(|(sender, link)| !sender.is_closed() && !old(link));
-        self.shared.borrow_mut().retain(|one| !one.sender.is_closed() && (one.link.streams.get() > 0 || !old(&one.link)));
+        self.shared
+            .borrow_mut()
+            .retain(|one| !one.sender.is_closed() && (one.link.streams.get() > 0 || !old(&one.link)));
         let mut connections = self.idle.borrow_mut();
         if connections.capacity() > 64 && connections.len() * 4 < connections.capacity() {
             connections.shrink_to_fit();

@@ -28,7 +28,9 @@ impl Resolver {
     fn get(&self) -> Result<TokioResolver, String> {
         let mut inner = self.inner.borrow_mut();
         if inner.is_none() {
-            let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build()).map_err(|error| error.to_string())?;
+            let resolver = TokioResolver::builder_tokio()
+                .and_then(|builder| builder.build())
+                .map_err(|error| error.to_string())?;
             *inner = Some(resolver);
         }
         inner.clone().ok_or_else(|| "no resolver".to_owned())

@@ -160,7 +160,9 @@ impl PathRewrite {
             PathRewrite::None => return None,
             PathRewrite::Prefix { matched, text } => format!("{text}{}", path.get(*matched..).unwrap_or("")),
             PathRewrite::Whole(text) => text.clone(),
-            PathRewrite::Regex { pattern, substitution } => pattern.replace_all(path, substitution.as_str()).into_owned(),
+            PathRewrite::Regex { pattern, substitution } => {
+                pattern.replace_all(path, substitution.as_str()).into_owned()
+            }
         };
         if !new.starts_with('/') {
             new.insert(0, '/');
@@ -216,18 +218,34 @@ mod tests {
         assert_eq!(prefix.apply("/shop/a", Some("x=1")).unwrap(), "/new/a?x=1");
         assert_eq!(PathRewrite::Prefix { matched: 6, text: "/".into() }.apply("/shop/a", None).unwrap(), "/a");
         assert_eq!(PathRewrite::Whole("/all".into()).apply("/shop", Some("q")).unwrap(), "/all?q");
-        let regex = PathRewrite::Regex { pattern: Regex::new("^/service/([^/]+)(/.*)$").unwrap(), substitution: "${2}/instance/${1}".into() };
+        let regex = PathRewrite::Regex {
+            pattern: Regex::new("^/service/([^/]+)(/.*)$").unwrap(),
+            substitution: "${2}/instance/${1}".into(),
+        };
         assert_eq!(regex.apply("/service/foo/v1/api", None).unwrap(), "/v1/api/instance/foo");
         assert_eq!(PathRewrite::None.apply("/", None), None);
     }
 
     #[test]
     fn redirects() {
-        let base = || Redirect { scheme: None, host: None, port: None, path: PathRewrite::None, status: 301, strip_query: false };
+        let base = || Redirect {
+            scheme: None,
+            host: None,
+            port: None,
+            path: PathRewrite::None,
+            status: 301,
+            strip_query: false,
+        };
         let https = Redirect { scheme: Some("https".into()), ..base() };
         assert_eq!(https.location(false, "a.b:80", "/x", Some("q=1")), "https://a.b/x?q=1");
         assert_eq!(https.location(false, "a.b:8080", "/x", None), "https://a.b:8080/x");
-        let moved = Redirect { host: Some("c.d".into()), port: Some(81), path: PathRewrite::Whole("/y".into()), strip_query: true, ..base() };
+        let moved = Redirect {
+            host: Some("c.d".into()),
+            port: Some(81),
+            path: PathRewrite::Whole("/y".into()),
+            strip_query: true,
+            ..base()
+        };
         assert_eq!(moved.location(false, "a.b", "/x", Some("q=1")), "http://c.d:81/y");
     }
 }

@@ -128,8 +128,13 @@ mod tests {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
         edits.apply(&mut headers, true, &Facts::default);
-        let all = |name: &str| headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>();
-        assert_eq!((all("many"), all("old"), all("set"), all("gone")), (vec!["1".into(), "2".into()], vec!["old".into()], vec!["2".into()], vec!["back".into()]));
+        let all = |name: &str| {
+            headers.get_all(name).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (all("many"), all("old"), all("set"), all("gone")),
+            (vec!["1".into(), "2".into()], vec!["old".into()], vec!["2".into()], vec!["back".into()])
+        );
         assert!(!headers.contains_key("none"));
     }
 }

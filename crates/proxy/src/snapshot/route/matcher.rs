@@ -115,7 +115,8 @@ impl RouteMatch {
     pub fn matches(&self, request: &RequestView<'_>, dice: &mut SmallRng) -> bool {
         self.path.matches(request, self.ignore_case)
             && self.headers.iter().all(|header| header.matches(request))
-            && (self.query.is_empty() || self.query.iter().all(|query| query.matches(request.head.uri.query().unwrap_or(""))))
+            && (self.query.is_empty()
+                || self.query.iter().all(|query| query.matches(request.head.uri.query().unwrap_or(""))))
             && (!self.grpc || is_grpc(request.head))
             && self.fraction.is_none_or(|share| dice.random_range(0..1_000_000) < share)
     }
@@ -175,7 +176,12 @@ impl HeaderMatch {
                     (Some(one), None) => Some(one.to_str().unwrap_or("")),
                     (Some(one), Some(two)) => {
                         // Envoy joins repeated headers by a comma.
-                        joined = [one, two].into_iter().chain(values).map(|value| value.to_str().unwrap_or("")).collect::<Vec<_>>().join(",");
+                        joined = [one, two]
+                            .into_iter()
+                            .chain(values)
+                            .map(|value| value.to_str().unwrap_or(""))
+                            .collect::<Vec<_>>()
+                            .join(",");
                         Some(joined.as_str())
                     }
                 }
@@ -249,14 +255,21 @@ mod tests {
     fn headers() {
         let request = head("GET", "/", &[("end-user", "jason"), ("n", "7"), ("many", "a"), ("many", "b")]);
         let name = |name: &'static str| Field::Header(HeaderName::from_static(name));
-        let one = |field, condition, invert, missing_is_empty| HeaderMatch { field, condition, invert, missing_is_empty }
-            .matches(&RequestView::of(&request, "a.b", true));
+        let one = |field, condition, invert, missing_is_empty| {
+            HeaderMatch { field, condition, invert, missing_is_empty }.matches(&RequestView::of(&request, "a.b", true))
+        };
         let text = |text: &str| Condition::Text(TextMatch::exact(text));
         assert!(one(name("end-user"), text("jason"), false, false));
         assert!(!one(name("end-user"), text("jason"), true, false));
         assert!(one(name("many"), text("a,b"), false, false));
-        assert!(one(name("n"), Condition::Range(7, 8), false, false) && !one(name("n"), Condition::Range(0, 7), false, false));
-        assert!(one(name("none"), Condition::Present(false), false, false) && one(name("none"), Condition::Present(true), true, false));
+        assert!(
+            one(name("n"), Condition::Range(7, 8), false, false)
+                && !one(name("n"), Condition::Range(0, 7), false, false)
+        );
+        assert!(
+            one(name("none"), Condition::Present(false), false, false)
+                && one(name("none"), Condition::Present(true), true, false)
+        );
         assert!(!one(name("none"), text("x"), true, false), "a missing header matches no inverted text");
         assert!(one(name("none"), text("x"), true, true));
         assert!(one(Field::Method, text("GET"), false, false) && one(Field::Scheme, text("https"), false, false));
@@ -266,12 +279,21 @@ mod tests {
     #[test]
     fn query_grpc_and_fraction() {
         let request = head("POST", "/?a=1&b&c=x", &[("content-type", "application/grpc+proto")]);
-        let query = |name: &str, text| RouteMatch { query: vec![QueryMatch { name: name.into(), text }], ..RouteMatch::default() };
+        let query = |name: &str, text| RouteMatch {
+            query: vec![QueryMatch { name: name.into(), text }],
+            ..RouteMatch::default()
+        };
         assert!(check(query("a", Some(TextMatch::exact("1"))), &request));
-        assert!(!check(query("a", Some(TextMatch { pattern: Pattern::Prefix("2".into()), ignore_case: false })), &request));
+        assert!(!check(
+            query("a", Some(TextMatch { pattern: Pattern::Prefix("2".into()), ignore_case: false })),
+            &request
+        ));
         assert!(check(query("b", None), &request) && !check(query("d", None), &request));
         assert!(check(RouteMatch { grpc: true, ..RouteMatch::default() }, &request));
-        assert!(!check(RouteMatch { grpc: true, ..RouteMatch::default() }, &head("GET", "/", &[("content-type", "application/grpc-web")])));
+        assert!(!check(
+            RouteMatch { grpc: true, ..RouteMatch::default() },
+            &head("GET", "/", &[("content-type", "application/grpc-web")])
+        ));
         assert!(!check(RouteMatch { fraction: Some(0), ..RouteMatch::default() }, &request));
         assert!(check(RouteMatch { fraction: Some(1_000_000), ..RouteMatch::default() }, &request));
     }
