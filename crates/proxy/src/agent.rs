@@ -1,0 +1,133 @@
+//! What Istio's agent does, in the same process: gets the identity, follows the xDS server, hands both to the proxy.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Result;
+use api::xds::{ResourceKind, unpack};
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::config::core::v3::DataSource;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SdsSecret;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::app::{Running, Settings};
+use crate::bootstrap;
+use crate::identity::{self, channel};
+use crate::secret::{Secret, Store};
+use crate::xds::client::{self, Connect, Options, State};
+use crate::xds::resources::{Reject, ResourceSet};
+
+/// A proxy under a control plane.
+pub struct Agent {
+    /// The proxy proper.
+    pub running: Arc<Running>,
+    /// What the xDS stream is doing.
+    pub stream: watch::Receiver<State>,
+    /// The workload's identity.
+    pub identity: watch::Receiver<identity::State>,
+    tasks: JoinSet<()>,
+}
+
+impl Agent {
+    /// Starts the proxy, and what feeds it.
+    ///
+    /// # Errors
+    /// The proxy cannot start. An absent control plane is no error: it is waited for.
+    pub async fn start(settings: Settings, options: Options) -> Result<Agent> {
+        let store = Arc::new(Store::default());
+        let running = Arc::new(Running::start(settings.clone(), store.clone()).await?);
+        let node = bootstrap::node(&settings, running.admin_addr());
+        let mut tasks = JoinSet::new();
+        let (own, identity) = watch::channel(identity::State::default());
+        // Over a plaintext port nobody is certified, unless a certificate service is named.
+        if !options.xds_plaintext || options.ca_address.is_some() {
+            tasks.spawn(identity::run(options.clone(), store.clone(), own));
+        }
+        let (state, stream) = watch::channel(State::default());
+        let (applied, held) = (running.clone(), Arc::new(Mutex::new(ResourceSet::default())));
+        let apply = move |resources: &ResourceSet| {
+            tokio::task::block_in_place(|| {
+                let mut rejects = take_secrets(resources, &store);
+                rejects.extend(applied.apply(resources));
+                for reject in &rejects {
+                    tracing::error!(kind = reject.kind.row().short, name = reject.name, reason = reject.reason, "refused; the last good one stays");
+                }
+                rejects
+            })
+        };
+        tasks.spawn(client::run(node, connect(options, identity.clone()), state, held, apply));
+        Ok(Agent { running, stream, identity, tasks })
+    }
+
+    /// Ends what feeds the proxy, then drains it.
+    pub async fn end(self) {
+        let Agent { running, mut tasks, .. } = self;
+        // The xDS client holds the proxy too; with its end the proxy is ours alone.
+        tasks.shutdown().await;
+        if let Some(running) = Arc::into_inner(running) {
+            running.drain().await;
+        }
+    }
+}
+
+/// Channels to the xDS server, with the certificate of now once there is one.
+fn connect(options: Options, identity: watch::Receiver<identity::State>) -> Connect {
+    Box::new(move || {
+        let (options, current) = (options.clone(), identity.borrow().current.clone());
+        Box::pin(async move { channel::connect(&options, &options.xds_address, options.xds_plaintext, current.as_ref()).await })
+    })
+}
+
+/// Publishes the secrets that the xDS server serves; those that are gone are taken back.
+fn take_secrets(resources: &ResourceSet, store: &Store) -> Vec<Reject> {
+    let served = resources.of(ResourceKind::Secret);
+    let now = store.load();
+    let is_served = |name: &str| name.starts_with("kubernetes://");
+    let gone = now.iter().map(|(name, _)| name).filter(|name| is_served(name) && !served.contains_key(*name));
+    let mut changes: Vec<(String, Option<Secret>)> = gone.map(|name| (name.to_owned(), None)).collect();
+    let mut rejects = Vec::new();
+    for (name, resource) in served {
+        match unpack(&resource.body).and_then(|secret| read(secret).map_err(|error| format!("{error:#}"))) {
+            Ok(secret) => changes.push((name.clone(), Some(secret))),
+            Err(reason) => rejects.push(Reject { kind: ResourceKind::Secret, name: name.clone(), reason }),
+        }
+    }
+    if !changes.is_empty() {
+        store.update(changes);
+    }
+    rejects
+}
+
+fn read(secret: SdsSecret) -> Result<Secret> {
+    match secret.r#type {
+        Some(Type::TlsCertificate(certificate)) => {
+            let chain = CertificateDer::pem_slice_iter(bytes(certificate.certificate_chain.as_ref())?).collect::<Result<Vec<_>, _>>()?;
+            anyhow::ensure!(!chain.is_empty(), "the certificate chain is empty");
+            let key = PrivateKeyDer::from_pem_slice(bytes(certificate.private_key.as_ref())?)?;
+            let certified = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?);
+            certified.keys_match()?;
+            Ok(Secret::Certificate(Arc::new(certified)))
+        }
+        Some(Type::ValidationContext(context)) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(bytes(context.trusted_ca.as_ref())?) {
+                roots.add(certificate?)?;
+            }
+            Ok(Secret::Roots(Arc::new(roots)))
+        }
+        _ => anyhow::bail!("neither a certificate nor trust roots"),
+    }
+}
+
+fn bytes(source: Option<&DataSource>) -> Result<&[u8]> {
+    match source.and_then(|source| source.specifier.as_ref()) {
+        Some(Specifier::InlineBytes(bytes)) => Ok(bytes),
+        Some(Specifier::InlineString(text)) => Ok(text.as_bytes()),
+        _ => anyhow::bail!("a part of the secret is missing or not inline"),
+    }
+}

@@ -1,0 +1,174 @@
+//! Matchers: texts, headers, query parameters, routes.
+
+use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
+use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
+use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
+use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, QueryParameterMatcher, RouteMatch as XdsRouteMatch};
+use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
+use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
+use regex::Regex;
+
+use crate::snapshot::route::matcher::{Condition, Field, HeaderMatch, PathMatch, QueryMatch, RouteMatch};
+use crate::snapshot::text_match::{Pattern, TextMatch};
+
+/// A share in millionths.
+pub fn millionths(percent: &FractionalPercent) -> u32 {
+    let scale = match percent.denominator {
+        0 => 10_000,
+        1 => 100,
+        _ => 1,
+    };
+    percent.numerator.saturating_mul(scale).min(1_000_000)
+}
+
+/// A share under a runtime key: there is no runtime, so its default counts.
+pub(crate) fn fraction(percent: Option<&RuntimeFractionalPercent>) -> Option<u32> {
+    percent.and_then(|percent| percent.default_value.as_ref()).map(millionths)
+}
+
+/// An expression that must match the whole text, as RE2 does in Envoy.
+pub(crate) fn whole_regex(text: &str) -> Result<Regex, String> {
+    Regex::new(&format!("^(?:{text})$"))
+        .map_err(|error| format!("the regular expression {text:?} cannot be compiled: {error}"))
+}
+
+/// A substitution: RE2's `\1` becomes `${1}`.
+pub(crate) fn substitution(rewrite: &RegexMatchAndSubstitute) -> Result<(Regex, String), String> {
+    let text = rewrite.pattern.as_ref().map(|pattern| pattern.regex.as_str()).unwrap_or_default();
+    let pattern =
+        Regex::new(text).map_err(|error| format!("the regular expression {text:?} cannot be compiled: {error}"))?;
+    let mut out = String::new();
+    let mut letters = rewrite.substitution.chars();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => match letters.next() {
+                Some(digit) if digit.is_ascii_digit() => {
+                    out.push_str(&format!("${{{digit}}}"));
+                }
+                Some('\\') => out.push('\\'),
+                other => return Err(format!("the substitution has a backslash before {other:?}")),
+            },
+            '$' => out.push_str("$$"),
+            other => out.push(other),
+        }
+    }
+    Ok((pattern, out))
+}
+
+/// A text matcher.
+///
+/// # Errors
+/// No pattern, an unknown kind, or an expression that cannot be compiled.
+pub fn text_match(matcher: &StringMatcher) -> Result<TextMatch, String> {
+    let fold = |text: &str| if matcher.ignore_case { text.to_ascii_lowercase() } else { text.to_owned() };
+    let pattern = match &matcher.match_pattern {
+        Some(MatchPattern::Exact(text)) => Pattern::Exact(fold(text)),
+        Some(MatchPattern::Prefix(text)) => Pattern::Prefix(fold(text)),
+        Some(MatchPattern::Suffix(text)) => Pattern::Suffix(fold(text)),
+        Some(MatchPattern::Contains(text)) => Pattern::Contains(fold(text)),
+        Some(MatchPattern::SafeRegex(regex)) => Pattern::Regex(whole_regex(&regex.regex)?),
+        Some(MatchPattern::Custom(_)) => return Err("custom string matchers are not known".to_owned()),
+        None => return Err("a string matcher has no pattern".to_owned()),
+    };
+    Ok(TextMatch { pattern, ignore_case: matcher.ignore_case })
+}
+
+/// A header matcher.
+///
+/// # Errors
+/// A name or expression that cannot be used.
+pub fn header_match(matcher: &HeaderMatcher) -> Result<HeaderMatch, String> {
+    let field = match matcher.name.to_ascii_lowercase().as_str() {
+        ":method" => Field::Method,
+        ":authority" | "host" => Field::Authority,
+        ":scheme" => Field::Scheme,
+        ":path" => Field::Path,
+        name => Field::Header(name.parse().map_err(|_| format!("{name:?} is not a header's name"))?),
+    };
+    let text = |pattern| Condition::Text(TextMatch { pattern, ignore_case: false });
+    let condition = match &matcher.header_match_specifier {
+        None => Condition::Present(true),
+        Some(HeaderMatchSpecifier::PresentMatch(wanted)) => Condition::Present(*wanted),
+        Some(HeaderMatchSpecifier::StringMatch(matcher)) => Condition::Text(text_match(matcher)?),
+        Some(HeaderMatchSpecifier::RangeMatch(range)) => Condition::Range(range.start, range.end),
+        Some(HeaderMatchSpecifier::ExactMatch(exact)) => text(Pattern::Exact(exact.clone())),
+        Some(HeaderMatchSpecifier::PrefixMatch(prefix)) => text(Pattern::Prefix(prefix.clone())),
+        Some(HeaderMatchSpecifier::SuffixMatch(suffix)) => text(Pattern::Suffix(suffix.clone())),
+        Some(HeaderMatchSpecifier::ContainsMatch(part)) => text(Pattern::Contains(part.clone())),
+        Some(HeaderMatchSpecifier::SafeRegexMatch(regex)) => text(Pattern::Regex(whole_regex(&regex.regex)?)),
+    };
+    Ok(HeaderMatch {
+        field,
+        condition,
+        invert: matcher.invert_match,
+        missing_is_empty: matcher.treat_missing_header_as_empty,
+    })
+}
+
+fn query_match(matcher: &QueryParameterMatcher) -> Result<QueryMatch, String> {
+    let text = match &matcher.query_parameter_match_specifier {
+        None | Some(QueryParameterMatchSpecifier::PresentMatch(true)) => None,
+        Some(QueryParameterMatchSpecifier::PresentMatch(false)) => {
+            return Err("a query parameter that must be absent is not built".to_owned());
+        }
+        Some(QueryParameterMatchSpecifier::StringMatch(matcher)) => Some(text_match(matcher)?),
+    };
+    Ok(QueryMatch { name: matcher.name.clone(), text })
+}
+
+/// A route's match.
+///
+/// # Errors
+/// Conditions that are not built: cookies, TLS context, dynamic metadata, filter state, path templates.
+pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String> {
+    if !matcher.cookies.is_empty()
+        || matcher.tls_context.is_some()
+        || !matcher.dynamic_metadata.is_empty()
+        || !matcher.filter_state.is_empty()
+    {
+        return Err("matching by cookie, TLS context, dynamic metadata or filter state is not built".to_owned());
+    }
+    let path = match &matcher.path_specifier {
+        Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.clone()),
+        Some(PathSpecifier::Path(path)) => PathMatch::Exact(path.clone()),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => PathMatch::SeparatedPrefix(prefix.clone()),
+        Some(PathSpecifier::SafeRegex(regex)) => PathMatch::Regex(whole_regex(&regex.regex)?),
+        Some(PathSpecifier::ConnectMatcher(_)) => PathMatch::Connect,
+        Some(PathSpecifier::PathMatchPolicy(policy)) => {
+            return Err(format!("the path matcher {:?} is not known", policy.name));
+        }
+        None => return Err("a route's match has no path".to_owned()),
+    };
+    Ok(RouteMatch {
+        path,
+        ignore_case: matcher.case_sensitive.is_some_and(|sensitive| !sensitive.value),
+        headers: matcher.headers.iter().map(header_match).collect::<Result<_, _>>()?,
+        query: matcher.query_parameters.iter().map(query_match).collect::<Result<_, _>>()?,
+        grpc: matcher.grpc.is_some(),
+        fraction: fraction(matcher.runtime_fraction.as_ref()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_substitutions() {
+        assert_eq!(millionths(&FractionalPercent { numerator: 50, denominator: 0 }), 500_000);
+        assert_eq!(millionths(&FractionalPercent { numerator: 1, denominator: 2 }), 1);
+        let rewrite = RegexMatchAndSubstitute {
+            pattern: Some(envoy_types::pb::envoy::r#type::matcher::v3::RegexMatcher {
+                regex: "^/a/(.*)$".into(),
+                ..Default::default()
+            }),
+            substitution: r"/b/\1$".into(),
+        };
+        let (pattern, to) = substitution(&rewrite).unwrap();
+        assert_eq!(pattern.replace_all("/a/x", to.as_str()), "/b/x$");
+        assert!(whole_regex("(").is_err());
+        assert!(!whole_regex("a|b").unwrap().is_match("ab"), "the whole text must match");
+    }
+}

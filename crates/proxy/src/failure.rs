@@ -1,0 +1,205 @@
+//! The closed list of reasons for which a connection or request ends badly. Each has a status, Envoy's response flag and
+//! response code details, a side, a retry rule and a sentence. No other file decides any of these.
+
+#![deny(clippy::disallowed_methods)]
+
+/// Whose side a failure is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Whoever called.
+    Client,
+    /// Whoever was called.
+    Upstream,
+    /// The mesh's configuration or the mesh itself.
+    Mesh,
+    /// A rule that someone wrote forbids or breaks it on purpose.
+    Policy,
+}
+
+impl Side {
+    /// The word that `/why` shows.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Side::Client => "client",
+            Side::Upstream => "upstream",
+            Side::Mesh => "mesh",
+            Side::Policy => "policy",
+        }
+    }
+}
+
+macro_rules! failures {
+    ($($variant:ident { status: $status:literal, flag: $flag:literal, details: $details:literal, side: $side:ident, body: $body:literal, sentence: $sentence:literal })*) => {
+        /// Why a connection or request ended.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Failure { $(#[doc = $sentence] $variant),* }
+
+        impl Failure {
+            /// All of them.
+            pub const ALL: &'static [Failure] = &[$(Failure::$variant),*];
+
+            /// HTTP status of the local reply; 0 if nobody is left to answer.
+            pub fn status(self) -> u16 { match self { $(Failure::$variant => $status),* } }
+
+            /// Envoy's response flag.
+            pub fn flag(self) -> &'static str { match self { $(Failure::$variant => $flag),* } }
+
+            /// Envoy's response code details.
+            pub fn details(self) -> &'static str { match self { $(Failure::$variant => $details),* } }
+
+            /// Whose side.
+            pub fn side(self) -> Side { match self { $(Failure::$variant => Side::$side),* } }
+
+            /// Body of the local reply.
+            pub fn body(self) -> &'static str { match self { $(Failure::$variant => $body),* } }
+
+            /// What happened and what to do.
+            pub fn sentence(self) -> &'static str { match self { $(Failure::$variant => $sentence),* } }
+
+            /// The variant's name.
+            pub fn name(self) -> &'static str { match self { $(Failure::$variant => stringify!($variant)),* } }
+        }
+    };
+}
+
+failures! {
+    ClientGone { status: 0, flag: "DC", details: "downstream_remote_disconnect", side: Client, body: "",
+        sentence: "The caller closed its connection before the answer was complete; look for a timeout in the caller." }
+    BadRequest { status: 400, flag: "DPE", details: "http1.codec_error", side: Client, body: "Bad Request",
+        sentence: "The request is not valid HTTP: it has no host, or its path cannot be read." }
+    AmbiguousPath { status: 400, flag: "DPE", details: "path_normalization_failed", side: Client, body: "Bad Request",
+        sentence: "The path has escaped slashes or cannot be normalised, and the policy is to refuse such paths." }
+    HeadersTooLarge { status: 431, flag: "DPE", details: "http1.headers_too_large", side: Client, body: "Request Header Fields Too Large",
+        sentence: "The request's headers are larger than 60 KiB." }
+    RouteNotFound { status: 404, flag: "NR", details: "route_not_found", side: Mesh, body: "",
+        sentence: "No route matches the request's host and path; check the hosts and matches of the VirtualService and the port that was called." }
+    ClusterNotFound { status: 503, flag: "NC", details: "cluster_not_found", side: Mesh, body: "",
+        sentence: "The route leads to a cluster that the proxy does not have; check that the destination's host, port and subset exist." }
+    NoHealthyUpstream { status: 503, flag: "UH", details: "no_healthy_upstream", side: Upstream, body: "no healthy upstream",
+        sentence: "The destination has no endpoint that may be called: no workload runs, none is ready, or all are ejected." }
+    Overflow { status: 503, flag: "UO", details: "overflow", side: Policy, body: "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+        sentence: "A limit of the destination's connection pool was reached; raise trafficPolicy.connectionPool of its DestinationRule or add workloads." }
+    ConnectFailed { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_failure}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
+        sentence: "The endpoint refused the connection or is unreachable; check that the application listens on that port." }
+    ConnectTimeout { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_timeout}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection timeout",
+        sentence: "The endpoint did not accept the connection in time; check network policies and connectTimeout." }
+    TlsFailed { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_failure|TLS_error}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure, transport failure reason: TLS_error",
+        sentence: "The TLS handshake with the endpoint failed: it does not speak TLS, does not trust our certificate, or its name is not one of the expected." }
+    NoCertificate { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_failure|TLS_error:_Secret_is_not_supplied_by_SDS}", side: Mesh,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure, transport failure reason: TLS_error: Secret is not supplied by SDS",
+        sentence: "The proxy has no certificate or no trust roots for this destination yet; check the certificate authority or the named secret." }
+    UpstreamReset { status: 503, flag: "UR", details: "upstream_reset_before_response_started{remote_reset}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote reset",
+        sentence: "The endpoint reset the stream before it answered." }
+    UpstreamClosed { status: 503, flag: "UC", details: "upstream_reset_before_response_started{connection_termination}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+        sentence: "The endpoint closed the connection before it answered; it crashed, restarted, or closes idle connections." }
+    UpstreamProtocol { status: 502, flag: "UPE", details: "upstream_reset_before_response_started{protocol_error}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
+        sentence: "The endpoint's answer is not valid HTTP; check that the port's declared protocol is the one the application speaks." }
+    UpstreamBroken { status: 0, flag: "UC", details: "upstream_reset_after_response_started{connection_termination}", side: Upstream, body: "",
+        sentence: "The endpoint ended the connection in the middle of its answer." }
+    UpstreamTimeout { status: 504, flag: "UT", details: "response_timeout", side: Upstream, body: "upstream request timeout",
+        sentence: "The answer did not come within the route's timeout." }
+    PerTryTimeout { status: 504, flag: "UT", details: "upstream_per_try_timeout", side: Upstream, body: "upstream request timeout",
+        sentence: "No try was answered within the route's perTryTimeout." }
+    MaxDuration { status: 408, flag: "UMSDR", details: "upstream_max_stream_duration_reached", side: Client, body: "upstream max stream duration reached",
+        sentence: "The stream lasted longer than its deadline (grpc-timeout or the route's maximum)." }
+    StreamIdle { status: 408, flag: "SI", details: "stream_idle_timeout", side: Client, body: "stream timeout",
+        sentence: "No byte moved in either direction for the idle timeout." }
+    FaultAbort { status: 503, flag: "FI", details: "fault_filter_abort", side: Policy, body: "fault filter abort",
+        sentence: "A fault rule aborted the request on purpose; see the VirtualService's fault." }
+    FaultDelay { status: 0, flag: "DI", details: "fault_filter_delay", side: Policy, body: "",
+        sentence: "A fault rule delayed the request on purpose; see the VirtualService's fault." }
+    UpgradeRefused { status: 403, flag: "-", details: "upgrade_failed", side: Policy, body: "",
+        sentence: "The route does not allow this kind of upgrade." }
+    Misdirected { status: 421, flag: "NR", details: "misdirected_request", side: Client, body: "Misdirected Request",
+        sentence: "The request's host is not one that this TLS connection's certificate is for; the caller should open another connection." }
+    Denied { status: 403, flag: "UAEX", details: "rbac_access_denied", side: Policy, body: "RBAC: access denied",
+        sentence: "An AuthorizationPolicy forbids the request." }
+    RateLimited { status: 429, flag: "RL", details: "local_rate_limited", side: Policy, body: "local_rate_limited",
+        sentence: "The rate limit was exceeded." }
+    NoFilterChain { status: 0, flag: "NR", details: "filter_chain_not_found", side: Policy, body: "",
+        sentence: "The connection matches no filter chain of the listener: plaintext to a port where mutual TLS is STRICT, or an unknown server name." }
+    DownstreamTls { status: 0, flag: "-", details: "downstream_tls_error", side: Client, body: "",
+        sentence: "The TLS handshake with the caller failed: it showed no certificate that we trust, or did not trust ours." }
+    RequestHeaderTimeout { status: 408, flag: "-", details: "request_header_timeout", side: Client, body: "",
+        sentence: "The caller did not finish sending its request's headers in time." }
+    TcpOverflow { status: 0, flag: "UO", details: "overflow", side: Policy, body: "",
+        sentence: "The destination's limit of TCP connections was reached; raise connectionPool.tcp.maxConnections." }
+}
+
+impl Failure {
+    /// Nothing of the request can have reached an application: repeating it is safe whatever its method.
+    pub fn is_before_sending(self) -> bool {
+        matches!(
+            self,
+            Failure::ConnectFailed
+                | Failure::ConnectTimeout
+                | Failure::TlsFailed
+                | Failure::NoCertificate
+                | Failure::NoHealthyUpstream
+                | Failure::Overflow
+        )
+    }
+
+    /// The connection was never made (Envoy's `connect-failure`).
+    pub fn is_connect_failure(self) -> bool {
+        matches!(self, Failure::ConnectFailed | Failure::ConnectTimeout | Failure::TlsFailed | Failure::NoCertificate)
+    }
+
+    /// The connection or stream ended without an answer (Envoy's `reset`).
+    pub fn is_reset(self) -> bool {
+        self.is_connect_failure()
+            || matches!(
+                self,
+                Failure::UpstreamReset | Failure::UpstreamClosed | Failure::UpstreamProtocol | Failure::PerTryTimeout
+            )
+    }
+
+    /// `UPSTREAM_TRANSPORT_FAILURE_REASON` of the access log.
+    pub fn transport_reason(self) -> Option<&'static str> {
+        match self {
+            Failure::TlsFailed => Some("TLS_error"),
+            Failure::NoCertificate => Some("TLS_error:_Secret_is_not_supplied_by_SDS"),
+            Failure::ConnectFailed => Some("delayed_connect_error"),
+            _ => None,
+        }
+    }
+}
+
+/// gRPC status of a local reply with this HTTP status (gRPC `http-grpc-status-mapping`).
+pub fn grpc_status_of(status: u16) -> u8 {
+    match status {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        408 => 4,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_failure_is_told_apart_and_explained() {
+        let names: HashSet<_> = Failure::ALL.iter().map(|failure| failure.name()).collect();
+        assert_eq!(names.len(), Failure::ALL.len());
+        for failure in Failure::ALL {
+            assert!(failure.sentence().ends_with('.'), "{failure:?}");
+            assert!(!failure.details().contains(' '), "{failure:?}: details are one word in the access log");
+            assert!(failure.status() == 0 || (400..600).contains(&failure.status()), "{failure:?}");
+            assert!(!failure.is_connect_failure() || failure.is_before_sending(), "{failure:?}");
+            assert!(failure.status() != 0 || failure.body().is_empty(), "{failure:?}");
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! Sending a request: pick a host, get a connection, send, judge, and perhaps try again.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use http::header::HOST;
+use http::request::Parts as RequestHead;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::names;
+use super::story::Story;
+use crate::failure::Failure;
+use crate::snapshot::route::action::{Forward, HostRewrite};
+use crate::snapshot::route::retry::{Outcome, RetryOn, RetryPlan};
+use crate::upstream::body::{RequestBody, Source};
+use crate::upstream::limits::Limited;
+use crate::upstream::outlier::Verdict;
+use crate::upstream::pool::{Lease, Sender};
+use crate::upstream::{Host, Upstream, Wanted};
+
+/// What is sent.
+pub struct Outgoing<'a> {
+    /// The head, after all changes.
+    pub head: RequestHead,
+    /// The host to send.
+    pub authority: HeaderValue,
+    /// The host is replaced by the endpoint's.
+    pub host_of_endpoint: bool,
+    /// The client's body; `None`: none.
+    pub source: Option<Rc<Source>>,
+    /// The client's protocol.
+    pub version: Version,
+    /// The connection leads to one of its own and becomes a tunnel.
+    pub upgrade: Option<HeaderValue>,
+    /// The route.
+    pub forward: &'a Forward,
+    /// Istio's protocol names are offered.
+    pub istio_alpn: bool,
+    /// `x-envoy-attempt-count` is sent.
+    pub count_attempts: bool,
+    /// Where the client's connection meant to go.
+    pub destination: std::net::SocketAddr,
+    /// The whole answer must be there.
+    pub deadline: Option<Instant>,
+    /// What passing the deadline means.
+    pub deadline_failure: Failure,
+    /// Time without an answer; zero: no bound.
+    pub idle: Duration,
+    /// Time for one try; zero: none.
+    pub per_try: Duration,
+}
+
+/// An answer with the connection it comes on.
+pub struct Answered {
+    /// The answer.
+    pub response: Response<Incoming>,
+    /// The connection.
+    pub lease: Lease,
+}
+
+struct Failed {
+    failure: Failure,
+    /// Not processed: the endpoint says so.
+    refused: bool,
+    /// Not a byte was sent.
+    unsent: bool,
+    /// On a connection that had carried requests before.
+    reused: bool,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, refused: false, unsent: failure.is_before_sending(), reused: false }
+    }
+}
+
+/// Silent repetitions on fresh connections of what cannot have been processed.
+const SILENT: u32 = 4;
+
+/// Sends, and repeats where the plan wants it and the request can be repeated. The story learns of host, tries and flags.
+///
+/// # Errors
+/// The last failure.
+pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut Story) -> Result<Answered, Failure> {
+    let plan = plan_of(&mut out);
+    let plan = plan.as_ref().filter(|_| out.upgrade.is_none());
+    let _request = upstream.permit(Limited::Requests)?;
+    let mut tried: Vec<Rc<Host>> = Vec::new();
+    let (mut retries, mut silent) = (0, 0);
+    let mut retry_permit = None;
+    loop {
+        let avoid = plan.is_some_and(|plan| plan.avoid_previous);
+        let attempts = plan.filter(|plan| plan.avoid_previous).map_or(1, |plan| plan.host_attempts + 1);
+        let picked = upstream.pick(out.destination, if avoid { &tried } else { &[] }, attempts).await;
+        let result = match picked {
+            Err(failure) => Err(Failed::from(failure)),
+            Ok(host) => {
+                story.attempts += 1;
+                story.host = Some(Rc::clone(&host));
+                story.busy = None;
+                story.busy = Some(upstream.begin(&host));
+                let result = try_once(&out, upstream, &host, story).await;
+                judge(upstream, &host, &result);
+                tried.push(host);
+                result
+            }
+        };
+        drop(retry_permit.take());
+        let (outcome, failed) = match &result {
+            Ok(answered) => (outcome_of(&answered.response), None),
+            Err(failed) => (
+                Outcome::Failed { failure: failed.failure, refused: failed.refused, unsent: failed.unsent },
+                Some(failed),
+            ),
+        };
+        let client_broke = out.source.as_ref().is_some_and(|source| source.broken());
+        if client_broke {
+            return Err(Failure::ClientGone);
+        }
+        let replayable = out.source.as_ref().is_none_or(|source| source.replayable());
+        let in_time = out.deadline.is_none_or(|deadline| Instant::now() < deadline);
+        // A pooled connection that the endpoint had closed: nobody has seen the request, or it is harmless to send it again.
+        let stale = failed.is_some_and(|failed| {
+            failed.reused
+                && matches!(failed.failure, Failure::UpstreamClosed | Failure::UpstreamReset)
+                && (failed.unsent || failed.refused || is_idempotent(&out.head.method))
+        });
+        if stale && replayable && in_time && silent < SILENT {
+            silent += 1;
+            continue;
+        }
+        let wanted = plan.is_some_and(|plan| retries < plan.num_retries && plan.wants(outcome));
+        if wanted && replayable && in_time {
+            match upstream.permit(Limited::Retries) {
+                Ok(permit) => {
+                    retries += 1;
+                    retry_permit = Some(permit);
+                    upstream.series.retries.add(1);
+                    let pause = plan.map_or(Duration::ZERO, |plan| {
+                        plan.pause(retries, &mut story.worker.upstreams.env().dice.borrow_mut())
+                    });
+                    // What is left of the answer goes with its connection.
+                    drop(result);
+                    tokio::time::sleep(pause).await;
+                    continue;
+                }
+                Err(_) => story.flags.push("UO"),
+            }
+        } else if plan.is_some_and(|plan| plan.num_retries > 0 && retries >= plan.num_retries && plan.wants(outcome)) {
+            story.flags.push("URX");
+        }
+        return result.map_err(|failed| failed.failure);
+    }
+}
+
+/// The route's plan, with what the request's own headers ask for.
+fn plan_of(out: &mut Outgoing<'_>) -> Option<RetryPlan> {
+    let mut plan = out.forward.retry.clone();
+    for name in [&names::RETRY_ON, &names::RETRY_GRPC_ON] {
+        let Some(value) = out.head.headers.remove(name) else { continue };
+        let (on, statuses, _unknown) = RetryOn::parse(value.to_str().unwrap_or(""));
+        let plan = plan.get_or_insert_with(|| RetryPlan {
+            on,
+            num_retries: 1,
+            per_try_timeout: Duration::ZERO,
+            avoid_previous: false,
+            host_attempts: 1,
+            statuses: Vec::new(),
+            back_off: (Duration::from_millis(25), Duration::from_millis(250)),
+        });
+        plan.on = on.or(plan.on);
+        plan.statuses.extend(statuses);
+    }
+    if let (Some(value), Some(plan)) = (out.head.headers.remove(&names::MAX_RETRIES), &mut plan)
+        && let Some(retries) = value.to_str().ok().and_then(|text| text.parse().ok())
+    {
+        plan.num_retries = retries;
+    }
+    if let (Some(plan), true) = (&plan, out.per_try.is_zero()) {
+        out.per_try = plan.per_try_timeout;
+    }
+    plan
+}
+
+fn is_idempotent(method: &Method) -> bool {
+    method.is_idempotent() && *method != Method::CONNECT
+}
+
+fn outcome_of(response: &Response<Incoming>) -> Outcome {
+    let grpc_status = response
+        .headers()
+        .get(&names::GRPC_STATUS)
+        .and_then(|status| status.to_str().ok())
+        .and_then(|status| status.parse().ok());
+    Outcome::Answered { status: response.status().as_u16(), grpc_status }
+}
+
+fn judge(upstream: &Upstream, host: &Host, result: &Result<Answered, Failed>) {
+    let verdict = match result {
+        Ok(answered) => match outcome_of(&answered.response) {
+            Outcome::Answered { grpc_status: Some(status), .. } if status != 0 => Verdict::Status(grpc_as_http(status)),
+            Outcome::Answered { status, .. } => Verdict::Status(status),
+            Outcome::Failed { .. } => Verdict::Local,
+        },
+        Err(failed) => match failed.failure {
+            Failure::Overflow | Failure::NoCertificate | Failure::ClientGone => return,
+            Failure::UpstreamTimeout | Failure::PerTryTimeout => {
+                upstream.series.timeouts.add(1);
+                Verdict::Status(504)
+            }
+            _ if failed.reused && failed.unsent => return,
+            _ => Verdict::Local,
+        },
+    };
+    upstream.report(host, verdict);
+}
+
+/// Envoy's mapping for outlier detection.
+fn grpc_as_http(status: u32) -> u16 {
+    match status {
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
+/// Waits for the work until the earliest of the bounds; no timer where there is none.
+async fn within<T>(out: &Outgoing<'_>, work: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    let now = Instant::now();
+    let per_try = (!out.per_try.is_zero()).then(|| (now + out.per_try, Failure::PerTryTimeout));
+    let idle = (!out.idle.is_zero()).then(|| (now + out.idle, Failure::StreamIdle));
+    let deadline = out.deadline.map(|deadline| (deadline, out.deadline_failure));
+    let Some((bound, failure)) = [per_try, idle, deadline].into_iter().flatten().min_by_key(|(bound, _)| *bound) else {
+        return work.await;
+    };
+    tokio::time::timeout_at(bound, work)
+        .await
+        .unwrap_or_else(|_| Err(Failed { failure, refused: false, unsent: false, reused: false }))
+}
+
+async fn try_once(
+    out: &Outgoing<'_>,
+    upstream: &Rc<Upstream>,
+    host: &Rc<Host>,
+    story: &mut Story,
+) -> Result<Answered, Failed> {
+    let name = out.authority.to_str().unwrap_or("");
+    let wanted = Wanted {
+        downstream_http2: out.version == Version::HTTP_2,
+        alone: out.upgrade.is_some(),
+        istio_alpn: out.istio_alpn,
+        host: name,
+    };
+    let attempts = story.attempts;
+    let mut link = None;
+    let result = within(out, async {
+        let mut lease = upstream.checkout(host, wanted).await?;
+        link = Some(Rc::clone(&lease.link));
+        let body = match &out.source {
+            None => RequestBody::Empty,
+            Some(source) => source.tap().ok_or(Failed::from(Failure::ClientGone))?,
+        };
+        let request = request_for(out, &lease, host, body, attempts);
+        let reused = lease.reused;
+        let Some(sender) = &mut lease.sender else { return Err(Failed::from(Failure::ConnectFailed)) };
+        let sent = match sender {
+            Sender::One(sender) => match sender.ready().await {
+                Ok(()) => sender.try_send_request(request).await,
+                Err(_) => {
+                    return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused });
+                }
+            },
+            Sender::Two(sender) => match sender.ready().await {
+                Ok(()) => sender.try_send_request(request).await,
+                Err(_) => {
+                    return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused });
+                }
+            },
+        };
+        match sent {
+            Ok(response) => Ok(Answered { response, lease }),
+            Err(mut error) => {
+                let unsent = error.take_message().is_some();
+                lease.keep_out();
+                Err(classify(error.error(), unsent, reused))
+            }
+        }
+    })
+    .await;
+    story.link = link;
+    result
+}
+
+fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    let reason = cause.and_then(h2::Error::reason);
+    let refused = reason == Some(h2::Reason::REFUSED_STREAM) || cause.is_some_and(|cause| cause.is_go_away() && unsent);
+    let failure = if error.is_parse() {
+        Failure::UpstreamProtocol
+    } else if cause.is_some_and(|cause| cause.is_reset() && cause.is_remote()) {
+        Failure::UpstreamReset
+    } else if reason == Some(h2::Reason::PROTOCOL_ERROR) {
+        Failure::UpstreamProtocol
+    } else {
+        Failure::UpstreamClosed
+    };
+    Failed { failure, refused, unsent, reused }
+}
+
+/// The head in the form that the connection needs.
+fn request_for(
+    out: &Outgoing<'_>,
+    lease: &Lease,
+    host: &Host,
+    body: RequestBody,
+    attempts: u32,
+) -> Request<RequestBody> {
+    let endpoint_host = (out.host_of_endpoint && !host.endpoint.hostname.is_empty())
+        .then(|| HeaderValue::from_str(&host.endpoint.hostname).ok())
+        .flatten();
+    let authority = endpoint_host.as_ref().unwrap_or(&out.authority);
+    let mut request = plain_request(&out.head, authority, out.version, lease, host, body);
+    if out.count_attempts {
+        request.headers_mut().insert(names::ATTEMPT_COUNT.clone(), HeaderValue::from(attempts));
+    }
+    if let Some(upgrade) = out.upgrade.as_ref().filter(|_| out.head.method != Method::CONNECT) {
+        request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+        request.headers_mut().insert(http::header::UPGRADE, upgrade.clone());
+    }
+    request
+}
+
+/// A head with authority and version as the connection wants them: `host` on HTTP/1, `:authority` on HTTP/2.
+pub(super) fn plain_request(
+    head: &RequestHead,
+    authority: &HeaderValue,
+    version: Version,
+    lease: &Lease,
+    host: &Host,
+    body: RequestBody,
+) -> Request<RequestBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = head.method.clone();
+    *request.headers_mut() = head.headers.clone();
+    // Holds the spelling of HTTP/1 header names.
+    *request.extensions_mut() = head.extensions.clone();
+    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let shared = || Authority::from_maybe_shared(bytes::Bytes::copy_from_slice(authority.as_bytes())).ok();
+    let mut parts = http::uri::Parts::default();
+    match lease.sender {
+        Some(Sender::Two(_)) => {
+            *request.version_mut() = Version::HTTP_2;
+            parts.scheme = Some(if host.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
+            parts.authority = shared();
+            parts.path_and_query = Some(path);
+            if lease.link.mux && version != Version::HTTP_2 {
+                let protocol = if version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
+                request.headers_mut().insert(names::MESH_PROTOCOL.clone(), HeaderValue::from_static(protocol));
+            }
+        }
+        _ => {
+            match head.method == Method::CONNECT {
+                true => parts.authority = shared(),
+                false => parts.path_and_query = Some(path),
+            }
+            request.headers_mut().insert(HOST, authority.clone());
+        }
+    }
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+/// The host that the request is sent with.
+pub fn rewritten_host(rewrite: &HostRewrite, head: &RequestHead) -> Option<HeaderValue> {
+    match rewrite {
+        HostRewrite::None | HostRewrite::Endpoint => None,
+        HostRewrite::Literal(host) => Some(host.clone()),
+        HostRewrite::Header(name) => head.headers.get(name).cloned(),
+    }
+}

@@ -1,0 +1,790 @@
+//! The story of a request, top to bottom.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::HOST;
+use http::request::Parts as RequestHead;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use hyper::body::{Body, Incoming};
+
+use super::body::ResponseBody;
+use super::path::{Canonical, canonical};
+use super::story::Story;
+use super::{attempt, forwarded, mirror, names, reply, upgrade};
+use crate::facts::{ConnFacts, Direction};
+use crate::failure::Failure;
+use crate::filter::{Exchange, Notes, Reply, Step};
+use crate::snapshot::Snapshot;
+use crate::snapshot::chain::{HttpChain, RouteSource, ServerHeader, StripPort};
+use crate::snapshot::route::action::{Action, Forward, HostRewrite};
+use crate::snapshot::route::edit::HeaderEdits;
+use crate::snapshot::route::matcher::is_grpc;
+use crate::snapshot::route::{Decision, RouteTable, Target};
+use crate::telemetry::format::Facts;
+use crate::telemetry::peer::Peer;
+use crate::upstream::body::Source;
+use crate::upstream::pool::Sender;
+use crate::worker::{Watch, Worker};
+
+/// One client connection that speaks HTTP.
+#[derive(Debug)]
+pub struct HttpConnection {
+    /// The worker.
+    pub worker: Rc<Worker>,
+    /// What is known of it.
+    pub facts: Rc<ConnFacts>,
+    /// Its chain.
+    pub chain: Arc<HttpChain>,
+    /// For the sweep.
+    pub watch: Rc<Watch>,
+    /// Our own protocol between proxies, with a verified peer: its claims are believed.
+    pub mux: bool,
+}
+
+/// The connection is to be closed without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody is left to answer")]
+pub struct Hangup;
+
+/// Serves one request.
+///
+/// # Errors
+/// Only where no answer can be given.
+pub async fn serve(
+    connection: Rc<HttpConnection>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Hangup> {
+    let watch = &connection.watch;
+    watch.head_since.set(None);
+    watch.active.set(watch.active.get() + 1);
+    let mut response = answer(&connection, request).await;
+    response.body_mut().read_ahead().await;
+    Ok(response)
+}
+
+async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+    let chain = &connection.chain;
+    let (version, mut early) = (client_version(connection, &mut request), None);
+    let switch = wants_switch(&request).then(|| hyper::upgrade::on(&mut request));
+    let (mut head, incoming) = request.into_parts();
+    let authority = match take_authority(&mut head, version) {
+        Ok(authority) => strip_port(authority, chain.strip_port, connection.facts.destination.port()),
+        Err(failure) => {
+            early = Some(failure);
+            HeaderValue::from_static("")
+        }
+    };
+    let mut story = begin(connection, &head, &authority, version);
+    if let Some(failure) = early {
+        connection.worker.shard.process.bad_requests.add(1);
+        return reply::respond(Reply::failure(failure), story);
+    }
+    let tls = connection.facts.tls;
+    match canonical(head.uri.path(), chain) {
+        Canonical::Same => {}
+        Canonical::Changed(path) => {
+            let path = with_query(path, head.uri.query());
+            set_path(&mut head, &path);
+        }
+        Canonical::Refused => return reply::respond(Reply::failure(Failure::AmbiguousPath), story),
+        Canonical::Redirect(path) => {
+            let mut redirect = Reply::plain(307);
+            if let Ok(location) = HeaderValue::try_from(with_query(path, head.uri.query())) {
+                redirect.headers.insert(http::header::LOCATION, location);
+            }
+            return reply::respond(redirect, story);
+        }
+    }
+    let mut upgrade = forwarded::strip_hop_by_hop(&mut head.headers);
+    if head.method == Method::CONNECT {
+        upgrade = Some(HeaderValue::from_static("connect"));
+    }
+    take_peer(&mut head, connection, &mut story);
+    forwarded::describe_client(
+        &mut head.headers,
+        &connection.facts,
+        chain,
+        &mut connection.worker.upstreams.env().dice.borrow_mut(),
+    );
+    story.request_id = head.headers.get(&names::REQUEST_ID).cloned();
+    keep_headers(&mut story, &head);
+
+    let snapshot = connection.worker.snapshot();
+    let Some(table) = table_of(chain, &snapshot) else {
+        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
+    };
+    let host = String::from_utf8_lossy(authority.as_bytes());
+    let decision = table.decide(&head, &host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
+    let Some(decision) = decision else { return reply::respond(Reply::failure(Failure::RouteNotFound), story) };
+    story.route = Some(Arc::clone(&decision.route.name));
+    story.object.clone_from(&decision.route.object);
+    if decision.host.require_tls && !tls {
+        let location = format!("https://{}{}", crate::snapshot::route::without_port(&host), head.uri);
+        let mut redirect = Reply::plain(301);
+        if let Ok(location) = HeaderValue::try_from(location) {
+            redirect.headers.insert(http::header::LOCATION, location);
+        }
+        return reply::respond(redirect, story);
+    }
+    let target = match &decision.route.action {
+        Action::Forward(forward) => forward.target(&head, &mut connection.worker.upstreams.env().dice.borrow_mut()),
+        _ => None,
+    };
+    let weighted = target.as_ref().and_then(|target| target.weighted);
+    let levels = Levels { decision, weighted: weighted.map(|weighted| &weighted.edits) };
+
+    let mut notes = Notes::default();
+    if let Some(reply) = run_filters(connection, &mut head, &mut notes, &decision, weighted).await {
+        if notes.delayed {
+            story.flags.push("DI");
+        }
+        let mut response = reply::respond(*reply, story);
+        finish_response(connection, &levels, &notes, &mut response, None);
+        return response;
+    }
+    if notes.delayed {
+        story.flags.push("DI");
+    }
+    let mut response = match &decision.route.action {
+        Action::Direct { status, body } => reply::respond(Reply { body: body.clone(), ..Reply::plain(*status) }, story),
+        Action::Redirect(redirect) => {
+            let mut reply = Reply::plain(redirect.status);
+            if let Ok(location) =
+                HeaderValue::try_from(redirect.location(tls, &host, head.uri.path(), head.uri.query()))
+            {
+                reply.headers.insert(http::header::LOCATION, location);
+            }
+            reply::respond(reply, story)
+        }
+        Action::Forward(forward) => {
+            let ask =
+                Ask { connection, snapshot: &snapshot, levels: &levels, forward, target, version, upgrade, switch };
+            let body = (!incoming.is_end_stream() && head.method != Method::CONNECT).then_some(incoming);
+            return forward_request(ask, head, body, authority, story, &notes).await;
+        }
+    };
+    finish_response(connection, &levels, &notes, &mut response, None);
+    response
+}
+
+/// Everything a forwarded request needs besides its head.
+struct Ask<'a> {
+    connection: &'a Rc<HttpConnection>,
+    snapshot: &'a Snapshot,
+    levels: &'a Levels<'a>,
+    forward: &'a Forward,
+    target: Option<Target<'a>>,
+    version: Version,
+    upgrade: Option<HeaderValue>,
+    switch: Option<hyper::upgrade::OnUpgrade>,
+}
+
+async fn forward_request(
+    ask: Ask<'_>,
+    mut head: RequestHead,
+    incoming: Option<Incoming>,
+    authority: HeaderValue,
+    mut story: Box<Story>,
+    notes: &Notes,
+) -> Response<ResponseBody> {
+    let Ask { connection, snapshot, levels, forward, target, version, upgrade, switch } = ask;
+    let worker = &connection.worker;
+    let chain = &connection.chain;
+    let local = |failure: Failure, story: Box<Story>| {
+        let mut response = reply::respond(Reply::failure(failure), story);
+        finish_response(connection, levels, notes, &mut response, None);
+        response
+    };
+    let Some(target) = target else { return local(Failure::ClusterNotFound, story) };
+    story.cluster_name = Some(target.cluster.as_ref().into());
+    let Some(upstream) = worker.upstreams.get(&target.cluster, snapshot) else {
+        let mut reply = Reply::failure(Failure::ClusterNotFound);
+        reply.status = forward.not_found_status;
+        let mut response = reply::respond(reply, story);
+        finish_response(connection, levels, notes, &mut response, None);
+        return response;
+    };
+    story.cluster = Some(Arc::clone(&upstream.settings));
+    if let Some(kind) = &upgrade
+        && !allows(kind, forward, chain)
+    {
+        return local(Failure::UpgradeRefused, story);
+    }
+    let deadlines = Deadlines::of(&mut head, forward, chain, story.start);
+    let mut authority = rewrite(&mut head, forward, &target, authority, chain);
+    levels.edit_request(&mut head, &mut authority, &connection.facts, &target.cluster);
+    if chain.peer_metadata.to_upstream {
+        head.headers.insert(names::PEER_METADATA.clone(), worker.own.header.clone());
+        head.headers.insert(names::PEER_METADATA_ID.clone(), worker.own.id.clone());
+    }
+    if forward.ends_connect && head.method == Method::CONNECT {
+        return connect_tcp(connection, &upstream, switch, story, levels, notes).await;
+    }
+    let may_repeat = forward.retry.is_some() || !forward.mirrors.is_empty();
+    let source = incoming.map(|incoming| Source::new(incoming, may_repeat, story.grpc));
+    story.source.clone_from(&source);
+    let copies = mirror::copies(worker, &forward.mirrors, &head, &authority);
+    let istio_alpn = chain.alpn_override;
+    let out = attempt::Outgoing {
+        head,
+        authority,
+        host_of_endpoint: matches!(forward.host, HostRewrite::Endpoint),
+        source,
+        version,
+        upgrade: upgrade.clone(),
+        forward,
+        istio_alpn,
+        count_attempts: levels.decision.host.count_attempts,
+        destination: connection.facts.destination,
+        deadline: deadlines.total,
+        deadline_failure: deadlines.failure,
+        idle: deadlines.idle,
+        per_try: deadlines.per_try,
+    };
+    let sent = attempt::send(out, &upstream, &mut story).await;
+    mirror::send(copies, story.source.as_ref(), version, connection.facts.destination);
+    let answered = match sent {
+        Ok(answered) => answered,
+        Err(failure) => return local(failure, story),
+    };
+    let attempts = story.attempts;
+    let head_time = story.start.elapsed();
+    story.head_time = Some(head_time);
+    let (mut head, body) = answered.response.into_parts();
+    head.version = version;
+    story.upstream_peer = take_upstream_peer(&mut head, connection, &story);
+    let switches = upgrade.is_some()
+        && (head.status == http::StatusCode::SWITCHING_PROTOCOLS
+            || (story.method == Method::CONNECT && head.status.is_success()));
+    let kind = forwarded::strip_hop_by_hop(&mut head.headers);
+    story.status = head.status.as_u16();
+    if let Some(status) = head.headers.get(&names::GRPC_STATUS) {
+        story.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
+    }
+    if !chain.suppress_envoy_headers {
+        head.headers.insert(names::UPSTREAM_SERVICE_TIME.clone(), HeaderValue::from(head_time.as_millis() as u64));
+    }
+    let mut lease = answered.lease;
+    if switches && let Some(client) = switch {
+        let mut response = Response::from_parts(head, body);
+        let upstream_switch = hyper::upgrade::on(&mut response);
+        if let Some(kind) = kind {
+            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(http::header::UPGRADE, kind);
+        }
+        let mut response = response.map(|_| ResponseBody::empty());
+        finish_response(connection, levels, notes, &mut response, Some(attempts));
+        upgrade::tunnel(client, upgrade::Upstream2::Http(upstream_switch, lease), story, deadlines.idle, upstream);
+        return response;
+    }
+    if upgrade.is_some() {
+        lease.keep_out();
+    }
+    let deadline = deadlines.total;
+    story.keep_response(&head.headers);
+    let is_http1 = matches!(lease.sender, Some(Sender::One(_)));
+    let body = ResponseBody::upstream(body, story, Some((lease, upstream)), deadlines.idle, deadline);
+    let mut response = Response::from_parts(head, body);
+    let _ = is_http1;
+    finish_response(connection, levels, notes, &mut response, Some(attempts));
+    response
+}
+
+/// CONNECT that ends here: the upstream gets the bytes.
+async fn connect_tcp(
+    connection: &Rc<HttpConnection>,
+    upstream: &Rc<crate::upstream::Upstream>,
+    switch: Option<hyper::upgrade::OnUpgrade>,
+    mut story: Box<Story>,
+    levels: &Levels<'_>,
+    notes: &Notes,
+) -> Response<ResponseBody> {
+    let dialled = match upstream.pick(connection.facts.destination, &[], 1).await {
+        Ok(host) => {
+            story.host = Some(Rc::clone(&host));
+            story.attempts += 1;
+            story.busy = Some(upstream.begin(&host));
+            upstream.connect_tcp(&host).await
+        }
+        Err(failure) => Err(failure),
+    };
+    let mut response = match (dialled, switch) {
+        (Ok((dialled, link)), Some(client)) => {
+            story.link = Some(Rc::clone(&link));
+            story.status = 200;
+            upgrade::tunnel(
+                client,
+                upgrade::Upstream2::Tcp(dialled.io, link),
+                story,
+                Duration::ZERO,
+                Rc::clone(upstream),
+            );
+            Response::new(ResponseBody::empty())
+        }
+        (Ok(_), None) => reply::respond(Reply::failure(Failure::UpgradeRefused), story),
+        (Err(failure), _) => reply::respond(Reply::failure(failure), story),
+    };
+    finish_response(connection, levels, notes, &mut response, None);
+    response
+}
+
+/// The header changes that apply: weighted cluster, route, virtual host, table, in this order (Envoy evaluates the most specific
+/// first).
+struct Levels<'a> {
+    decision: Decision<'a>,
+    weighted: Option<&'a HeaderEdits>,
+}
+
+impl Levels<'_> {
+    fn all(&self) -> impl Iterator<Item = &HeaderEdits> {
+        let decision = &self.decision;
+        self.weighted.into_iter().chain([&decision.route.edits, &decision.host.edits, &decision.table.edits])
+    }
+
+    fn edit_request(&self, head: &mut RequestHead, authority: &mut HeaderValue, connection: &ConnFacts, cluster: &str) {
+        if self.all().all(|edits| edits.request.is_empty() && edits.request.authority.is_none()) {
+            return;
+        }
+        let path = head.uri.clone();
+        let text = String::from_utf8_lossy(authority.as_bytes()).into_owned();
+        let method = head.method.clone();
+        let facts = || facts_of(connection, cluster, method.as_str(), path.path(), &text);
+        for edits in self.all() {
+            edits.request.apply(&mut head.headers, true, &facts);
+            if let Some(host) = &edits.request.authority {
+                *authority = host.clone();
+            }
+        }
+    }
+}
+
+fn facts_of<'a>(
+    connection: &'a ConnFacts,
+    cluster: &'a str,
+    method: &'a str,
+    path: &'a str,
+    authority: &'a str,
+) -> Facts<'a> {
+    Facts {
+        start: Some(SystemTime::now()),
+        method,
+        path,
+        authority,
+        scheme: if connection.tls { "https" } else { "http" },
+        upstream_cluster: Some(cluster),
+        downstream_local: Some(connection.destination),
+        downstream_remote: Some(connection.remote),
+        server_name: connection.server_name.as_deref(),
+        peer_uri: connection.peer.as_deref().and_then(|peer| peer.uris.first()).map(String::as_str),
+        peer_subject: connection.peer.as_deref().map(|peer| peer.subject.as_str()),
+        local_uri: connection.own_uri.as_deref(),
+        ..Facts::default()
+    }
+}
+
+/// What is done to every answer.
+fn finish_response(
+    connection: &Rc<HttpConnection>,
+    levels: &Levels<'_>,
+    notes: &Notes,
+    response: &mut Response<ResponseBody>,
+    attempts: Option<u32>,
+) {
+    let chain = &connection.chain;
+    let (mut head, body) = std::mem::replace(response, Response::new(ResponseBody::empty())).into_parts();
+    for (name, filter) in chain.filters.iter().rev() {
+        override_of(&levels.decision, None, name).unwrap_or(filter).on_response(&mut head, notes);
+    }
+    if levels.all().any(|edits| !edits.response.is_empty()) {
+        let facts = || facts_of(&connection.facts, "", "", "", "");
+        for edits in levels.all() {
+            edits.response.apply(&mut head.headers, false, &facts);
+        }
+    }
+    if levels.decision.host.count_attempts_in_response
+        && let Some(attempts) = attempts
+    {
+        head.headers.insert(names::ATTEMPT_COUNT.clone(), HeaderValue::from(attempts));
+    }
+    match chain.server_header {
+        ServerHeader::Overwrite => {
+            head.headers.insert(http::header::SERVER, chain.server_name.clone());
+        }
+        ServerHeader::AppendIfAbsent if !head.headers.contains_key(http::header::SERVER) => {
+            head.headers.insert(http::header::SERVER, chain.server_name.clone());
+        }
+        ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
+    }
+    if chain.peer_metadata.to_client {
+        let own = &connection.worker.own;
+        head.headers.insert(names::PEER_METADATA.clone(), own.header.clone());
+        head.headers.insert(names::PEER_METADATA_ID.clone(), own.id.clone());
+    }
+    if let (Some(operation), Direction::Inbound) = (&levels.decision.route.operation, connection.facts.direction) {
+        head.headers.insert(names::DECORATOR_OPERATION.clone(), operation.clone());
+    }
+    *response = Response::from_parts(head, body);
+}
+
+fn override_of<'a>(
+    decision: &Decision<'a>,
+    weighted: Option<&'a crate::snapshot::route::action::WeightedCluster>,
+    name: &Arc<str>,
+) -> Option<&'a Arc<dyn crate::filter::HttpFilter>> {
+    let levels =
+        [weighted.map(|weighted| &weighted.overrides), Some(&decision.route.overrides), Some(&decision.host.overrides)];
+    levels.into_iter().flatten().flatten().find(|(known, _)| known == name).map(|(_, filter)| filter)
+}
+
+async fn run_filters(
+    connection: &Rc<HttpConnection>,
+    head: &mut RequestHead,
+    notes: &mut Notes,
+    decision: &Decision<'_>,
+    weighted: Option<&crate::snapshot::route::action::WeightedCluster>,
+) -> Option<Box<Reply>> {
+    for (name, filter) in &connection.chain.filters {
+        let filter = override_of(decision, weighted, name).unwrap_or(filter);
+        let step = {
+            let env = connection.worker.upstreams.env();
+            let mut dice = env.dice.borrow_mut();
+            filter.on_request(&mut Exchange { head, connection: &connection.facts, dice: &mut dice, notes })
+        };
+        match step {
+            Step::Continue => {}
+            Step::Reply(reply) => return Some(reply),
+            Step::Wait(wait) => {
+                if let Some(reply) = wait.await {
+                    return Some(reply);
+                }
+            }
+        }
+    }
+    None
+}
+
+/// The client's protocol: on a connection between our proxies it is told.
+fn client_version(connection: &HttpConnection, request: &mut Request<Incoming>) -> Version {
+    match (request.headers_mut().remove(&names::MESH_PROTOCOL), connection.mux) {
+        (Some(told), true) if told == "HTTP/1.0" => Version::HTTP_10,
+        (Some(_), true) => Version::HTTP_11,
+        (_, _) => request.version(),
+    }
+}
+
+fn wants_switch(request: &Request<Incoming>) -> bool {
+    request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE)
+}
+
+/// The host that is asked for. An absolute target beats the `host` header (RFC 9112 section 3.2.2); more than one `host`, or one
+/// that cannot be a host, is refused.
+fn take_authority(head: &mut RequestHead, version: Version) -> Result<HeaderValue, Failure> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let (host, second) = (hosts.next().cloned(), hosts.next());
+    if second.is_some() {
+        return Err(Failure::BadRequest);
+    }
+    let authority = match head.uri.authority() {
+        Some(authority) => Some(HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::BadRequest)?),
+        None => host,
+    };
+    let authority = match authority {
+        Some(authority) if !authority.is_empty() => authority,
+        _ if version == Version::HTTP_10 => HeaderValue::from_static("localhost"),
+        _ => return Err(Failure::BadRequest),
+    };
+    if !authority
+        .as_bytes()
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'\\' | b'@' | b'#' | b'?'))
+    {
+        return Err(Failure::BadRequest);
+    }
+    let path = head.uri.path();
+    if head.method != Method::CONNECT && !(path.starts_with('/') || (head.method == Method::OPTIONS && path == "*")) {
+        return Err(Failure::BadRequest);
+    }
+    // hyper takes the stricter side of conflicting lengths; both headers at once never pass (RFC 9112 section 6.1).
+    if head.headers.contains_key(http::header::TRANSFER_ENCODING)
+        && head.headers.contains_key(http::header::CONTENT_LENGTH)
+    {
+        return Err(Failure::BadRequest);
+    }
+    head.headers.remove(HOST);
+    if head.method != Method::CONNECT {
+        let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        head.uri = Uri::from(path);
+    }
+    Ok(authority)
+}
+
+fn strip_port(authority: HeaderValue, mode: StripPort, port: u16) -> HeaderValue {
+    if mode == StripPort::None {
+        return authority;
+    }
+    let Ok(text) = authority.to_str() else { return authority };
+    let bare = crate::snapshot::route::without_port(text);
+    let cut = bare.len() < text.len() && (mode == StripPort::Any || text[bare.len() + 1..].parse() == Ok(port));
+    if cut { HeaderValue::from_str(bare).unwrap_or(authority) } else { authority }
+}
+
+fn begin(connection: &Rc<HttpConnection>, head: &RequestHead, authority: &HeaderValue, version: Version) -> Box<Story> {
+    let process = &connection.worker.shard.process;
+    process.requests.add(1);
+    process.requests_active.add(1);
+    Box::new(Story {
+        worker: Rc::clone(&connection.worker),
+        connection: Rc::clone(&connection.facts),
+        watch: Rc::clone(&connection.watch),
+        chain: Arc::clone(&connection.chain),
+        start: Instant::now(),
+        wall: SystemTime::now(),
+        method: head.method.clone(),
+        version,
+        uri: head.uri.clone(),
+        authority: authority.clone(),
+        request_id: None,
+        grpc: is_grpc(head),
+        kept_request: Vec::new(),
+        kept_response: Vec::new(),
+        source_peer: None,
+        upstream_peer: None,
+        route: None,
+        object: None,
+        cluster: None,
+        cluster_name: None,
+        host: None,
+        link: None,
+        source: None,
+        busy: None,
+        attempts: 0,
+        status: 0,
+        grpc_status: None,
+        failure: None,
+        flags: Vec::new(),
+        head_time: None,
+        sent: 0,
+        response_messages: 0,
+        incomplete: false,
+    })
+}
+
+fn keep_headers(story: &mut Story, head: &RequestHead) {
+    let chain = Arc::clone(&story.chain);
+    for name in &chain.logged_request_headers {
+        if let Some(value) = head.headers.get(name) {
+            story.kept_request.push((name.clone(), value.clone()));
+        }
+    }
+}
+
+/// Reads and removes the client's metadata: it is for proxies, not for applications.
+fn take_peer(head: &mut RequestHead, connection: &HttpConnection, story: &mut Story) {
+    let exchange = connection.chain.peer_metadata;
+    if !exchange.from_client && !exchange.to_upstream {
+        return;
+    }
+    head.headers.remove(&names::PEER_METADATA_ID);
+    if let Some(header) = head.headers.remove(&names::PEER_METADATA)
+        && exchange.from_client
+    {
+        story.source_peer = connection.worker.peer(&header);
+    }
+}
+
+/// The endpoint's metadata: from its answer, else from discovery.
+fn take_upstream_peer(
+    head: &mut http::response::Parts,
+    connection: &HttpConnection,
+    story: &Story,
+) -> Option<Arc<Peer>> {
+    let exchange = connection.chain.peer_metadata;
+    let told = if exchange.from_upstream || exchange.to_client {
+        head.headers.remove(&names::PEER_METADATA_ID);
+        head.headers.remove(&names::PEER_METADATA)
+    } else {
+        None
+    };
+    match told {
+        Some(header) if exchange.from_upstream => connection.worker.peer(&header),
+        _ => story
+            .host
+            .as_ref()
+            .and_then(|host| host.endpoint.workload.as_ref())
+            .and_then(|workload| connection.worker.peer_of_endpoint(workload)),
+    }
+}
+
+fn table_of<'a>(chain: &'a HttpChain, snapshot: &'a Snapshot) -> Option<&'a RouteTable> {
+    match &chain.routes {
+        RouteSource::Inline(table) => Some(table),
+        RouteSource::Named(name) => snapshot.routes.get(name).map(|table| table.value.as_ref()),
+    }
+}
+
+fn allows(kind: &HeaderValue, forward: &Forward, chain: &HttpChain) -> bool {
+    let Ok(kind) = kind.to_str() else { return false };
+    let said = |list: &[(String, bool)]| {
+        list.iter().find(|(known, _)| known.eq_ignore_ascii_case(kind)).map(|(_, allowed)| *allowed)
+    };
+    said(&forward.upgrades).or_else(|| said(&chain.upgrades)).unwrap_or(false)
+}
+
+fn with_query(path: String, query: Option<&str>) -> String {
+    match query {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    }
+}
+
+fn set_path(head: &mut RequestHead, path: &str) {
+    if let Ok(path) = PathAndQuery::try_from(path) {
+        head.uri = Uri::from(path);
+    }
+}
+
+/// Path and host as the upstream shall see them.
+fn rewrite(
+    head: &mut RequestHead,
+    forward: &Forward,
+    target: &Target<'_>,
+    authority: HeaderValue,
+    chain: &HttpChain,
+) -> HeaderValue {
+    if let Some(path) = forward.path.apply(head.uri.path(), head.uri.query()) {
+        if !chain.suppress_envoy_headers
+            && let Ok(original) = HeaderValue::from_str(head.uri.path_and_query().map_or("/", PathAndQuery::as_str))
+        {
+            head.headers.insert(names::ORIGINAL_PATH.clone(), original);
+        }
+        set_path(head, &path);
+    }
+    let weighted = target.weighted.and_then(|weighted| attempt::rewritten_host(&weighted.host, head));
+    weighted.or_else(|| attempt::rewritten_host(&forward.host, head)).unwrap_or(authority)
+}
+
+struct Deadlines {
+    total: Option<tokio::time::Instant>,
+    failure: Failure,
+    per_try: Duration,
+    idle: Duration,
+}
+
+impl Deadlines {
+    /// The route's timeouts with what the request's headers ask for (Envoy router: `x-envoy-upstream-rq-timeout-ms`,
+    /// `x-envoy-upstream-rq-per-try-timeout-ms`, `grpc-timeout` where the route honours it).
+    fn of(head: &mut RequestHead, forward: &Forward, chain: &HttpChain, start: Instant) -> Self {
+        let millis = |value: Option<HeaderValue>| {
+            value.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).map(Duration::from_millis)
+        };
+        let asked = if head.headers.contains_key(&names::UPSTREAM_TIMEOUT) {
+            millis(head.headers.remove(&names::UPSTREAM_TIMEOUT))
+        } else {
+            None
+        };
+        let per_try = if head.headers.contains_key(&names::PER_TRY_TIMEOUT) {
+            millis(head.headers.remove(&names::PER_TRY_TIMEOUT))
+        } else {
+            None
+        };
+        let timeout = asked.unwrap_or(forward.timeout);
+        let grpc = forward.grpc_timeout_max.and_then(|most| {
+            let asked = head.headers.get(&names::GRPC_TIMEOUT).and_then(|value| grpc_timeout(value.to_str().ok()?))?;
+            Some(if most.is_zero() { asked } else { asked.min(most) })
+        });
+        // A gRPC deadline that is honoured takes the place of the route's longest duration.
+        let duration = grpc.or(forward.max_duration);
+        let (bound, failure) = match (timeout.is_zero(), duration) {
+            (true, None) => (None, Failure::UpstreamTimeout),
+            (false, None) => (Some(timeout), Failure::UpstreamTimeout),
+            (true, Some(duration)) => (Some(duration), Failure::MaxDuration),
+            (false, Some(duration)) if duration < timeout => (Some(duration), Failure::MaxDuration),
+            (false, Some(_)) => (Some(timeout), Failure::UpstreamTimeout),
+        };
+        if let (Some(bound), false) = (bound, chain.suppress_envoy_headers) {
+            head.headers.insert(
+                names::EXPECTED_TIMEOUT.clone(),
+                HeaderValue::from(bound.as_millis().min(u128::from(u64::MAX)) as u64),
+            );
+        }
+        Self {
+            total: bound.map(|bound| tokio::time::Instant::from_std(start) + bound),
+            failure,
+            per_try: per_try.unwrap_or(Duration::ZERO),
+            idle: forward.idle_timeout.unwrap_or(chain.stream_idle_timeout),
+        }
+    }
+}
+
+/// A gRPC timeout: up to eight digits and a unit (gRPC over HTTP/2).
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let unit = text.chars().last().filter(char::is_ascii)?;
+    let digits = &text[..text.len() - 1];
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        'H' => Some(Duration::from_secs(number * 3600)),
+        'M' => Some(Duration::from_secs(number * 60)),
+        'S' => Some(Duration::from_secs(number)),
+        'm' => Some(Duration::from_millis(number)),
+        'u' => Some(Duration::from_micros(number)),
+        'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(method: &str, uri: &str, headers: &[(&str, &str)]) -> RequestHead {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn the_authority_is_one_and_absolute_targets_win() {
+        let of = |mut head: RequestHead, version| {
+            take_authority(&mut head, version).map(|host| (host, head.uri.to_string()))
+        };
+        assert_eq!(
+            of(head("GET", "http://a.b:80/x?y", &[("host", "c")]), Version::HTTP_11).unwrap(),
+            (HeaderValue::from_static("a.b:80"), "/x?y".to_owned())
+        );
+        assert_eq!(of(head("GET", "/x", &[("host", "c")]), Version::HTTP_11).unwrap().0, "c");
+        assert_eq!(of(head("GET", "/x", &[]), Version::HTTP_11), Err(Failure::BadRequest));
+        assert_eq!(of(head("GET", "/x", &[]), Version::HTTP_10).unwrap().0, "localhost");
+        assert_eq!(of(head("GET", "/x", &[("host", "a"), ("host", "b")]), Version::HTTP_11), Err(Failure::BadRequest));
+        assert_eq!(of(head("GET", "/x", &[("host", "a/b")]), Version::HTTP_11), Err(Failure::BadRequest));
+        assert_eq!(
+            of(
+                head("POST", "/x", &[("host", "a"), ("content-length", "3"), ("transfer-encoding", "chunked")]),
+                Version::HTTP_11
+            ),
+            Err(Failure::BadRequest)
+        );
+        assert_eq!(of(head("CONNECT", "a:80", &[]), Version::HTTP_11).unwrap().0, "a:80");
+    }
+
+    #[test]
+    fn grpc_timeouts() {
+        assert_eq!(grpc_timeout("20m"), Some(Duration::from_millis(20)));
+        assert_eq!(grpc_timeout("1H"), Some(Duration::from_secs(3600)));
+        for bad in ["", "m", "1x", "123456789S", "-1S"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_are_stripped_as_asked() {
+        let value = HeaderValue::from_static("a:80");
+        assert_eq!(strip_port(value.clone(), StripPort::Matching, 81), "a:80");
+        assert_eq!(strip_port(value.clone(), StripPort::Matching, 80), "a");
+        assert_eq!(strip_port(value, StripPort::Any, 1), "a");
+    }
+}

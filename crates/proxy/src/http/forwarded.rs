@@ -1,0 +1,214 @@
+//! What a proxy says of the client: `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-client-cert`, `x-request-id`; and what
+//! it must not pass on.
+
+use http::header::{
+    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use super::names;
+use crate::facts::ConnFacts;
+use crate::snapshot::chain::{ClientCertMode, HttpChain};
+
+/// Removes what belongs to one connection (RFC 9110 section 7.6.1). `te: trailers` stays: gRPC needs it. Returns the upgrade
+/// that was asked for.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let mut upgrade = None;
+    if let Some(connection) = headers.remove(CONNECTION) {
+        let named: Vec<HeaderName> = connection
+            .to_str()
+            .unwrap_or("")
+            .split(',')
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            // The host and our own words are not to be removed by whoever calls.
+            .filter(|name| name != HOST && name != TE && !name.as_str().starts_with("x-forwarded-"))
+            .collect();
+        for name in named {
+            if name == UPGRADE {
+                upgrade = headers.remove(UPGRADE);
+            } else {
+                headers.remove(name);
+            }
+        }
+    }
+    headers.remove(UPGRADE);
+    headers.remove(TRANSFER_ENCODING);
+    headers.remove(&names::KEEP_ALIVE);
+    headers.remove(&names::PROXY_CONNECTION);
+    headers.remove(PROXY_AUTHENTICATE);
+    headers.remove(PROXY_AUTHORIZATION);
+    if headers.get(TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        let trailers = headers
+            .get(TE)
+            .and_then(|te| te.to_str().ok())
+            .is_some_and(|te| te.split(',').any(|part| part.trim().eq_ignore_ascii_case("trailers")));
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        } else {
+            headers.remove(TE);
+        }
+    }
+    upgrade
+}
+
+/// The same for an answer; `trailer` stays, so that trailers are forwarded over HTTP/1.
+pub fn strip_response(headers: &mut HeaderMap) {
+    let _ = TRAILER;
+    strip_hop_by_hop(headers);
+}
+
+/// Headers with which callers could steer an edge from outside.
+fn sanitize(headers: &mut HeaderMap) {
+    for name in [
+        &names::INTERNAL,
+        &names::UPSTREAM_TIMEOUT,
+        &names::PER_TRY_TIMEOUT,
+        &names::MAX_RETRIES,
+        &names::RETRY_ON,
+        &names::RETRY_GRPC_ON,
+        &names::DECORATOR_OPERATION,
+        &names::EXPECTED_TIMEOUT,
+        &names::ATTEMPT_COUNT,
+        &names::ORIGINAL_PATH,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Sets what is said of the client.
+pub fn describe_client(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChain, dice: &mut SmallRng) {
+    let scheme = HeaderValue::from_static(if connection.tls { "https" } else { "http" });
+    if chain.use_remote_address {
+        if !crate_is_private(connection.remote.ip()) {
+            sanitize(headers);
+        }
+        if !chain.skip_xff_append {
+            append(headers, &names::FORWARDED_FOR, &connection.remote.ip().to_string());
+        }
+        if chain.xff_trusted_hops == 0 || !headers.contains_key(&names::FORWARDED_PROTO) {
+            headers.insert(names::FORWARDED_PROTO.clone(), scheme);
+        }
+    } else if !headers.contains_key(&names::FORWARDED_PROTO) {
+        headers.insert(names::FORWARDED_PROTO.clone(), scheme);
+    }
+    if chain.generate_request_id {
+        let keep = headers.contains_key(&names::REQUEST_ID)
+            && (!chain.use_remote_address
+                || chain.preserve_external_request_id
+                || crate_is_private(connection.remote.ip()));
+        if !keep {
+            headers.insert(names::REQUEST_ID.clone(), request_id(dice));
+        }
+    }
+    client_cert(headers, connection, chain);
+}
+
+/// An address of a private network (Envoy's default of what is internal).
+fn crate_is_private(address: std::net::IpAddr) -> bool {
+    match address {
+        std::net::IpAddr::V4(four) => four.is_private() || four.is_loopback(),
+        std::net::IpAddr::V6(six) => six.is_loopback() || six.is_unique_local(),
+    }
+}
+
+fn append(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
+    let joined = match headers.get(name).and_then(|old| old.to_str().ok()) {
+        Some(old) => HeaderValue::try_from(format!("{old},{text}")),
+        None => HeaderValue::from_str(text),
+    };
+    if let Ok(value) = joined {
+        headers.insert(name.clone(), value);
+    }
+}
+
+/// A random UUID (RFC 9562 version 4).
+fn request_id(dice: &mut SmallRng) -> HeaderValue {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut bytes = dice.random::<u128>().to_be_bytes();
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for (place, byte) in bytes.into_iter().enumerate() {
+        if matches!(place, 4 | 6 | 8 | 10) {
+            at += 1;
+        }
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+}
+
+fn client_cert(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChain) {
+    let mutual = connection.peer.as_deref();
+    match (chain.client_cert.mode, mutual) {
+        (ClientCertMode::AlwaysForwardOnly, _) | (ClientCertMode::ForwardOnly, Some(_)) => {}
+        (
+            ClientCertMode::Sanitize
+            | ClientCertMode::ForwardOnly
+            | ClientCertMode::AppendForward
+            | ClientCertMode::SanitizeSet,
+            None,
+        )
+        | (ClientCertMode::Sanitize, Some(_)) => {
+            headers.remove(&names::FORWARDED_CLIENT_CERT);
+        }
+        (mode @ (ClientCertMode::AppendForward | ClientCertMode::SanitizeSet), Some(peer)) => {
+            if mode == ClientCertMode::SanitizeSet {
+                headers.remove(&names::FORWARDED_CLIENT_CERT);
+            }
+            let mut parts = Vec::new();
+            if let Some(own) = &connection.own_uri {
+                parts.push(format!("By={own}"));
+            }
+            parts.push(format!("Hash={}", peer.hash));
+            if chain.client_cert.subject {
+                parts.push(format!("Subject=\"{}\"", peer.subject.replace('"', "\\\"")));
+            }
+            if chain.client_cert.uri {
+                parts.push(format!("URI={}", peer.uris.first().map(String::as_str).unwrap_or_default()));
+            }
+            if chain.client_cert.dns {
+                parts.extend(peer.dns.iter().map(|name| format!("DNS={name}")));
+            }
+            append(headers, &names::FORWARDED_CLIENT_CERT, &parts.join(";"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hop_by_hop_headers_go_and_the_upgrade_is_told() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "Upgrade, x-own, host"),
+            ("upgrade", "websocket"),
+            ("x-own", "1"),
+            ("host", "a"),
+            ("te", "gzip, trailers"),
+            ("keep-alive", "5"),
+            ("x-kept", "1"),
+        ] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        assert_eq!(strip_hop_by_hop(&mut headers).unwrap(), "websocket");
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["host", "te", "x-kept"]);
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn request_ids_are_uuids() {
+        let id = request_id(&mut rand::make_rng());
+        let text = id.to_str().unwrap();
+        assert_eq!(text.len(), 36);
+        assert_eq!((&text[14..15], text.split('-').count()), ("4", 5));
+    }
+}

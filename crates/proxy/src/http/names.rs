@@ -1,0 +1,35 @@
+//! Header names that are looked up for every request: made once, never parsed again.
+
+use http::HeaderName;
+
+macro_rules! names {
+    ($($constant:ident = $name:literal;)*) => { $(#[doc = $name] pub static $constant: HeaderName = HeaderName::from_static($name);)* };
+}
+
+names! {
+    REQUEST_ID = "x-request-id";
+    FORWARDED_FOR = "x-forwarded-for";
+    FORWARDED_PROTO = "x-forwarded-proto";
+    FORWARDED_HOST = "x-forwarded-host";
+    FORWARDED_CLIENT_CERT = "x-forwarded-client-cert";
+    ATTEMPT_COUNT = "x-envoy-attempt-count";
+    UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time";
+    DECORATOR_OPERATION = "x-envoy-decorator-operation";
+    ORIGINAL_PATH = "x-envoy-original-path";
+    OVERLOADED = "x-envoy-overloaded";
+    INTERNAL = "x-envoy-internal";
+    EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";
+    UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms";
+    PER_TRY_TIMEOUT = "x-envoy-upstream-rq-per-try-timeout-ms";
+    MAX_RETRIES = "x-envoy-max-retries";
+    RETRY_ON = "x-envoy-retry-on";
+    RETRY_GRPC_ON = "x-envoy-retry-grpc-on";
+    PEER_METADATA = "x-envoy-peer-metadata";
+    PEER_METADATA_ID = "x-envoy-peer-metadata-id";
+    GRPC_STATUS = "grpc-status";
+    GRPC_MESSAGE = "grpc-message";
+    GRPC_TIMEOUT = "grpc-timeout";
+    MESH_PROTOCOL = "x-mesh-protocol";
+    KEEP_ALIVE = "keep-alive";
+    PROXY_CONNECTION = "proxy-connection";
+}

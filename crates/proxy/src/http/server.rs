@@ -1,0 +1,188 @@
+//! A client's HTTP connection: hyper below, one exchange for each request.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::exchange::{HttpConnection, serve};
+use crate::facts::ConnFacts;
+use crate::snapshot::chain::{Codec, HttpChain};
+use crate::upstream::io::Io;
+use crate::upstream::pool::LocalExec;
+use crate::worker::{Watch, Worker};
+
+/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A stream that tells the watch when a request's head begins.
+#[derive(Debug)]
+struct Watched {
+    io: Io,
+    beginning: Arc<Beginning>,
+}
+
+/// hyper wants streams that can be sent; this is only ever touched by its own thread.
+#[derive(Debug, Default)]
+struct Beginning(std::sync::atomic::AtomicBool);
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.io).poll_read(context, out);
+        if result.is_ready() {
+            this.beginning.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(context)
+    }
+}
+
+/// Serves a connection to its end.
+pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Arc<HttpChain>) {
+    let mux = facts.alpn.as_deref() == Some(crate::tls::MUX) && facts.peer.is_some();
+    let watch = worker.watch(chain.idle_timeout, chain.request_headers_timeout);
+    let http2 = match (chain.codec, facts.alpn.as_deref()) {
+        (Codec::Http2, _) => true,
+        (Codec::Http1, _) => mux,
+        (Codec::Auto, Some(protocol)) if protocol == "h2" || protocol == "istio-h2" || mux => true,
+        (Codec::Auto, Some("http/1.1" | "http/1.0")) => false,
+        (Codec::Auto, _) => {
+            let Some(begin) = first_bytes(&mut io, &watch).await else { return };
+            let http2 = begin.starts_with(PREFACE);
+            io.put_back(begin);
+            http2
+        }
+    };
+    let connection =
+        Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux });
+    let beginning = Arc::new(Beginning::default());
+    let io = TokioIo::new(Watched { io, beginning: Arc::clone(&beginning) });
+    let service = service_fn(|request| {
+        beginning.0.store(false, std::sync::atomic::Ordering::Relaxed);
+        serve(Rc::clone(&connection), request)
+    });
+    let mut draining = worker.draining.clone();
+    if http2 {
+        let served = http2::Builder::new(LocalExec)
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(16 << 20)
+            .max_header_list_size(60 * 1024)
+            .max_concurrent_streams(connection.chain.max_concurrent_streams.min(1 << 20))
+            .enable_connect_protocol()
+            .serve_connection(io, service);
+        let mut served = std::pin::pin!(served);
+        let mut ending = false;
+        loop {
+            tokio::select! {
+                result = &mut served => { log_end(result.as_ref().err()); return; }
+                _ = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+                () = watch.kick.notified(), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+            }
+        }
+    }
+    let served = http1::Builder::new()
+        .half_close(false)
+        .keep_alive(true)
+        .preserve_header_case(connection.chain.preserve_header_case)
+        .max_buf_size(400 * 1024)
+        .serve_connection(io, service)
+        .with_upgrades();
+    let mut served = std::pin::pin!(served);
+    let mut ending = false;
+    let mut tick = tokio::time::interval(HEAD_TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            result = &mut served => { log_end(result.as_ref().err()); return; }
+            _ = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+            () = watch.kick.notified() => {
+                // A head that takes too long is not waited for; an idle connection may close in peace.
+                if watch.head_since.get().is_some() || ending { return; }
+                ending = true;
+                served.as_mut().graceful_shutdown();
+            }
+            _ = tick.tick() => note_head(&beginning, &watch),
+        }
+    }
+}
+
+/// How often it is looked whether a head has begun. Coarse: it bounds slow clients, it times nothing.
+const HEAD_TICK: Duration = Duration::from_secs(2);
+
+fn note_head(beginning: &Beginning, watch: &Watch) {
+    let begun = beginning.0.load(std::sync::atomic::Ordering::Relaxed) && watch.active.get() == 0;
+    match (begun, watch.head_since.get()) {
+        (true, None) => watch.head_since.set(Some(Instant::now())),
+        (false, Some(_)) => watch.head_since.set(None),
+        _ => {}
+    }
+}
+
+async fn drain(draining: &mut tokio::sync::watch::Receiver<bool>) {
+    if draining.wait_for(|draining| *draining).await.is_err() {
+        // The proxy is gone without draining: nothing more to wait for here.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn log_end(error: Option<&hyper::Error>) {
+    if let Some(error) = error {
+        tracing::debug!(%error, "a client's HTTP connection ended");
+    }
+}
+
+/// Reads until it is known whether the client speaks HTTP/2.
+async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
+    let mut bytes = BytesMut::with_capacity(4096);
+    loop {
+        tokio::select! {
+            read = io.read_buf(&mut bytes) => match read {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            },
+            () = watch.kick.notified() => return None,
+        }
+        let compared = bytes.len().min(PREFACE.len());
+        if bytes[..compared] != PREFACE[..compared] || bytes.len() >= PREFACE.len() {
+            return Some(bytes.freeze());
+        }
+        if watch.head_since.get().is_none() {
+            watch.head_since.set(Some(Instant::now()));
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Connections that stop being HTTP: WebSocket and other upgrades, CONNECT.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+
+use super::story::Story;
+use crate::tcp::relay::{self, Ended};
+use crate::upstream::Upstream;
+use crate::upstream::io::Io;
+use crate::upstream::pool::{Lease, Link};
+
+/// The upstream's side of a tunnel.
+pub enum Upstream2 {
+    /// It switches protocols too.
+    Http(OnUpgrade, Lease),
+    /// Bytes from the beginning.
+    Tcp(Io, Rc<Link>),
+}
+
+/// Carries bytes both ways when both sides have switched. The story ends with the tunnel.
+pub fn tunnel(client: OnUpgrade, upstream: Upstream2, mut story: Box<Story>, idle: Duration, from: Rc<Upstream>) {
+    let draining = story.worker.draining.clone();
+    tokio::task::spawn_local(async move {
+        let Ok(client) = client.await else { return };
+        let mut client = TokioIo::new(client);
+        let counted = match upstream {
+            Upstream2::Http(switch, lease) => {
+                let Ok(switched) = switch.await else { return };
+                let mut switched = TokioIo::new(switched);
+                let counted = relay::both_ways(&mut client, &mut switched, idle, draining).await;
+                drop(lease);
+                counted
+            }
+            Upstream2::Tcp(mut io, link) => {
+                let counted = relay::both_ways(&mut client, &mut io, idle, draining).await;
+                drop(link);
+                counted
+            }
+        };
+        story.sent += counted.to_client;
+        if counted.ended == Ended::Idle {
+            story.failure = Some(crate::failure::Failure::StreamIdle);
+        }
+        drop(from);
+    });
+}

@@ -1,0 +1,4 @@
+//! The byte road: connections that are not HTTP, or not ours to read.
+
+pub mod relay;
+pub mod proxy;

@@ -1,0 +1,73 @@
+//! TLS: terms of the snapshot joined with the secrets of the moment, handshakes, and what they prove.
+
+pub mod verify;
+pub mod server;
+pub mod client;
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use crate::secret::Secrets;
+use crate::snapshot::tls_terms::Source;
+
+/// The protocol on which our proxies carry HTTP/1 requests over HTTP/2 between them.
+pub const MUX: &str = "istio-mux";
+
+/// The cryptography in use.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// The certificate of a source; `None` if it is not there (yet).
+fn certificate(
+    source: &Source,
+    secrets: &Secrets,
+    provider: &CryptoProvider,
+) -> Result<Option<Arc<CertifiedKey>>, String> {
+    match source {
+        Source::Named(name) => Ok(secrets.certificate(name).cloned()),
+        Source::Pem(pem) => {
+            let chain = CertificateDer::pem_slice_iter(pem)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| format!("a certificate cannot be read: {error:?}"))?;
+            let key = PrivateKeyDer::from_pem_slice(pem)
+                .map_err(|error| format!("a private key cannot be read: {error:?}"))?;
+            let key = CertifiedKey::from_der(chain, key, provider)
+                .map_err(|error| format!("a certificate cannot be used: {error}"))?;
+            Ok(Some(Arc::new(key)))
+        }
+        Source::System => Err("the operating system has no certificate of ours".to_owned()),
+    }
+}
+
+/// The trust roots of a source; `None` if they are not there (yet).
+fn roots(source: &Source, secrets: &Secrets) -> Result<Option<Arc<RootCertStore>>, String> {
+    let (pem, what) = match source {
+        Source::Named(name) => return Ok(secrets.roots(name).cloned()),
+        Source::Pem(pem) => (pem.clone(), "the given roots"),
+        Source::System => (system_roots()?, "the operating system's roots"),
+    };
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem).flatten() {
+        // One root that cannot be used does not spoil the others.
+        let _ = store.add(certificate);
+    }
+    if store.is_empty() {
+        return Err(format!("{what} hold no usable certificate"));
+    }
+    Ok(Some(Arc::new(store)))
+}
+
+fn system_roots() -> Result<Vec<u8>, String> {
+    const PLACES: [&str; 3] =
+        ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+    PLACES
+        .iter()
+        .find_map(|place| std::fs::read(place).ok())
+        .ok_or_else(|| "the operating system's trust roots were not found".to_owned())
+}

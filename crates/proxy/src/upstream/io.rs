@@ -1,0 +1,141 @@
+//! One byte stream, whatever is below it: plain TCP, TLS of either side, a Unix socket, with bytes already read in front.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A byte stream.
+#[derive(Debug)]
+pub enum Io {
+    /// TCP.
+    Tcp(Prefixed<TcpStream>),
+    /// A Unix socket.
+    Unix(Prefixed<UnixStream>),
+    /// TLS, dialled.
+    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>, Bytes),
+    /// TLS, accepted.
+    Server(Box<tokio_rustls::server::TlsStream<Prefixed<TcpStream>>>, Bytes),
+}
+
+/// A stream with bytes in front that were read before.
+#[derive(Debug)]
+pub struct Prefixed<S> {
+    /// What is read first.
+    pub prefix: Bytes,
+    /// The stream.
+    pub inner: S,
+}
+
+fn take(prefix: &mut Bytes, out: &mut ReadBuf<'_>) -> bool {
+    if prefix.is_empty() {
+        return false;
+    }
+    let length = prefix.len().min(out.remaining());
+    out.put_slice(&prefix[..length]);
+    prefix.advance(length);
+    if prefix.is_empty() {
+        // Gives the buffer back: an idle connection must not hold it.
+        *prefix = Bytes::new();
+    }
+    true
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prefixed<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if take(&mut this.prefix, out) {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.inner).poll_read(context, out)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
+    }
+}
+
+macro_rules! each {
+    ($self:expr, $stream:ident => $call:expr) => {
+        match $self {
+            Io::Tcp($stream) => $call,
+            Io::Unix($stream) => $call,
+            Io::Client($stream, _) => $call,
+            Io::Server($stream, _) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Io::Server(_, prefix) | Io::Client(_, prefix) = this
+            && take(prefix, out)
+        {
+            return Poll::Ready(Ok(()));
+        }
+        each!(this, stream => Pin::new(stream).poll_read(context, out))
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write(context, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(context, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(self, stream => stream.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(context))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(context))
+    }
+}
+
+impl Io {
+    /// Puts bytes in front that were read already.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        match self {
+            Io::Tcp(stream) => stream.prefix = bytes,
+            Io::Server(_, prefix) | Io::Client(_, prefix) => *prefix = bytes,
+            Io::Unix(stream) => stream.prefix = bytes,
+        }
+    }
+}

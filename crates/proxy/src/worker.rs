@@ -1,0 +1,214 @@
+//! What one worker thread holds: the snapshot it goes by, its upstreams, its counters. No other thread touches any of it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use tokio::sync::{Notify, watch};
+
+use crate::snapshot::Snapshot;
+use crate::snapshot::cluster::Cluster;
+use crate::telemetry::access_log::Sink;
+use crate::telemetry::metrics::{RequestSeries, Shard};
+use crate::telemetry::peer::{Own, Peer};
+use crate::telemetry::why::Failures;
+use crate::tls;
+use crate::upstream::{Env, Upstreams};
+
+/// One worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// The configuration in effect here.
+    pub snapshot: RefCell<Arc<Snapshot>>,
+    /// Clusters.
+    pub upstreams: Upstreams,
+    /// TLS of accepted connections.
+    pub tls: tls::server::Configs,
+    /// Counters.
+    pub shard: Arc<Shard>,
+    /// Access logs.
+    pub sink: Sink,
+    /// Explanations.
+    pub failures: Arc<Failures>,
+    /// This proxy's workload.
+    pub own: Arc<Own>,
+    /// Becomes true when the proxy ends.
+    pub draining: watch::Receiver<bool>,
+    /// Connections that are served.
+    pub connections: Cell<usize>,
+    /// Handles of metrics met before.
+    pub series: RefCell<HashMap<SeriesKey, Series>>,
+    /// Peers read from headers lately.
+    peers: RefCell<HashMap<HeaderValue, Arc<Peer>>>,
+    /// Client connections, to find those that are too slow or idle.
+    watched: RefCell<Vec<Weak<Watch>>>,
+}
+
+/// By what a request's metrics are told apart: addresses of things that the value holds, so none is reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SeriesKey {
+    /// The cluster.
+    pub cluster: usize,
+    /// The other side's metadata.
+    pub peer: usize,
+    /// The other side's certificate.
+    pub certificate: usize,
+    /// Status, gRPC status, and whether it is gRPC.
+    pub answer: (u16, Option<u32>, bool),
+    /// The first response flag.
+    pub flag: &'static str,
+    /// Inbound.
+    pub inbound: bool,
+    /// Host for services that only it names.
+    pub host: u64,
+}
+
+/// A handle with what its key points at.
+#[derive(Debug)]
+pub struct Series {
+    /// The counters.
+    pub counters: Arc<RequestSeries>,
+    /// Held.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Held.
+    pub peer: Option<Arc<Peer>>,
+    /// Held.
+    pub certificate: Option<Arc<crate::facts::PeerFacts>>,
+}
+
+/// The state of a client connection that the sweep looks at.
+#[derive(Debug)]
+pub struct Watch {
+    /// Requests under way.
+    pub active: Cell<u32>,
+    /// When the last one ended, or the connection began.
+    pub idle_since: Cell<Instant>,
+    /// When the first byte of a request's head came, until it is complete.
+    pub head_since: Cell<Option<Instant>>,
+    /// Longest idle time; zero: no bound.
+    pub idle_timeout: Duration,
+    /// Longest time for a head; zero: no bound.
+    pub head_timeout: Duration,
+    /// The connection shall end.
+    pub kick: Notify,
+}
+
+/// How long a request's head may take if the listener does not say.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Worker {
+    /// A worker with these parts.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        env: Rc<Env>,
+        tls: tls::server::Configs,
+        shard: Arc<Shard>,
+        sink: Sink,
+        failures: Arc<Failures>,
+        own: Arc<Own>,
+        draining: watch::Receiver<bool>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            snapshot: RefCell::default(),
+            upstreams: Upstreams::new(env),
+            tls,
+            shard,
+            sink,
+            failures,
+            own,
+            draining,
+            connections: Cell::new(0),
+            series: RefCell::default(),
+            peers: RefCell::default(),
+            watched: RefCell::default(),
+        })
+    }
+
+    /// The snapshot of now.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.borrow())
+    }
+
+    /// Goes by a new snapshot from now on.
+    pub fn follow(&self, snapshot: Arc<Snapshot>) {
+        self.upstreams.reconcile(&snapshot);
+        *self.snapshot.borrow_mut() = snapshot;
+        // The handles hold clusters of before.
+        self.series.borrow_mut().clear();
+    }
+
+    /// The peer that a metadata header names.
+    pub fn peer(&self, header: &HeaderValue) -> Option<Arc<Peer>> {
+        let mut peers = self.peers.borrow_mut();
+        if let Some(known) = peers.get(header) {
+            return Some(Arc::clone(known));
+        }
+        let peer = Arc::new(Peer::of_header(header)?);
+        if peers.len() >= 1024 {
+            peers.clear();
+        }
+        peers.insert(header.clone(), Arc::clone(&peer));
+        Some(peer)
+    }
+
+    /// The peer that endpoint metadata names.
+    pub fn peer_of_endpoint(&self, workload: &str) -> Option<Arc<Peer>> {
+        let key = HeaderValue::from_str(workload).ok()?;
+        let mut peers = self.peers.borrow_mut();
+        Some(Arc::clone(peers.entry(key).or_insert_with(|| Arc::new(Peer::of_endpoint(workload)))))
+    }
+
+    /// Watches a client connection.
+    pub fn watch(&self, idle_timeout: Duration, head_timeout: Duration) -> Rc<Watch> {
+        let watch = Rc::new(Watch {
+            active: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+            head_since: Cell::new(None),
+            idle_timeout,
+            head_timeout: if head_timeout.is_zero() { HEAD_TIMEOUT } else { head_timeout },
+            kick: Notify::new(),
+        });
+        self.watched.borrow_mut().push(Rc::downgrade(&watch));
+        watch
+    }
+
+    /// What is done every second or so: idle and slow connections end, logs are handed over.
+    pub fn sweep(&self) {
+        self.upstreams.sweep();
+        self.sink.flush();
+        let now = Instant::now();
+        self.watched.borrow_mut().retain(|weak| {
+            let Some(watch) = weak.upgrade() else { return false };
+            let slow = watch.head_since.get().is_some_and(|since| now.duration_since(since) >= watch.head_timeout);
+            let idle = watch.active.get() == 0
+                && !watch.idle_timeout.is_zero()
+                && now.duration_since(watch.idle_since.get()) >= watch.idle_timeout;
+            if slow || idle {
+                watch.kick.notify_one();
+            }
+            true
+        });
+    }
+
+    /// Counts a connection for as long as the result lives.
+    pub fn connected(self: &Rc<Self>) -> Connected {
+        self.connections.set(self.connections.get() + 1);
+        self.shard.process.connections.add(1);
+        self.shard.process.connections_active.add(1);
+        Connected(Rc::clone(self))
+    }
+}
+
+/// A connection that is served.
+#[derive(Debug)]
+pub struct Connected(Rc<Worker>);
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.shard.process.connections_active.subtract(1);
+    }
+}

@@ -1,0 +1,330 @@
+//! Two proxies in one process, a certificate authority, and applications at both ends: client -> outbound proxy -> mutual TLS ->
+//! inbound proxy -> application. Configured by xDS resources built here.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, Version};
+use http_body_util::{BodyExt, Full};
+use support::{App, Mesh, Route, get, http1, request_on};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http1_rides_the_multiplexed_hop_and_reaches_the_application_as_http1() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut client = http1(mesh.outbound()).await;
+    for _ in 0..3 {
+        let response = request_on(&mut client, get("/hello?x=1")).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["x-version"], "HTTP/1.1");
+        assert_eq!(response.headers()["server"], "envoy");
+        assert!(response.headers().contains_key("x-envoy-upstream-service-time"));
+        assert!(!response.headers().contains_key("x-echo-x-mesh-protocol"), "the private header stays between proxies");
+        assert!(response.headers().contains_key("x-echo-x-request-id"));
+        let certificate = response.headers()["x-echo-x-forwarded-client-cert"].to_str().unwrap();
+        assert!(
+            certificate.contains("By=spiffe://cluster.local/ns/shop/sa/server;Hash=")
+                && certificate.contains("URI=spiffe://cluster.local/ns/shop/sa/client"),
+            "{certificate}"
+        );
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "GET /hello?x=1");
+    }
+    let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
+    assert_eq!(connections, 1, "three requests share one connection");
+    let metrics = mesh.server.shared().metrics.prometheus("test");
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("istio_requests_total{reporter=\"destination\""))
+        .expect("inbound requests are counted");
+    assert!(
+        line.contains("source_workload=\"client-v1\"")
+            && line.contains("connection_security_policy=\"mutual_tls\"")
+            && line.ends_with(" 3"),
+        "{line}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_streams_with_trailers_both_ways() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut client = support::http2(mesh.outbound()).await;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("http://server.shop/echo-stream")
+        .version(Version::HTTP_2)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(support::stream_with_trailers(vec![
+            Bytes::from_static(&[0, 0, 0, 0, 1, 7]),
+            Bytes::from_static(&[0, 0, 0, 0, 0]),
+        ]))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.headers()["x-version"], "HTTP/2.0");
+    let collected = response.into_body().collect().await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(collected.trailers().unwrap()["x-request-trailer"], "seen");
+    assert_eq!(collected.to_bytes().len(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn websockets_switch_and_carry_bytes() {
+    let app = App::upgrading().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream
+        .write_all(b"GET /ws HTTP/1.1\r\nhost: server.shop\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
+    let head = support::read_head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    stream.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_name_is_refused_and_explained() {
+    let app = App::echo().await;
+    let mesh =
+        Mesh::start(&app, Route { expected: "spiffe://cluster.local/ns/shop/sa/other", ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let response = request_on(&mut client, get("/")).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(app.hits(), 0);
+    response.into_body().collect().await.unwrap();
+    support::until("the failure is explained", || {
+        mesh.client.shared().failures.last(1).first().is_some_and(|why| {
+            why.flag == "UF" && why.failure == "TlsFailed" && why.object == "VirtualService shop/route"
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_is_refused_where_mutual_tls_is_strict() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut stream = tokio::net::TcpStream::connect(mesh.inbound()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.is_empty());
+    assert_eq!(app.hits(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_that_may_have_been_processed_is_never_repeated() {
+    let app = App::closing().await;
+    let mesh = Mesh::start(
+        &app,
+        Route { retry_on: "connect-failure,refused-stream,unavailable,cancelled,503", ..Route::default() },
+    )
+    .await;
+    let mut client = http1(mesh.outbound()).await;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/")
+        .header("host", "server.shop")
+        .body(Full::from("order"))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    // The inbound proxy answers 503 for the application that closed; the policy names 503, but the inbound try is one.
+    assert!(app.hits() <= 3);
+    let direct = App::closing().await;
+    let mesh = Mesh::start(
+        &direct,
+        Route { retry_on: "connect-failure,refused-stream,unavailable,cancelled", ..Route::default() },
+    )
+    .await;
+    let mut client = http1(mesh.outbound()).await;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/")
+        .header("host", "server.shop")
+        .body(Full::from("order"))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(direct.hits(), 1, "exactly one arrival");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_status_that_the_policy_names_is_retried_with_its_body() {
+    let app = App::failing_first(2).await;
+    let mesh = Mesh::start(&app, Route { retry_on: "5xx", ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let request =
+        Request::builder().method(Method::PUT).uri("/").header("host", "server.shop").body(Full::from("body")).unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["x-attempt"], "3");
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "body");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_answer_times_out() {
+    let app = App::silent().await;
+    let mesh = Mesh::start(&app, Route { timeout: Duration::from_millis(100), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let response = request_on(&mut client, get("/")).await;
+    assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
+    let page = support::admin(mesh.client.admin_addr(), "/why?last=1").await;
+    assert!(page.contains("UpstreamTimeout"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn weights_faults_and_direct_answers() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route { abort: Some(418), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let response = request_on(&mut client, get("/")).await;
+    assert_eq!(response.status(), StatusCode::IM_A_TEAPOT);
+    response.into_body().collect().await.unwrap();
+    mesh.apply_route(Route { weights: Some((1, 0)), ..Route::default() });
+    for _ in 0..20 {
+        let response = request_on(&mut client, get("/")).await;
+        assert_eq!(response.status(), StatusCode::OK, "the same connection goes by the new route");
+        response.into_body().collect().await.unwrap();
+    }
+    mesh.apply_route(Route { weights: Some((1, 1)), ..Route::default() });
+    let mut answers = [0, 0];
+    for _ in 0..200 {
+        let response = request_on(&mut client, get("/")).await;
+        answers[usize::from(response.status() != StatusCode::OK)] += 1;
+        response.into_body().collect().await.unwrap();
+    }
+    assert!(answers.iter().all(|count| *count > 50), "{answers:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mirror_sees_the_request_and_never_the_caller() {
+    let (app, shadow) = (App::echo().await, App::echo().await);
+    let mesh = Mesh::start(&app, Route { mirror: Some(shadow.address), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/copy")
+        .header("host", "server.shop")
+        .body(Full::from("body"))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    support::until("the copy arrives", || shadow.hits() == 1).await;
+    assert_eq!(shadow.last_host(), "server.shop-shadow");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_are_relayed_over_mutual_tls_and_servers_may_speak_first() {
+    let greeting = App::greeting().await;
+    let mesh = Mesh::start_tcp(&greeting).await;
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    let mut hello = [0; 5];
+    tokio::time::timeout(Duration::from_secs(5), stream.read_exact(&mut hello))
+        .await
+        .expect("the server speaks first")
+        .unwrap();
+    assert_eq!(&hello, b"hello");
+    stream.write_all(b"echo").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"echo");
+    drop(stream);
+    support::until("both ends are counted", || {
+        let text = mesh.server.shared().metrics.prometheus("test");
+        text.lines().any(|line| {
+            line.starts_with("istio_tcp_connections_closed_total{reporter=\"destination\"") && line.ends_with(" 1")
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_big_body_passes_in_little_memory() {
+    const SIZE: u64 = 256 << 20;
+    let app = App::sink().await;
+    let mesh = Mesh::start(&app, Route { retry_on: "5xx", ..Route::default() }).await;
+    let before = support::resident();
+    let mut client = http1(mesh.outbound()).await;
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/")
+        .header("host", "server.shop")
+        .body(support::zeros(SIZE))
+        .unwrap();
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), SIZE.to_string());
+    let grown = support::resident().saturating_sub(before);
+    assert!(grown < 96 << 20, "memory grew by {} MiB", grown >> 20);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nonsense_is_refused() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    for bad in [
+        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+        "BROKEN\r\n\r\n",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+        stream.write_all(bad.as_bytes()).await.unwrap();
+        let head = support::read_head(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 400"), "{bad:?} was answered by {head:?}");
+    }
+    assert_eq!(app.hits(), 0);
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"GET /old HTTP/1.0\r\nhost: server.shop\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_lets_a_running_request_end() {
+    let app = App::slow(Duration::from_millis(400)).await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut client = http1(mesh.outbound()).await;
+    let (address, Mesh { client: proxy, server, .. }) = (mesh.outbound(), mesh);
+    let running = tokio::spawn(async move { request_on(&mut client, get("/")).await.status() });
+    support::until("the request is under way", || app.hits() == 1).await;
+    let start = Instant::now();
+    let drained = proxy.drain().await;
+    assert_eq!(running.await.unwrap(), StatusCode::OK);
+    assert_eq!(drained, proxy::drain::Drained::Idle);
+    assert!(start.elapsed() < Duration::from_secs(5), "it ends as soon as it is idle");
+    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody accepts any more");
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn admin_pages_answer() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let admin = mesh.client.admin_addr();
+    let checks = [
+        ("/config_dump", "ClustersConfigDump"),
+        ("/clusters", "outbound::"),
+        ("/clusters?format=json", "cluster_statuses"),
+        ("/listeners", "outbound::"),
+        ("/server_info", "LIVE"),
+        ("/stats", "server.live: 1"),
+        ("/stats/prometheus", "istio_build"),
+        ("/certs", "spiffe://cluster.local/ns/shop/sa/client"),
+        ("/ready", "LIVE"),
+    ];
+    for (path, word) in checks {
+        let page = support::admin(admin, path).await;
+        assert!(page.contains(word), "{path}: {page}");
+    }
+    assert!(support::admin(mesh.client.ready_addr(), "/healthz/ready").await.contains("ready"));
+    let _ = Arc::clone(mesh.client.shared());
+}
