@@ -1,5 +1,6 @@
 //! The control plane's metrics, under Istio's names, and its log.
 
+use std::io::IsTerminal;
 use std::time::Instant;
 
 use prometheus::{Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
@@ -121,7 +122,7 @@ impl Metrics {
 /// The filter cannot be read.
 pub fn start_log(filter: &str, json: bool) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| anyhow::anyhow!("the log filter {filter:?} is wrong: {error}"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     if json { log.json().init() } else { log.init() }
     Ok(())
 }

@@ -38,6 +38,8 @@ pub struct PeerFacts {
     pub subject: String,
     /// SHA-256 of the certificate, lower-case hex.
     pub hash: String,
+    /// The certificate itself, DER.
+    pub der: Vec<u8>,
     /// The identity, if the only URI is one.
     pub spiffe: Option<SpiffeId>,
 }
@@ -68,4 +70,6 @@ pub struct ConnFacts {
     pub peer: Option<Arc<PeerFacts>>,
     /// Our own URI name on this connection, for `x-forwarded-client-cert`.
     pub own_uri: Option<Arc<str>>,
+    /// TLS version as Envoy writes it, `TLSv1.3`; `None` without TLS.
+    pub tls_version: Option<&'static str>,
 }

@@ -1,5 +1,6 @@
 //! `proxy`: see the library.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -38,7 +39,7 @@ fn run(arguments: &Arguments, role: Role) -> Result<()> {
 async fn serve(arguments: &Arguments, role: Role) -> Result<()> {
     let filter = EnvFilter::try_new(&arguments.log).map_err(|error| anyhow::anyhow!("the log filter {:?} is wrong: {error}", arguments.log))?;
     let (filter, handle) = reload::Layer::new(filter);
-    let format = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let format = tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
     if arguments.log_as_json { registry.with(format.json()).init() } else { registry.with(format).init() }
 

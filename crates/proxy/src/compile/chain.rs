@@ -130,8 +130,8 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         names
     };
     let details = config.set_current_client_cert_details.clone().unwrap_or_default();
-    if details.cert || details.chain {
-        return Err("Cert and Chain in x-forwarded-client-cert are not built".to_owned());
+    if details.chain {
+        return Err("Chain in x-forwarded-client-cert is not built".to_owned());
     }
     let mut chain = HttpChain {
         stat_prefix: config.stat_prefix.as_str().into(),
@@ -162,6 +162,7 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
                 _ => ClientCertMode::Sanitize,
             },
             subject: details.subject.is_some_and(|subject| subject.value),
+            cert: details.cert,
             uri: details.uri,
             dns: details.dns,
         },

@@ -381,6 +381,7 @@ fn facts_of<'a>(
         peer_uri: connection.peer.as_deref().and_then(|peer| peer.uris.first()).map(String::as_str),
         peer_subject: connection.peer.as_deref().map(|peer| peer.subject.as_str()),
         local_uri: connection.own_uri.as_deref(),
+        tls_version: connection.tls_version,
         ..Facts::default()
     }
 }

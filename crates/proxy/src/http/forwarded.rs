@@ -165,6 +165,9 @@ fn client_cert(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChai
                 parts.push(format!("By={own}"));
             }
             parts.push(format!("Hash={}", peer.hash));
+            if chain.client_cert.cert {
+                parts.push(format!("Cert=\"{}\"", encoded_pem(&peer.der)));
+            }
             if chain.client_cert.subject {
                 parts.push(format!("Subject=\"{}\"", peer.subject.replace('"', "\\\"")));
             }
@@ -177,6 +180,25 @@ fn client_cert(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChai
             append(headers, &names::FORWARDED_CLIENT_CERT, &parts.join(";"));
         }
     }
+}
+
+/// The certificate as PEM, percent-encoded: as Envoy puts it into `x-forwarded-client-cert`.
+fn encoded_pem(der: &[u8]) -> String {
+    use base64::Engine;
+    let body = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut text = String::from("-----BEGIN%20CERTIFICATE-----%0A");
+    for line in body.as_bytes().chunks(64) {
+        for byte in line {
+            match byte {
+                b'+' => text.push_str("%2B"),
+                b'/' => text.push_str("%2F"),
+                b'=' => text.push_str("%3D"),
+                byte => text.push(char::from(*byte)),
+            }
+        }
+        text.push_str("%0A");
+    }
+    text + "-----END%20CERTIFICATE-----%0A"
 }
 
 #[cfg(test)]

@@ -234,6 +234,7 @@ impl Story {
             peer_uri: peer.and_then(|peer| peer.uris.first()).map(String::as_str),
             peer_subject: peer.map(|peer| peer.subject.as_str()),
             local_uri: self.connection.own_uri.as_deref(),
+            tls_version: self.connection.tls_version,
             hostname: Some(&self.worker.own.name),
         };
         self.worker.sink.record(&self.chain.access_logs, &facts);

@@ -137,6 +137,7 @@ impl Begin {
                 let session = accepted.get_ref().1;
                 facts.tls = true;
                 facts.own_uri = config.own_uri;
+                facts.tls_version = session.protocol_version().map(version_name);
                 facts.alpn = session.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into());
                 let leaf = session.peer_certificates().and_then(|chain| chain.first());
                 facts.peer = leaf.and_then(|leaf| self.worker.upstreams.env().peer_facts(leaf));
@@ -173,6 +174,7 @@ impl Begin {
             tls: false,
             peer: None,
             own_uri: None,
+            tls_version: None,
         }
     }
 
@@ -289,4 +291,12 @@ enum Speaker {
     Client(std::io::Result<usize>),
     Upstream(Arc<Chain>, Box<Reached>),
     Nobody,
+}
+
+/// Envoy's spelling of a TLS version.
+fn version_name(version: rustls::ProtocolVersion) -> &'static str {
+    match version {
+        rustls::ProtocolVersion::TLSv1_3 => "TLSv1.3",
+        _ => "TLSv1.2",
+    }
 }

@@ -170,6 +170,8 @@ pub enum ServerHeader {
 pub struct ClientCert {
     /// Mode.
     pub mode: ClientCertMode,
+    /// `Cert`.
+    pub cert: bool,
     /// `Subject`.
     pub subject: bool,
     /// `URI`.

@@ -250,6 +250,7 @@ impl<'a> TcpEnd<'a> {
             peer_uri: peer.and_then(|peer| peer.uris.first()).map(String::as_str),
             peer_subject: peer.map(|peer| peer.subject.as_str()),
             local_uri: self.facts.own_uri.as_deref(),
+            tls_version: self.facts.tls_version,
             hostname: Some(&self.worker.own.name),
             ..Facts::default()
         };

@@ -43,6 +43,8 @@ pub struct Facts<'a> {
     pub route: Option<&'a str>,
     pub attempts: u32,
     pub peer_uri: Option<&'a str>,
+    /// TLS version of the caller's connection.
+    pub tls_version: Option<&'a str>,
     pub peer_subject: Option<&'a str>,
     pub local_uri: Option<&'a str>,
     pub hostname: Option<&'a str>,
@@ -71,7 +73,7 @@ operators! {
     DownstreamRemote = "DOWNSTREAM_REMOTE_ADDRESS", DownstreamRemoteBare = "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
     DownstreamDirect = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS", DownstreamDirectBare = "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT",
     ServerName = "REQUESTED_SERVER_NAME", RouteName = "ROUTE_NAME", Attempts = "UPSTREAM_REQUEST_ATTEMPT_COUNT", GrpcStatusNumber = "GRPC_STATUS_NUMBER",
-    GrpcStatus = "GRPC_STATUS", PeerUri = "DOWNSTREAM_PEER_URI_SAN", PeerSubject = "DOWNSTREAM_PEER_SUBJECT", LocalUri = "DOWNSTREAM_LOCAL_URI_SAN",
+    GrpcStatus = "GRPC_STATUS", PeerUri = "DOWNSTREAM_PEER_URI_SAN", PeerSubject = "DOWNSTREAM_PEER_SUBJECT", LocalUri = "DOWNSTREAM_LOCAL_URI_SAN", TlsVersion = "DOWNSTREAM_TLS_VERSION",
     Hostname = "HOSTNAME",
 }
 
@@ -290,6 +292,7 @@ impl Plain {
                 facts.grpc_status.map(|status| Cow::Owned(status.to_string()))
             }
             Plain::PeerUri => text(facts.peer_uri),
+            Plain::TlsVersion => text(facts.tls_version),
             Plain::PeerSubject => text(facts.peer_subject),
             Plain::LocalUri => text(facts.local_uri),
             Plain::Hostname => text(facts.hostname),

@@ -368,7 +368,7 @@ fn routes(route: &Route) -> RouteConfiguration {
 }
 
 fn insert(set: &mut ResourceSet, kind: ResourceKind, name: &str, version: &str, body: Any) {
-    set.of_mut(kind).insert(name.to_owned(), Resource { version: version.to_owned(), body });
+    set.of_mut(kind).insert(name.to_owned(), Resource { version: version.to_owned(), body: body.into() });
 }
 
 impl Mesh {

@@ -14,7 +14,7 @@ use roles::{Role, Shop};
 
 /// One service of the sample shop.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(about)]
 struct Arguments {
     /// Which service to be.
     #[arg(long, env = "SHOP_ROLE")]
