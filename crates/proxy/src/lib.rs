@@ -20,3 +20,4 @@ pub mod listen;
 pub mod drain;
 pub mod admin;
 pub mod app;
+pub mod bootstrap;

@@ -269,18 +269,26 @@ async fn a_big_body_passes_in_little_memory() {
 async fn nonsense_is_refused() {
     let app = App::echo().await;
     let mesh = Mesh::start(&app, Route::default()).await;
-    for bad in [
-        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
-        "GET / HTTP/1.1\r\n\r\n",
-        "BROKEN\r\n\r\n",
-        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    ] {
+    for bad in ["GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "BROKEN\r\n\r\n"] {
         let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
         stream.write_all(bad.as_bytes()).await.unwrap();
         let head = support::read_head(&mut stream).await;
         assert!(head.starts_with("HTTP/1.1 400"), "{bad:?} was answered by {head:?}");
     }
     assert_eq!(app.hits(), 0);
+    // Two lengths that disagree: the chunked one counts, the other is not passed on, and the connection is not used again
+    // (RFC 9112 section 6.1), so nothing can be smuggled behind it.
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.contains("connection: close")
+            && !answer.contains("x-echo-content-length: 3")
+            && !answer.contains("/smuggled"),
+        "{answer}"
+    );
+    assert_eq!(app.hits(), 1);
     let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
     stream.write_all(b"GET /old HTTP/1.0\r\nhost: server.shop\r\n\r\n").await.unwrap();
     let mut answer = String::new();
