@@ -7,7 +7,7 @@ use std::time::Duration;
 use api::node::{NodeId, NodeMetadata, Role};
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::Settings;
+use crate::control::Settings;
 
 /// The data plane of the mesh.
 #[derive(Debug, Parser)]

@@ -18,6 +18,7 @@ pub mod tcp;
 pub mod http;
 pub mod listen;
 pub mod drain;
+pub mod control;
+pub mod bootstrap;
 pub mod admin;
 pub mod app;
-pub mod bootstrap;
