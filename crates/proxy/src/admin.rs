@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Shared;
+use crate::control::Shared;
 
 /// What the pages are made of.
 pub struct Admin {

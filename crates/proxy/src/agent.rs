@@ -15,8 +15,9 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::app::{Running, Settings};
+use crate::app::Running;
 use crate::bootstrap;
+use crate::control::Settings;
 use crate::identity::{self, channel};
 use crate::secret::{Secret, Store};
 use crate::xds::client::{self, Connect, Options, State};

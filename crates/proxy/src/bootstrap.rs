@@ -9,8 +9,8 @@ use api::xds::core::{Extension, Node};
 use api::xds::json_to_struct;
 use clap::{Args, Parser, Subcommand};
 
-use crate::app::Settings;
 use crate::capture;
+use crate::control::Settings;
 use crate::filters;
 use crate::xds::client::{Options, parse_duration};
 

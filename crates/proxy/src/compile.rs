@@ -114,6 +114,19 @@ pub(crate) fn istio_text(metadata: Option<&api::xds::core::Metadata>, key: &str)
     }
 }
 
+/// An address for tests of this chapter.
+#[cfg(test)]
+pub(crate) fn tests_address(ip: &str, port: u32) -> api::xds::core::Address {
+    use api::xds::core::{SocketAddress, address, socket_address};
+    api::xds::core::Address {
+        address: Some(address::Address::SocketAddress(SocketAddress {
+            address: ip.to_owned(),
+            port_specifier: Some(socket_address::PortSpecifier::PortValue(port)),
+            ..SocketAddress::default()
+        })),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,7 +139,7 @@ mod tests {
         let mut set = ResourceSet::default();
         for (name, version, body) in rows {
             set.of_mut(ResourceKind::Cluster)
-                .insert((*name).to_owned(), Resource { version: (*version).to_owned(), body: body.clone() });
+                .insert((*name).to_owned(), Resource { version: (*version).to_owned(), body: body.clone().into() });
         }
         set
     }
@@ -159,18 +172,5 @@ mod tests {
         };
         assert_eq!(object_of(Some(&metadata)).unwrap().as_ref(), "VirtualService shop/reviews");
         assert_eq!(object_of(None), None);
-    }
-}
-
-/// An address for tests of this chapter.
-#[cfg(test)]
-pub(crate) fn tests_address(ip: &str, port: u32) -> api::xds::core::Address {
-    use api::xds::core::{SocketAddress, address, socket_address};
-    api::xds::core::Address {
-        address: Some(address::Address::SocketAddress(SocketAddress {
-            address: ip.to_owned(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(port)),
-            ..SocketAddress::default()
-        })),
     }
 }

@@ -34,11 +34,14 @@ use limits::{Limited, Permit, Usage};
 use outlier::{Health, Verdict};
 use pool::{Lease, Life, Link, Pool};
 
+/// By cluster and place.
+type HealthByHost = HashMap<(Arc<str>, Place), Arc<Health>>;
+
 /// What all workers of one proxy share: only what limits and ejections need.
 #[derive(Debug)]
 pub struct Registry {
     usage: Mutex<HashMap<Arc<str>, Arc<Usage>>>,
-    health: Mutex<HashMap<(Arc<str>, Place), Arc<Health>>>,
+    health: Mutex<HealthByHost>,
     started: Instant,
 }
 

@@ -84,6 +84,8 @@ pub struct Series {
 pub struct Watch {
     /// Requests under way.
     pub active: Cell<u32>,
+    /// Requests so far.
+    pub requests: Cell<u32>,
     /// When the last one ended, or the connection began.
     pub idle_since: Cell<Instant>,
     /// When the first byte of a request's head came, until it is complete.
@@ -165,6 +167,7 @@ impl Worker {
     pub fn watch(&self, idle_timeout: Duration, head_timeout: Duration) -> Rc<Watch> {
         let watch = Rc::new(Watch {
             active: Cell::new(0),
+            requests: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             head_since: Cell::new(None),
             idle_timeout,

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use api::xds::{Any, ResourceKind};
 use serde_json::{Value, json};
 
-use crate::app::Shared;
+use crate::control::Shared;
 
 /// The whole dump.
 pub fn config_dump(shared: &Shared) -> Value {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Json, Response};
 use serde_json::{Value, json};
 
 use super::Format;
-use crate::app::Shared;
+use crate::control::Shared;
 use crate::secret::Secret;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::{Cluster, Discovery};

@@ -114,13 +114,22 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
     {
         return Err("local reply mappings and IP detection extensions are not built".to_owned());
     }
+    if config.add_user_agent.is_some_and(|add| add.value)
+        || !config.via.is_empty()
+        || !config.early_header_mutation_extensions.is_empty()
+    {
+        return Err("add_user_agent, via and early header mutations are not built".to_owned());
+    }
+    if config.request_timeout.is_some_and(|time| time.seconds != 0 || time.nanos != 0) {
+        return Err("request_timeout is not built".to_owned());
+    }
     let routes = match &config.route_specifier {
         Some(RouteSpecifier::Rds(rds)) => RouteSource::Named(rds.route_config_name.as_str().into()),
         Some(RouteSpecifier::RouteConfig(routes)) => RouteSource::Inline(route::inline(routes)?),
         Some(RouteSpecifier::ScopedRoutes(_)) => return Err("scoped routes are not built".to_owned()),
         None => return Err("it has no routes".to_owned()),
     };
-    let common = config.common_http_protocol_options.clone().unwrap_or_default();
+    let common = config.common_http_protocol_options.unwrap_or_default();
     let server_name = if config.server_name.is_empty() { "envoy" } else { &config.server_name };
     let access_logs = access_log::compile(&config.access_log)?;
     let headers_of = |request| {
@@ -129,7 +138,7 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         names.dedup();
         names
     };
-    let details = config.set_current_client_cert_details.clone().unwrap_or_default();
+    let details = config.set_current_client_cert_details.unwrap_or_default();
     if details.chain {
         return Err("Chain in x-forwarded-client-cert is not built".to_owned());
     }
@@ -178,7 +187,6 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         preserve_external_request_id: config.preserve_external_request_id,
         request_id_in_response: config.always_set_request_id_in_response,
         stream_idle_timeout: duration_or(&config.stream_idle_timeout, Duration::from_secs(300))?,
-        request_timeout: duration_or(&config.request_timeout, Duration::ZERO)?,
         request_headers_timeout: duration_or(&config.request_headers_timeout, Duration::ZERO)?,
         idle_timeout: duration_or(&common.idle_timeout, Duration::from_secs(3600))?,
         max_requests_per_connection: common.max_requests_per_connection.map_or(0, |most| most.value),

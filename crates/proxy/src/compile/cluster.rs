@@ -27,6 +27,9 @@ use crate::snapshot::cluster::{Balance, Budget, Cluster, Discovery, Limits, Outl
 /// What is unknown or not built; the sentence names it.
 pub fn compile(any: &Any) -> Result<Cluster, String> {
     let cluster: XdsCluster = api::xds::unpack(any)?;
+    if !cluster.health_checks.is_empty() || cluster.lb_subset_config.is_some() {
+        return Err("active health checks and subset load balancing are not built".to_owned());
+    }
     if !cluster.filters.is_empty() {
         return Err("upstream network filters are not built".to_owned());
     }
@@ -155,20 +158,10 @@ fn balance(cluster: &XdsCluster) -> Result<Balance, String> {
 
 #[derive(Default)]
 struct Http {
-    protocol: Protocol2,
+    protocol: Protocol,
     preserve_header_case: bool,
     common: Common,
     http2: Http2ProtocolOptions,
-}
-
-/// [`Protocol`] with a default.
-type Protocol2 = Protocol;
-
-#[allow(clippy::derivable_impls)]
-impl Default for Protocol {
-    fn default() -> Self {
-        Protocol::Http1
-    }
 }
 
 fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
@@ -205,7 +198,7 @@ fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
         return Ok(http);
     }
     // The older fields.
-    http.common = cluster.common_http_protocol_options.clone().unwrap_or_default();
+    http.common = cluster.common_http_protocol_options.unwrap_or_default();
     if let Some(options) = &cluster.http2_protocol_options {
         http.protocol = if cluster.protocol_selection == 1 { Protocol::Downstream } else { Protocol::Http2 };
         http.http2 = options.clone();

@@ -83,8 +83,8 @@ pub(crate) fn compile(config: &RouteConfiguration) -> Result<RouteTable, String>
 }
 
 fn virtual_host(host: &XdsHost, mirrors: &[RequestMirrorPolicy]) -> Result<VirtualHost, String> {
-    if host.matcher.is_some() || host.hedge_policy.is_some() || !host.rate_limits.is_empty() {
-        return Err("matcher trees, hedging and rate limits are not built".to_owned());
+    if host.cors.is_some() || host.matcher.is_some() || host.hedge_policy.is_some() || !host.rate_limits.is_empty() {
+        return Err("the old cors field, matcher trees, hedging and rate limits are not built".to_owned());
     }
     let mirrors = if host.request_mirror_policies.is_empty() { mirrors } else { &host.request_mirror_policies };
     let routes = host
@@ -189,6 +189,9 @@ fn forward(
     host_retry: Option<&RetryPolicy>,
     mirrors: &[RequestMirrorPolicy],
 ) -> Result<Forward, String> {
+    if action.metadata_match.is_some() || action.cors.is_some() {
+        return Err("metadata_match and the old cors field are not built".to_owned());
+    }
     if action.hedge_policy.is_some()
         || action.internal_redirect_policy.is_some()
         || !action.rate_limits.is_empty()
@@ -230,6 +233,7 @@ fn forward(
     }
     Ok(Forward {
         cluster: cluster_choice(action)?,
+        append_forwarded_host: action.append_x_forwarded_host,
         // SERVICE_UNAVAILABLE 0, NOT_FOUND 1, INTERNAL_SERVER_ERROR 2.
         not_found_status: match action.cluster_not_found_response_code {
             1 => 404,
@@ -281,6 +285,9 @@ fn cluster_choice(action: &RouteAction) -> Result<ClusterChoice, String> {
 fn weighted_clusters(weighted: &XdsWeighted) -> Result<ClusterChoice, String> {
     let mut clusters = Vec::new();
     for row in &weighted.clusters {
+        if row.metadata_match.is_some() {
+            return Err("metadata_match is not built".to_owned());
+        }
         if !row.cluster_header.is_empty() {
             return Err("a weighted cluster named by a header is not built".to_owned());
         }

@@ -26,7 +26,6 @@ use crate::snapshot::route::{Decision, RouteTable, Target};
 use crate::telemetry::format::Facts;
 use crate::telemetry::peer::Peer;
 use crate::upstream::body::Source;
-use crate::upstream::pool::Sender;
 use crate::worker::{Watch, Worker};
 
 /// One client connection that speaks HTTP.
@@ -60,6 +59,13 @@ pub async fn serve(
     let watch = &connection.watch;
     watch.head_since.set(None);
     watch.active.set(watch.active.get() + 1);
+    watch.requests.set(watch.requests.get() + 1);
+    if connection.chain.max_requests_per_connection > 0
+        && watch.requests.get() >= connection.chain.max_requests_per_connection
+    {
+        // Graceful: this request is still answered.
+        watch.kick.notify_one();
+    }
     let mut response = answer(&connection, request).await;
     response.body_mut().read_ahead().await;
     Ok(response)
@@ -277,7 +283,7 @@ async fn forward_request(
         }
         let mut response = response.map(|_| ResponseBody::empty());
         finish_response(connection, levels, notes, &mut response, Some(attempts));
-        upgrade::tunnel(client, upgrade::Upstream2::Http(upstream_switch, lease), story, deadlines.idle, upstream);
+        upgrade::tunnel(client, upgrade::OtherSide::Http(upstream_switch, lease), story, deadlines.idle, upstream);
         return response;
     }
     if upgrade.is_some() {
@@ -285,10 +291,8 @@ async fn forward_request(
     }
     let deadline = deadlines.total;
     story.keep_response(&head.headers);
-    let is_http1 = matches!(lease.sender, Some(Sender::One(_)));
     let body = ResponseBody::upstream(body, story, Some((lease, upstream)), deadlines.idle, deadline);
     let mut response = Response::from_parts(head, body);
-    let _ = is_http1;
     finish_response(connection, levels, notes, &mut response, Some(attempts));
     response
 }
@@ -317,7 +321,7 @@ async fn connect_tcp(
             story.status = 200;
             upgrade::tunnel(
                 client,
-                upgrade::Upstream2::Tcp(dialled.io, link),
+                upgrade::OtherSide::Tcp(dialled.io, link),
                 story,
                 Duration::ZERO,
                 Rc::clone(upstream),
@@ -664,7 +668,11 @@ fn rewrite(
         set_path(head, &path);
     }
     let weighted = target.weighted.and_then(|weighted| attempt::rewritten_host(&weighted.host, head));
-    weighted.or_else(|| attempt::rewritten_host(&forward.host, head)).unwrap_or(authority)
+    let Some(new) = weighted.or_else(|| attempt::rewritten_host(&forward.host, head)) else { return authority };
+    if forward.append_forwarded_host && new != authority {
+        head.headers.append(names::FORWARDED_HOST.clone(), authority);
+    }
+    new
 }
 
 struct Deadlines {

@@ -103,7 +103,6 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
             .initial_connection_window_size(16 << 20)
             .max_header_list_size(60 * 1024)
             .max_concurrent_streams(connection.chain.max_concurrent_streams.min(1 << 20))
-            .enable_connect_protocol()
             .serve_connection(io, service);
         let mut served = std::pin::pin!(served);
         let mut ending = false;

@@ -13,7 +13,7 @@ use crate::upstream::io::Io;
 use crate::upstream::pool::{Lease, Link};
 
 /// The upstream's side of a tunnel.
-pub enum Upstream2 {
+pub enum OtherSide {
     /// It switches protocols too.
     Http(OnUpgrade, Lease),
     /// Bytes from the beginning.
@@ -21,20 +21,20 @@ pub enum Upstream2 {
 }
 
 /// Carries bytes both ways when both sides have switched. The story ends with the tunnel.
-pub fn tunnel(client: OnUpgrade, upstream: Upstream2, mut story: Box<Story>, idle: Duration, from: Rc<Upstream>) {
+pub fn tunnel(client: OnUpgrade, upstream: OtherSide, mut story: Box<Story>, idle: Duration, from: Rc<Upstream>) {
     let draining = story.worker.draining.clone();
     tokio::task::spawn_local(async move {
         let Ok(client) = client.await else { return };
         let mut client = TokioIo::new(client);
         let counted = match upstream {
-            Upstream2::Http(switch, lease) => {
+            OtherSide::Http(switch, lease) => {
                 let Ok(switched) = switch.await else { return };
                 let mut switched = TokioIo::new(switched);
                 let counted = relay::both_ways(&mut client, &mut switched, idle, draining).await;
                 drop(lease);
                 counted
             }
-            Upstream2::Tcp(mut io, link) => {
+            OtherSide::Tcp(mut io, link) => {
                 let counted = relay::both_ways(&mut client, &mut io, idle, draining).await;
                 drop(link);
                 counted

@@ -102,8 +102,6 @@ pub struct HttpChain {
     pub request_id_in_response: bool,
     /// Time without a byte; zero: none.
     pub stream_idle_timeout: Duration,
-    /// Time to receive the whole request; zero: none.
-    pub request_timeout: Duration,
     /// Time to receive a request's headers.
     pub request_headers_timeout: Duration,
     /// Connections without a request are closed after this; zero: never.

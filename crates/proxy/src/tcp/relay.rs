@@ -199,11 +199,11 @@ mod tests {
         assert_eq!((counted.to_upstream, counted.to_client, counted.ended), (1000, 3, Ended::Closed));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn silence_ends_it() {
         let (_app, mut client) = tokio::io::duplex(64);
         let (mut upstream, _server) = tokio::io::duplex(64);
         let (_sender, draining) = watch::channel(false);
-        assert_eq!(both_ways(&mut client, &mut upstream, Duration::from_secs(5), draining).await.ended, Ended::Idle);
+        assert_eq!(both_ways(&mut client, &mut upstream, Duration::from_millis(5), draining).await.ended, Ended::Idle);
     }
 }

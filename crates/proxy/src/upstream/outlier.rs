@@ -56,7 +56,7 @@ impl Health {
         ] {
             if !hit {
                 // A read costs nothing; a write would make workers fight over the line.
-                if counter.load(Ordering::Relaxed) != 0 && !(local && !std::ptr::eq(counter, &self.local)) {
+                if counter.load(Ordering::Relaxed) != 0 && (!local || std::ptr::eq(counter, &self.local)) {
                     counter.store(0, Ordering::Relaxed);
                 }
                 continue;

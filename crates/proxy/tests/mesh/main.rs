@@ -1,6 +1,9 @@
 //! Two proxies in one process, a certificate authority, and applications at both ends: client -> outbound proxy -> mutual TLS ->
 //! inbound proxy -> application. Configured by xDS resources built here.
 
+// A test stops at the first thing that is not as it should be.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -269,18 +272,26 @@ async fn a_big_body_passes_in_little_memory() {
 async fn nonsense_is_refused() {
     let app = App::echo().await;
     let mesh = Mesh::start(&app, Route::default()).await;
-    for bad in [
-        "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
-        "GET / HTTP/1.1\r\n\r\n",
-        "BROKEN\r\n\r\n",
-        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-    ] {
+    for bad in ["GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "BROKEN\r\n\r\n"] {
         let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
         stream.write_all(bad.as_bytes()).await.unwrap();
         let head = support::read_head(&mut stream).await;
         assert!(head.starts_with("HTTP/1.1 400"), "{bad:?} was answered by {head:?}");
     }
     assert_eq!(app.hits(), 0);
+    // Two lengths that disagree: the chunked one counts, the other is not passed on, and the connection is not used again
+    // (RFC 9112 section 6.1), so nothing can be smuggled behind it.
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.contains("connection: close")
+            && !answer.contains("x-echo-content-length: 3")
+            && !answer.contains("/smuggled"),
+        "{answer}"
+    );
+    assert_eq!(app.hits(), 1);
     let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
     stream.write_all(b"GET /old HTTP/1.0\r\nhost: server.shop\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -327,4 +338,92 @@ async fn admin_pages_answer() {
     }
     assert!(support::admin(mesh.client.ready_addr(), "/healthz/ready").await.contains("ready"));
     let _ = Arc::clone(mesh.client.shared());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_survives_changes_of_configuration() {
+    let app = App::upgrading().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream
+        .write_all(b"GET /ws HTTP/1.1\r\nhost: server.shop\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(support::read_head(&mut stream).await.starts_with("HTTP/1.1 101"));
+    for turn in 0..5 {
+        mesh.apply_route(Route { abort: (turn % 2 == 0).then_some(500), ..Route::default() });
+        stream.write_all(b"ping").await.unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"ping");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_the_application_closed_while_idle_costs_no_request() {
+    let app = App::one_request_a_connection().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut client = http1(mesh.outbound()).await;
+    for number in 1..=30 {
+        let response = request_on(&mut client, get("/")).await;
+        assert_eq!(response.status(), StatusCode::OK, "request {number}");
+        response.into_body().collect().await.unwrap();
+        if number % 3 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    assert_eq!(app.hits(), 30, "nothing arrived twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_beyond_the_limit_overflow() {
+    let app = App::slow(Duration::from_millis(300)).await;
+    let mesh = Mesh::start(&app, Route { max_requests: Some(2), ..Route::default() }).await;
+    let running: Vec<_> = (0..2)
+        .map(|_| {
+            let to = mesh.outbound();
+            tokio::spawn(async move { request_on(&mut http1(to).await, get("/")).await.status() })
+        })
+        .collect();
+    support::until("two are under way", || app.hits() == 2).await;
+    let response = request_on(&mut http1(mesh.outbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    for running in running {
+        assert_eq!(running.await.unwrap(), StatusCode::OK);
+    }
+    support::until("the limit is explained", || {
+        mesh.client.shared().failures.last(1).first().is_some_and(|why| why.flag == "UO")
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failing_host_is_ejected_and_no_request_is_sent_to_it() {
+    let app = App::failing_first(usize::MAX).await;
+    let mesh = Mesh::start(&app, Route { eject_after: Some(3), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let mut statuses = Vec::new();
+    for _ in 0..6 {
+        let response = request_on(&mut client, get("/")).await;
+        statuses.push(response.status().as_u16());
+        response.into_body().collect().await.unwrap();
+    }
+    assert_eq!(statuses, [500, 500, 500, 503, 503, 503]);
+    assert_eq!(app.hits(), 3);
+    let page = support::admin(mesh.client.admin_addr(), "/clusters").await;
+    assert!(page.contains("/failed_outlier_check"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_route_to_nowhere_names_its_object() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route { weights: Some((0, 1)), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let mut request = get("/");
+    request.headers_mut().insert("x-request-id", http::HeaderValue::from_static("find-me"));
+    let response = request_on(&mut client, request).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    response.into_body().collect().await.unwrap();
+    let page = support::admin(mesh.client.admin_addr(), "/why?request_id=find-me").await;
+    assert!(page.contains("VirtualService shop/route") && page.contains("\"NC\"") && page.contains("ghost"), "{page}");
 }

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use api::xds::core::{Address, SocketAddress, TransportSocket, address, socket_address, transport_socket};
 use api::xds::{Any, ResourceKind, pack};
 use bytes::Bytes;
-use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, EdsClusterConfig};
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, CommonLbConfig, EdsClusterConfig};
+use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection, circuit_breakers};
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint,
 };
@@ -67,6 +67,8 @@ pub(crate) struct Route {
     pub abort: Option<u32>,
     pub weights: Option<(u32, u32)>,
     pub mirror: Option<SocketAddr>,
+    pub max_requests: Option<u32>,
+    pub eject_after: Option<u32>,
 }
 
 impl Default for Route {
@@ -78,6 +80,8 @@ impl Default for Route {
             abort: None,
             weights: None,
             mirror: None,
+            max_requests: None,
+            eject_after: None,
         }
     }
 }
@@ -445,13 +449,24 @@ impl Mesh {
 
         let client = Running::start(settings("client"), authority.store("client")).await.unwrap();
         let mut set = ResourceSet::default();
-        insert(
-            &mut set,
-            ResourceKind::Cluster,
-            "outbound",
-            "1",
-            pack(&cluster("outbound", None, Some(route.expected))),
-        );
+        let mut outbound_cluster = cluster("outbound", None, Some(route.expected));
+        let value = |value| Some(UInt32Value { value });
+        outbound_cluster.circuit_breakers = route.max_requests.map(|most| CircuitBreakers {
+            thresholds: vec![circuit_breakers::Thresholds { max_requests: value(most), ..Default::default() }],
+            ..Default::default()
+        });
+        outbound_cluster.outlier_detection = route.eject_after.map(|failures| OutlierDetection {
+            consecutive_5xx: value(failures),
+            max_ejection_percent: value(100),
+            ..Default::default()
+        });
+        if route.eject_after.is_some() {
+            outbound_cluster.common_lb_config = Some(CommonLbConfig {
+                healthy_panic_threshold: Some(envoy_types::pb::envoy::r#type::v3::Percent { value: 0.0 }),
+                ..Default::default()
+            });
+        }
+        insert(&mut set, ResourceKind::Cluster, "outbound", "1", pack(&outbound_cluster));
         insert(&mut set, ResourceKind::Endpoint, "outbound", "1", pack(&endpoints("outbound", to)));
         if let Some(mirror) = route.mirror {
             insert(&mut set, ResourceKind::Cluster, "mirror", "1", pack(&cluster("mirror", Some(mirror), None)));
@@ -584,6 +599,28 @@ impl App {
             Some(Response::builder().status(status).header("x-attempt", number.to_string()).body(full(body)).unwrap())
         })
         .await
+    }
+
+    /// Answers one request on each connection, keeps it open as if for more, and closes it soon after.
+    pub(crate) async fn one_request_a_connection() -> App {
+        let socket = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let app = App { address: socket.local_addr().unwrap(), hits: Arc::default(), host: Arc::default() };
+        let hits = Arc::clone(&app.hits);
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = socket.accept().await.unwrap();
+                let hits = Arc::clone(&hits);
+                tokio::spawn(async move {
+                    if read_head(&mut stream).await.is_empty() {
+                        return;
+                    }
+                    hits.fetch_add(1, Ordering::SeqCst);
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    tokio::time::sleep(Duration::from_micros(300)).await;
+                });
+            }
+        });
+        app
     }
 
     /// Never answers.

@@ -38,6 +38,8 @@ pub struct Forward {
     pub path: PathRewrite,
     /// Change of the authority.
     pub host: HostRewrite,
+    /// The host of before is told in `x-forwarded-host` when it changes.
+    pub append_forwarded_host: bool,
     /// Time for the whole answer; zero: none.
     pub timeout: Duration,
     /// Time without a byte; `None`: what the listener says.

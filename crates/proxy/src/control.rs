@@ -1,0 +1,312 @@
+//! The control side of one proxy: the configuration in effect, the sockets, and what the admin pages are made of. It tells the
+//! workers by commands and never touches what is theirs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use api::xds::ResourceKind;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::compile;
+use crate::secret::Store;
+use crate::snapshot::{Holder, Snapshot};
+use crate::telemetry::access_log::Road;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::peer::Own;
+use crate::telemetry::why::Failures;
+use crate::upstream::Registry;
+use crate::xds::resources::{Reject, ResourceSet};
+
+/// Everything that a proxy is told when it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `TYPE~IP~NAME.NAMESPACE~DOMAIN`.
+    pub node_id: String,
+    /// The node's metadata.
+    pub metadata: api::node::NodeMetadata,
+    /// Envoy's admin port (15000).
+    pub admin: SocketAddr,
+    /// The agent's status port (15020).
+    pub status: SocketAddr,
+    /// Readiness (15021).
+    pub ready: SocketAddr,
+    /// Prometheus (15090).
+    pub prometheus: SocketAddr,
+    /// Worker threads; 0: one for each core.
+    pub workers: usize,
+    /// Longest drain.
+    pub drain: Duration,
+    /// How long the proxy goes on accepting after it was told to end.
+    pub drain_delay: Duration,
+}
+
+/// What the control side of one proxy shares.
+pub struct Shared {
+    /// The configuration in effect.
+    pub holder: Holder,
+    /// The resources it was compiled from, for `config_dump`.
+    pub resources: Mutex<ResourceSet>,
+    /// What was refused last.
+    pub rejects: Mutex<Vec<Reject>>,
+    /// Secrets.
+    pub secrets: Arc<Store>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Explanations.
+    pub failures: Arc<Failures>,
+    /// Limits and health.
+    pub registry: Arc<Registry>,
+    /// This workload.
+    pub own: Arc<Own>,
+    /// As it was started.
+    pub settings: Settings,
+    /// When.
+    pub started: Instant,
+    /// Becomes true when the proxy ends.
+    pub draining: watch::Sender<bool>,
+    /// Somebody asked for the end over the admin port.
+    pub quit: CancellationToken,
+    /// Access logs.
+    pub road: Road,
+    log_level: Mutex<Option<LogControl>>,
+    applied: AtomicBool,
+    pub(crate) workers: Vec<mpsc::UnboundedSender<Command>>,
+    sockets: Mutex<BTreeMap<(Arc<str>, SocketAddr), Bound>>,
+}
+
+/// Changes the log level; set by the program.
+pub type LogControl = Box<dyn Fn(&str) -> Result<(), String> + Send>;
+
+struct Bound {
+    actual: SocketAddr,
+    stop: CancellationToken,
+}
+
+/// What a worker is told.
+pub(crate) enum Command {
+    /// Go by this from now on, and say so.
+    Follow(Arc<Snapshot>, std::sync::mpsc::SyncSender<()>),
+    /// Accept on this socket until the token is cancelled.
+    Accept { name: Arc<str>, socket: std::net::TcpListener, stop: CancellationToken },
+    /// End.
+    End,
+}
+
+impl Shared {
+    /// Without any configuration yet; the workers listen at these senders.
+    pub(crate) fn new(
+        settings: Settings,
+        secrets: Arc<Store>,
+        workers: Vec<mpsc::UnboundedSender<Command>>,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            holder: Holder::default(),
+            resources: Mutex::default(),
+            rejects: Mutex::default(),
+            secrets,
+            metrics: Arc::new(Metrics::new(workers.len())),
+            failures: Arc::default(),
+            registry: Arc::default(),
+            own: Arc::new(Own::of(&settings.node_id, &settings.metadata)),
+            settings,
+            started: Instant::now(),
+            draining: watch::channel(false).0,
+            quit: CancellationToken::new(),
+            road: Road::start()?,
+            log_level: Mutex::default(),
+            applied: AtomicBool::new(false),
+            workers,
+            sockets: Mutex::default(),
+        })
+    }
+
+    /// See `Running::apply`.
+    pub(crate) fn apply(&self, resources: &ResourceSet) -> Vec<Reject> {
+        let previous = self.holder.load();
+        let (mut snapshot, mut rejects) = compile::compile(resources, &previous);
+        self.bind(&mut snapshot, &previous, &mut rejects);
+        let snapshot = Arc::new(snapshot);
+        self.registry.retain(&snapshot);
+        self.holder.publish(Arc::clone(&snapshot));
+        let (done, all_done) = std::sync::mpsc::sync_channel(self.workers.len());
+        for worker in &self.workers {
+            let _ = worker.send(Command::Follow(Arc::clone(&snapshot), done.clone()));
+        }
+        drop(done);
+        let until = Instant::now() + Duration::from_secs(1);
+        for _ in &self.workers {
+            if all_done.recv_timeout(until.saturating_duration_since(Instant::now())).is_err() {
+                break;
+            }
+        }
+        if !resources.of(ResourceKind::Listener).is_empty() && !resources.of(ResourceKind::Cluster).is_empty() {
+            self.applied.store(true, Ordering::Release);
+        }
+        *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = resources.clone();
+        self.rejects.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&rejects);
+        rejects
+    }
+
+    /// Opens the sockets of new addresses and closes those that nobody wants. A listener whose address cannot be had is
+    /// refused, and its last form stays.
+    fn bind(&self, snapshot: &mut Snapshot, previous: &Snapshot, rejects: &mut Vec<Reject>) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.draining.borrow() {
+            return;
+        }
+        let mut failed: Vec<(Arc<str>, String)> = Vec::new();
+        for (name, listener) in snapshot.listeners.iter().filter(|(_, listener)| listener.value.binds) {
+            for address in &listener.value.addresses {
+                let key = (Arc::clone(name), *address);
+                if sockets.contains_key(&key) {
+                    continue;
+                }
+                match self.open(name, *address, listener.value.transparent) {
+                    Ok(bound) => {
+                        sockets.insert(key, bound);
+                    }
+                    Err(error) => failed.push((Arc::clone(name), format!("{address}: {error}"))),
+                }
+            }
+        }
+        for (name, reason) in failed {
+            match previous.listeners.get(&name) {
+                Some(old) => snapshot.listeners.insert(Arc::clone(&name), old.clone()),
+                None => snapshot.listeners.remove(&name),
+            };
+            rejects.push(Reject { kind: ResourceKind::Listener, name: name.to_string(), reason });
+        }
+        sockets.retain(|(name, address), bound| {
+            let wanted = snapshot
+                .listeners
+                .get(name)
+                .is_some_and(|listener| listener.value.binds && listener.value.addresses.contains(address));
+            if !wanted {
+                bound.stop.cancel();
+            }
+            wanted
+        });
+    }
+
+    /// One socket for each worker on the same address.
+    fn open(&self, name: &Arc<str>, address: SocketAddr, transparent: bool) -> std::io::Result<Bound> {
+        let stop = CancellationToken::new();
+        let mut opened = Vec::new();
+        let mut actual = address;
+        for _ in &self.workers {
+            let socket = listen(actual, transparent)?;
+            actual = socket.local_addr()?;
+            opened.push(socket);
+        }
+        for (worker, socket) in self.workers.iter().zip(opened) {
+            let _ = worker.send(Command::Accept { name: Arc::clone(name), socket, stop: stop.clone() });
+        }
+        Ok(Bound { actual, stop })
+    }
+
+    /// Closes all listening sockets.
+    pub(crate) fn stop_accepting(&self) {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        for bound in sockets.values() {
+            bound.stop.cancel();
+        }
+        sockets.clear();
+    }
+
+    /// Stops accepting on the inbound listeners, or on all (`/drain_listeners`); connections go on.
+    pub fn drain_listeners(&self, inbound_only: bool) {
+        let snapshot = self.holder.load();
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.retain(|(name, _), bound| {
+            let inbound = snapshot
+                .listeners
+                .get(name)
+                .is_none_or(|listener| listener.value.direction == crate::facts::Direction::Inbound);
+            let keep = inbound_only && !inbound;
+            if !keep {
+                bound.stop.cancel();
+            }
+            keep
+        });
+    }
+
+    /// Names and addresses of the sockets that accept.
+    pub fn listeners(&self) -> Vec<(Arc<str>, SocketAddr)> {
+        let sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.iter().map(|((name, _), bound)| (Arc::clone(name), bound.actual)).collect()
+    }
+
+    /// What keeps the proxy from being ready; `None`: nothing.
+    pub fn not_ready(&self) -> Option<String> {
+        if *self.draining.borrow() {
+            return Some("the proxy is ending".to_owned());
+        }
+        if !self.applied.load(Ordering::Acquire) {
+            return Some("no configuration with listeners and clusters has been received yet".to_owned());
+        }
+        let secrets = self.secrets.load();
+        let snapshot = self.holder.load();
+        for listener in snapshot.listeners.values() {
+            for terms in listener.value.all_chains().filter_map(|chain| chain.tls.as_ref()) {
+                for source in &terms.certificates {
+                    if let crate::snapshot::tls_terms::Source::Named(name) = source
+                        && name == crate::secret::DEFAULT
+                        && secrets.certificate(name).is_none()
+                    {
+                        return Some(format!(
+                            "listener {} needs the workload's certificate, which has not been issued yet",
+                            listener.value.name
+                        ));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Sets how the log level is changed.
+    pub fn set_log_control(&self, control: LogControl) {
+        *self.log_level.lock().unwrap_or_else(PoisonError::into_inner) = Some(control);
+    }
+
+    /// Changes the log level.
+    ///
+    /// # Errors
+    /// The level is not one, or this process does not let it be changed.
+    pub fn set_log_level(&self, level: &str) -> Result<(), String> {
+        match &*self.log_level.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(control) => control(level),
+            None => Err("the log level of this process cannot be changed".to_owned()),
+        }
+    }
+
+    /// When the proxy started, on the wall.
+    pub fn started_at(&self) -> SystemTime {
+        SystemTime::now() - self.started.elapsed()
+    }
+}
+
+fn listen(address: SocketAddr, transparent: bool) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    if address.is_ipv6() {
+        // Both families have listeners of their own.
+        socket.set_only_v6(true)?;
+    }
+    if transparent {
+        match address.is_ipv4() {
+            true => socket.set_ip_transparent_v4(true)?,
+            false => socket.set_ip_transparent_v6(true)?,
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
