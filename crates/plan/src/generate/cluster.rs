@@ -503,6 +503,9 @@ fn inbound_cluster(scope: &Scope, inbound: &Inbound) -> Cluster {
     if let Some(pool) = &pool {
         cluster.circuit_breakers = Some(breakers(Some(pool)));
     }
-    connect(scope, pool.as_ref(), inbound.protocol, &mut cluster);
+    // An upgrade is between the sidecars; the application gets what its port is declared to speak.
+    let mut pool = pool.unwrap_or_default();
+    pool.http.get_or_insert_default().h2_upgrade_policy = Some(H2UpgradePolicy::DoNotUpgrade);
+    connect(scope, Some(&pool), inbound.protocol, &mut cluster);
     cluster
 }
