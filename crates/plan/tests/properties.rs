@@ -111,7 +111,8 @@ fn world(objects: impl IntoIterator<Item = Object>) -> World {
 }
 
 fn proxy(role: &str, address: &str, name: &str) -> ProxyIdentity {
-    let node = core::Node { id: format!("{role}~{address}~{name}.shop~shop.svc.cluster.local"), ..core::Node::default() };
+    let node =
+        core::Node { id: format!("{role}~{address}~{name}.shop~shop.svc.cluster.local"), ..core::Node::default() };
     ProxyIdentity::of(&node, None).unwrap()
 }
 
@@ -190,12 +191,16 @@ fn what_a_proxy_sees_changes_its_key() {
 fn a_bad_version_never_replaces_a_good_one() {
     let mut world = world(objects(COMPETING));
     let good = all(&Snapshot::build(&world, None));
-    let bad = objects("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: one}\nspec: {hosts: [a], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: a}}]}]}\n");
+    let bad = objects(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: one}\nspec: {hosts: [a], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: a}}]}]}\n",
+    );
     let key = bad[0].key();
     assert!(world.apply(Change::Upsert(Box::new(bad[0].clone()))));
     assert!(!world.apply(Change::Upsert(Box::new(bad[0].clone()))), "the same mistake twice is no news");
     let snapshot = Snapshot::build(&world, None);
-    assert!(snapshot.problems().iter().any(|problem| problem.code == Code::InvalidRegex && problem.severity == Severity::Error && problem.field == "spec.http[0].match[0].uri.regex"));
+    assert!(snapshot.problems().iter().any(|problem| problem.code == Code::InvalidRegex
+        && problem.severity == Severity::Error
+        && problem.field == "spec.http[0].match[0].uri.regex"));
     assert_eq!(all(&snapshot), good);
     assert!(!world.apply(Change::Reject(key.clone())));
     assert!(world.apply(Change::Delete(key)));
@@ -225,4 +230,34 @@ fn a_large_mesh_is_planned() {
     let scope = Scope::of(&snapshot, &proxy("sidecar", "10.3.0.1", "w0"));
     assert!(scope.generate(ResourceKind::Cluster, &Want::All).len() > services);
     assert_eq!(scope.generate(ResourceKind::Endpoint, &Want::All).len(), services);
+}
+
+#[test]
+#[ignore = "measures: 1,000 services by 200 proxies"]
+#[allow(clippy::disallowed_methods, clippy::print_stdout)]
+fn a_thousand_services_by_two_hundred_proxies() {
+    let mut text = String::new();
+    for number in 0..1000 {
+        let (high, low) = (number / 250, number % 250 + 1);
+        write!(text, "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop}}\nspec: {{clusterIP: 10.0.{high}.{low}, selector: {{app: s{number}}}, ports: [{{name: http, port: 80}}]}}\n---\n").unwrap();
+        write!(text, "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{number}, namespace: shop}}\nspec: {{address: 10.3.{high}.{low}, labels: {{app: s{number}, security.istio.io/tlsMode: istio}}}}\n---\n").unwrap();
+        write!(text, "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v{number}, namespace: shop}}\nspec: {{hosts: [s{number}], http: [{{route: [{{destination: {{host: s{number}}}}}]}}]}}\n---\n").unwrap();
+    }
+    let start = std::time::Instant::now();
+    let world = world(objects(&text));
+    println!("decode {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    let snapshot = Snapshot::build(&world, None);
+    println!("build {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    let mut bytes = 0;
+    for number in 0..200 {
+        let scope = Scope::of(&snapshot, &proxy("sidecar", &format!("10.3.0.{}", number + 1), "w"));
+        bytes += KINDS
+            .iter()
+            .flat_map(|row| scope.generate(row.kind, &Want::All))
+            .map(|one| one.body.value.len())
+            .sum::<usize>();
+    }
+    println!("200 proxies {:?}, {bytes} bytes", start.elapsed());
 }

@@ -12,7 +12,8 @@ use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterCh
 
 use super::wire::{socket, some_duration};
 use super::{filter, named};
-use crate::scope::{Named, Scope, Want};
+use crate::model::Named;
+use crate::scope::{Scope, Want};
 
 /// ALPN of HTTP between sidecars.
 const MESH_HTTP: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];

@@ -11,7 +11,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 
 use super::{named, tls};
-use crate::scope::{Named, Scope, Want};
+use crate::model::Named;
+use crate::scope::{Scope, Want};
 
 const AUTHORITIES: &str = "-cacert";
 
