@@ -153,6 +153,50 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the text, reading and planning end without a panic.
+    #[test]
+    fn any_text_is_read_and_planned(cuts in proptest::collection::vec((0..COMPETING.len(), "[ -~\n]{0,6}"), 0..6), noise in "[ -~\n]{0,40}") {
+        let mut text = COMPETING.as_bytes().to_vec();
+        for (place, insert) in cuts {
+            let end = (place + insert.len()).min(text.len());
+            text.splice(place.min(end)..end, insert.into_bytes());
+        }
+        text.extend_from_slice(noise.as_bytes());
+        let decoded = api::decode::documents(&text, "a.yaml", "shop");
+        all(&Snapshot::build(&world(decoded.objects), None));
+    }
+}
+
+#[test]
+fn what_would_cost_the_neighbours_is_refused() {
+    let rule = |part: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: bad}}\nspec: {{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], {part}}}]}}\n"
+        )
+    };
+    let cases = [
+        ("headers: {request: {set: {'a b': c}}}", "spec.http[0].headers.request.set[\"a b\"]"),
+        ("headers: {response: {add: {a: 100%}}}", "spec.http[0].headers.response.add[\"a\"]"),
+        ("fault: {delay: {fixedDelay: 0s, percentage: {value: 1}}}", "spec.http[0].fault.delay.fixedDelay"),
+        ("match: [{headers: {'': {exact: a}}}]", "spec.http[0].match[0].headers[\"\"]"),
+        ("redirect: {uri: /a}", "spec.http[0]"),
+    ];
+    for (part, field) in cases {
+        let mut world = world(objects(&rule(part)));
+        assert_eq!(world.objects().count(), 0, "{part}");
+        let problems = Snapshot::build(&world, None).problems().to_vec();
+        assert!(
+            problems.iter().any(|problem| problem.severity == Severity::Error && problem.field == field),
+            "{part}: {problems:?}"
+        );
+        assert!(world.apply(Change::Upsert(Box::new(objects(&rule("name: good")).remove(0)))));
+        assert!(Snapshot::build(&world, None).problems().iter().all(|problem| problem.field != field));
+    }
+}
+
 #[test]
 fn what_a_proxy_cannot_see_changes_nothing_for_it() {
     let before = Snapshot::build(&world(objects(COMPETING)), None);
