@@ -497,7 +497,10 @@ fn client_tls(told: &mut Told<'_>, field: &str, settings: Option<&crd::destinati
             "mode MUTUAL needs clientCertificate and privateKey, or credentialName.",
         );
     }
-    told.not_built(&format!("{field}.credentialName"), !own);
+    if !own {
+        let message = "only gateways are served Secrets; sidecars cannot make connections to this host.";
+        told.info(&format!("{field}.credentialName"), Code::MeaningTaken, message);
+    }
     if settings.insecure_skip_verify == Some(true) {
         told.warn(
             &format!("{field}.insecureSkipVerify"),
