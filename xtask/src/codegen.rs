@@ -70,7 +70,7 @@ const OWN: &[&str] = &[
 ///
 /// # Errors
 /// The crate `envoy-types` is not found, or a proto cannot be compiled.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let bytes =
         std::fs::read(envoy_types()?.join("src/generated/types.bin")).context("reading types.bin of envoy-types")?;

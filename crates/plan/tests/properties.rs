@@ -253,6 +253,35 @@ fn a_bad_version_never_replaces_a_good_one() {
 }
 
 #[test]
+fn scopes_may_go_to_any_task() {
+    fn goes<T: Send + Sync + 'static>() {}
+    goes::<Scope>();
+    goes::<Snapshot>();
+}
+
+#[test]
+fn secrets_are_only_for_proved_gateways_of_their_namespace() {
+    let secret = |namespace: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: s, namespace: {namespace}}}\nstringData: {{tls.crt: a, tls.key: b}}\n"
+        )
+    };
+    let named = |world: World, proxy: &ProxyIdentity| {
+        let scope = Scope::of(&Snapshot::build(&world, None), proxy);
+        scope.generate(ResourceKind::Secret, &Want::All).into_iter().map(|one| one.name).collect::<Vec<_>>()
+    };
+    let mut gateway = proxy("router", "10.1.0.2", "a-2");
+    let mesh = |namespace| world(objects(&format!("{COMPETING}{}", secret(namespace))));
+    assert_eq!(named(mesh("shop"), &gateway), [""; 0], "not proved");
+    gateway.verified = true;
+    assert_eq!(named(mesh("shop"), &gateway), ["kubernetes://s"]);
+    assert_eq!(named(mesh("far"), &gateway), [""; 0], "another namespace");
+    let mut sidecar = proxy("sidecar", "10.1.0.2", "a-2");
+    sidecar.verified = true;
+    assert_eq!(named(mesh("shop"), &sidecar), [""; 0], "not a gateway");
+}
+
+#[test]
 fn an_equal_object_is_no_change() {
     let mut world = world(objects(COMPETING));
     for object in objects(COMPETING) {

@@ -338,7 +338,6 @@ fn probes(keepalive: &TcpKeepalive) -> Keepalive {
         keepalive_probes: keepalive.probes.and_then(some_u32),
         keepalive_time: seconds(keepalive.time),
         keepalive_interval: seconds(keepalive.interval),
-        ..Keepalive::default()
     }
 }
 

@@ -98,7 +98,8 @@ pub(super) fn http(scope: &Scope, side: Side, stat_prefix: &str, routes: Routes)
 
 /// Whether some server of the gateway asks its clients for certificates; without one there is none to pass on.
 fn asks_clients(scope: &Scope) -> bool {
-    let settings = scope.gateways.iter().flat_map(|gateway| &gateway.spec.servers).filter_map(|server| server.tls.as_ref());
+    let settings =
+        scope.gateways.iter().flat_map(|gateway| &gateway.spec.servers).filter_map(|server| server.tls.as_ref());
     settings.into_iter().any(|tls| {
         matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual | ServerTlsMode::IstioMutual)
     })
