@@ -13,7 +13,8 @@ use api::json::canonical;
 use api::xds::{ResourceKind, pack};
 use prost::{Message, Name};
 
-use crate::scope::{Named, Scope, Want};
+use crate::model::Named;
+use crate::scope::{Scope, Want};
 
 /// The resources of a kind, by name.
 pub(crate) fn resources(scope: &Scope, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {

@@ -6,6 +6,7 @@
 
 pub mod proxy;
 pub mod model;
+mod made;
 mod check;
 pub mod world;
 mod lower;
@@ -13,7 +14,8 @@ pub mod snapshot;
 pub mod scope;
 mod generate;
 
+pub use model::Named;
 pub use proxy::ProxyIdentity;
-pub use scope::{Named, Scope, Want};
+pub use scope::{Scope, Want};
 pub use snapshot::Snapshot;
 pub use world::{Change, World};

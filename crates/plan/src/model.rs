@@ -283,6 +283,17 @@ impl Service {
     }
 }
 
+/// A resource with its name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// Name.
+    pub name: String,
+    /// Digest of the bytes: equal versions are equal resources.
+    pub version: u64,
+    /// The message.
+    pub body: api::xds::Any,
+}
+
 /// A thing with its digest, made once.
 #[derive(Clone, Debug)]
 pub struct Digested<T> {

@@ -12,10 +12,10 @@ use api::node::Role;
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 use api::selector::selects;
 use api::value::Labels;
-use api::xds::{Any, ResourceKind};
+use api::xds::ResourceKind;
 
 use crate::generate;
-use crate::model::{Digested, Protocol, Service, digest_of};
+use crate::model::{Digested, Named, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::snapshot::{DestinationRule, Plain, Snapshot, VirtualService};
 
@@ -36,17 +36,6 @@ impl Want<'_> {
             Want::Names(names) => names.contains(name),
         }
     }
-}
-
-/// A resource with its name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Named {
-    /// Name.
-    pub name: String,
-    /// Digest of the bytes: equal versions are equal resources.
-    pub version: u64,
-    /// The message.
-    pub body: Any,
 }
 
 /// What one proxy may see.
@@ -417,6 +406,36 @@ impl Scope {
         let namespaces: BTreeSet<&str> = self.services.values().map(|service| service.namespace.as_str()).collect();
         parts.extend(namespaces.iter().map(|namespace| digest_of(&self.snapshot.expected_mutual_tls(namespace))));
         parts.extend(generate::secret::digests(self));
+        digest_of(&parts)
+    }
+
+    /// Digest of all that outbound routes and a gateway's routes are made from. The workload's labels are among it only if
+    /// some rule asks for them, so that workloads of a namespace share their routes.
+    pub(crate) fn routes_digest(&self) -> u64 {
+        let asks = |routing: &VirtualService| {
+            let spec = &routing.spec;
+            let http = spec.http.iter().flat_map(|rule| &rule.matches).any(|one| !one.source_labels.is_empty());
+            let tls = spec.tls.iter().flat_map(|rule| &rule.matches).any(|one| !one.source_labels.is_empty());
+            http || tls || spec.tcp.iter().flat_map(|rule| &rule.matches).any(|one| !one.source_labels.is_empty())
+        };
+        let asks = self.egress.iter().flat_map(|egress| &egress.virtual_services).any(|routing| asks(routing));
+        let proxy = &self.proxy;
+        let mut parts = vec![
+            self.snapshot.mesh_digest,
+            digest_of(&(proxy.role, &proxy.namespace, proxy.interception, self.outbound == OutboundMode::AllowAny)),
+            if asks { digest_of(&self.labels) } else { 0 },
+            digest_of(&self.target_ports),
+            // Listeners are named by address where the address is the proxy's own.
+            digest_of(&(proxy.wildcard(), proxy.local_host())),
+        ];
+        for egress in &self.egress {
+            let port = egress.port.as_ref().map(|port| (port.number, port.protocol.as_str()));
+            parts.push(digest_of(&(port, &egress.bind, egress.bound)));
+            parts.extend(egress.services.iter().map(|service| service.digest));
+            parts.push(u64::MAX);
+            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
+        }
+        parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
         digest_of(&parts)
     }
 

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::check;
 use crate::lower::{self, ByKind};
+use crate::made::Made;
 use crate::model::{Age, Digested, Exports, Service, Workload, digest_of};
 use crate::world::World;
 
@@ -84,6 +85,7 @@ pub struct Snapshot {
     pub(crate) sidecars: Vec<Arc<Plain<crd::Sidecar>>>,
     pub(crate) peer_authentications: Vec<Arc<Plain<crd::PeerAuthentication>>>,
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
+    pub(crate) made: Arc<Made>,
     problems: Vec<Problem>,
 }
 
@@ -136,6 +138,7 @@ impl Snapshot {
                 .all(Kind::Secret)
                 .map(|object| ((object.meta.namespace.clone(), object.meta.name.clone()), (*object).clone()))
                 .collect(),
+            made: previous.map(|previous| previous.made.clone()).unwrap_or_default(),
             problems: registry.problems,
         };
         let mut problems = check::all(world, &snapshot);
@@ -143,6 +146,7 @@ impl Snapshot {
         problems.sort();
         problems.dedup();
         snapshot.problems = problems;
+        snapshot.made.next();
         Arc::new(snapshot)
     }
 

@@ -1,5 +1,6 @@
 //! Objects and a proxy in, resources out: `tests/golden/CASE/{input.yaml, proxy.yaml}` to `resources.json`.
 //! `UPDATE_GOLDEN=1` rewrites the expected files. With `ENVOY=path`, the ignored test shows them to a real Envoy.
+#![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! The manifests that must work unchanged: each one in a small mesh gives exactly the problems that stand in
 //! `manifests/expected.txt`. `UPDATE_GOLDEN=1` rewrites that file.
+#![allow(clippy::unwrap_used)]
 
 use std::fmt::Write;
 use std::path::Path;

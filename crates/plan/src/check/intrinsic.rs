@@ -4,13 +4,15 @@
 use std::collections::BTreeSet;
 
 use api::crd;
-use api::crd::destination_rule::{ClientTlsMode, LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy};
+use api::crd::destination_rule::{
+    ClientTlsMode, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy,
+};
 use api::crd::gateway::ServerTlsMode;
 use api::crd::service_entry::Resolution;
-use api::crd::virtual_service::{Destination, HttpMatchRequest, HttpRoute};
+use api::crd::virtual_service::{Destination, Headers, HttpMatchRequest, HttpRoute};
 use api::object::{Body, Object};
 use api::problem::{Code, Problem, Severity};
-use api::value::StringMatch;
+use api::value::{Duration, StringMatch};
 
 use super::problem;
 use crate::model::{Protocol, grpc_status};
@@ -98,6 +100,68 @@ impl Told<'_> {
         }
     }
 
+    /// Istio takes no length of time below a millisecond; Envoy refuses all resources that hold a 0 here.
+    fn positive(&mut self, field: &str, duration: Option<Duration>) {
+        if duration.is_some_and(|duration| duration < Duration::millis(1)) {
+            self.error(field, Code::SchemaValidation, "the duration must be at least 1ms.");
+        }
+    }
+
+    /// A DNS name, a wildcard (`*`, `*.a.com`) or an IP address.
+    fn host(&mut self, field: &str, host: &str) {
+        let rest = host.strip_prefix("*.").unwrap_or(host);
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let good =
+            host == "*" || (!rest.is_empty() && (rest.bytes().all(name) || rest.parse::<std::net::IpAddr>().is_ok()));
+        if !good {
+            let message =
+                format!("{host:?} is neither a DNS name, a wildcard such as *.example.com, nor an IP address.");
+            self.error(field, Code::SchemaValidation, &message);
+        }
+    }
+
+    /// The name of a header; one bad name would cost all routes that stand beside it.
+    fn header(&mut self, field: &str, name: &str) {
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let claims = name.starts_with('@');
+        if name.is_empty() || !(claims || name.bytes().all(token)) {
+            self.error(field, Code::SchemaValidation, &format!("{name:?} is not the name of a header."));
+        }
+    }
+
+    fn header_changes(&mut self, field: &str, headers: Option<&Headers>) {
+        let Some(headers) = headers else { return };
+        for (side, operations) in [("request", &headers.request), ("response", &headers.response)] {
+            let Some(operations) = operations else { continue };
+            for (kind, map) in [("set", &operations.set), ("add", &operations.add)] {
+                for (name, value) in map {
+                    let field = format!("{field}.headers.{side}.{kind}[{name:?}]");
+                    let host = name.eq_ignore_ascii_case("host") || name == ":authority";
+                    if host && (side, kind) == ("request", "set") {
+                        continue;
+                    } else if host {
+                        self.error(
+                            &field,
+                            Code::SchemaValidation,
+                            "the host can only be set, and only on the request.",
+                        );
+                    } else {
+                        self.header(&field, name);
+                    }
+                    if value.replace("%%", "").matches('%').count() % 2 == 1 {
+                        let message = format!(
+                            "{value:?} has a % that opens a variable and none that closes it; write %% for a percent sign."
+                        );
+                        self.error(&field, Code::SchemaValidation, &message);
+                    }
+                }
+            }
+            for (index, name) in operations.remove.iter().enumerate() {
+                self.header(&format!("{field}.headers.{side}.remove[{index}]"), name);
+            }
+        }
+    }
+
     fn destination(&mut self, field: &str, destination: &Destination) {
         if destination.host.is_empty() {
             self.error(&format!("{field}.host"), Code::MissingField, "the destination names no host.");
@@ -106,6 +170,9 @@ impl Told<'_> {
 }
 
 fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
+    for (index, host) in spec.hosts.iter().enumerate() {
+        told.host(&format!("spec.hosts[{index}]"), host);
+    }
     for (index, rule) in spec.http.iter().enumerate() {
         http_rule(told, &format!("spec.http[{index}]"), rule);
     }
@@ -127,6 +194,11 @@ fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
                 Code::MissingField,
                 "a TLS rule must say which server names it is for.",
             );
+        }
+        for (place, one) in rule.matches.iter().enumerate() {
+            for (number, name) in one.sni_hosts.iter().enumerate() {
+                told.host(&format!("{field}.match[{place}].sniHosts[{number}]"), name);
+            }
         }
         l4_routes(told, &field, &rule.route);
     }
@@ -177,6 +249,10 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
             "all weights are 0: no destination gets requests, they are answered 503.",
         );
     }
+    told.header_changes(field, rule.headers.as_ref());
+    for (index, route) in rule.route.iter().enumerate() {
+        told.header_changes(&format!("{field}.route[{index}]"), route.headers.as_ref());
+    }
     if let Some(mirror) = &rule.mirror {
         told.destination(&format!("{field}.mirror"), mirror);
     }
@@ -187,6 +263,13 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
                 &format!("{field}.redirect"),
                 Code::SchemaValidation,
                 "only one of uri and prefixRewrite may be given.",
+            );
+        }
+        if let Some(port) = redirect.port.filter(|port| *port > 65535) {
+            told.error(
+                &format!("{field}.redirect.port"),
+                Code::SchemaValidation,
+                &format!("{port} is not a port number."),
             );
         }
         if let Some(code) = redirect.redirect_code.filter(|code| ![301, 302, 303, 307, 308].contains(code)) {
@@ -208,6 +291,7 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
         told.regex(&format!("{field}.rewrite.uriRegexRewrite.match"), &rewrite.matches);
     }
     if let Some(retries) = &rule.retries {
+        told.positive(&format!("{field}.retries.backoff"), retries.backoff);
         told.not_built(
             &format!("{field}.retries.retryRemoteLocalities"),
             retries.retry_remote_localities == Some(true),
@@ -229,6 +313,7 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
 fn fault(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
     let Some(fault) = &rule.fault else { return };
     if let Some(delay) = &fault.delay {
+        told.positive(&format!("{field}.fault.delay.fixedDelay"), delay.fixed_delay);
         told.not_built(&format!("{field}.fault.delay.exponentialDelay"), delay.exponential_delay.is_some());
         told.deprecated(&format!("{field}.fault.delay.percent"), delay.percent.is_some(), "Write percentage.");
         if delay.percentage.is_none() && delay.percent.is_none() {
@@ -277,6 +362,13 @@ fn http_match(told: &mut Told<'_>, field: &str, one: &HttpMatchRequest) {
         [("headers", &one.headers), ("withoutHeaders", &one.without_headers), ("queryParams", &one.query_params)]
     {
         for (name, value) in map {
+            match kind {
+                "queryParams" if name.is_empty() => {
+                    told.error(&format!("{field}.{kind}"), Code::SchemaValidation, "a query parameter has no name.");
+                }
+                "queryParams" => {}
+                _ => told.header(&format!("{field}.{kind}[{name:?}]"), name),
+            }
             told.string(&format!("{field}.{kind}[{name:?}]"), value);
             if name.starts_with("@request.auth") {
                 told.warn(
@@ -316,6 +408,7 @@ fn destination_rule(told: &mut Told<'_>, spec: &crd::DestinationRule) {
 
 fn traffic_policy(told: &mut Told<'_>, field: &str, policy: &TrafficPolicy) {
     balancer(told, field, policy.load_balancer.as_ref());
+    pool(told, field, policy.connection_pool.as_ref());
     ejection(told, field, policy.outlier_detection.as_ref());
     client_tls(told, field, policy.tls.as_ref());
     told.not_built(&format!("{field}.tunnel"), policy.tunnel.is_some());
@@ -327,6 +420,7 @@ fn traffic_policy(told: &mut Told<'_>, field: &str, policy: &TrafficPolicy) {
             told.error(&format!("{field}.port"), Code::MissingField, "the entry names no port.");
         }
         balancer(told, &field, port.load_balancer.as_ref());
+        pool(told, &field, port.connection_pool.as_ref());
         ejection(told, &field, port.outlier_detection.as_ref());
         client_tls(told, &field, port.tls.as_ref());
     }
@@ -348,9 +442,25 @@ fn balancer(told: &mut Told<'_>, field: &str, settings: Option<&LoadBalancerSett
     told.not_built(&format!("{field}.backendUtilization"), settings.backend_utilization.is_some());
 }
 
+fn pool(told: &mut Told<'_>, field: &str, settings: Option<&ConnectionPoolSettings>) {
+    let Some(settings) = settings else { return };
+    let field = format!("{field}.connectionPool");
+    if let Some(tcp) = &settings.tcp {
+        told.positive(&format!("{field}.tcp.connectTimeout"), tcp.connect_timeout);
+        told.positive(&format!("{field}.tcp.maxConnectionDuration"), tcp.max_connection_duration);
+        told.not_built(&format!("{field}.tcp.idleTimeout"), tcp.idle_timeout.is_some());
+    }
+    if let Some(ping) = settings.http.as_ref().and_then(|http| http.http2_keep_alive.as_ref()) {
+        told.positive(&format!("{field}.http.http2KeepAlive.interval"), ping.interval);
+        told.positive(&format!("{field}.http.http2KeepAlive.timeout"), ping.timeout);
+    }
+}
+
 fn ejection(told: &mut Told<'_>, field: &str, settings: Option<&OutlierDetection>) {
     let Some(settings) = settings else { return };
     let field = format!("{field}.outlierDetection");
+    told.positive(&format!("{field}.interval"), settings.interval);
+    told.positive(&format!("{field}.baseEjectionTime"), settings.base_ejection_time);
     told.deprecated(
         &format!("{field}.consecutiveErrors"),
         settings.consecutive_errors.is_some(),
@@ -387,7 +497,10 @@ fn client_tls(told: &mut Told<'_>, field: &str, settings: Option<&crd::destinati
             "mode MUTUAL needs clientCertificate and privateKey, or credentialName.",
         );
     }
-    told.not_built(&format!("{field}.credentialName"), !own);
+    if !own {
+        let message = "only gateways are served Secrets; sidecars cannot make connections to this host.";
+        told.info(&format!("{field}.credentialName"), Code::MeaningTaken, message);
+    }
     if settings.insecure_skip_verify == Some(true) {
         told.warn(
             &format!("{field}.insecureSkipVerify"),
@@ -419,6 +532,9 @@ fn gateway(told: &mut Told<'_>, spec: &crd::Gateway) {
         }
         if server.hosts.is_empty() {
             told.error(&format!("{field}.hosts"), Code::MissingField, "the server has no hosts.");
+        }
+        for (place, host) in server.hosts.iter().enumerate() {
+            told.host(&format!("{field}.hosts[{place}]"), host.rsplit('/').next().unwrap_or(host));
         }
         told.not_built(&format!("{field}.bind"), server.bind.starts_with("unix://"));
         if let Some(protocol) = protocol {
@@ -486,6 +602,9 @@ fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
     }
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.as_str() == "*") {
         told.error(&format!("spec.hosts[{index}]"), Code::SchemaValidation, &format!("the host may not be {host:?}."));
+    }
+    for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.as_str() != "*") {
+        told.host(&format!("spec.hosts[{index}]"), host);
     }
     if spec.ports.is_empty() {
         told.warn("spec.ports", Code::MissingField, "the object has no ports; nothing can be reached.");

@@ -30,31 +30,50 @@ use serde_json::json;
 
 use super::wire::{ads, config_path, metadata, some_duration, some_u32, transport_socket};
 use super::{endpoint, named, tls};
-use crate::model::{Port, Protocol, Resolution, Service};
+use crate::model::Named;
+use crate::model::{Digested, Port, Protocol, Resolution, Service, digest_of};
 use crate::proxy::Interception;
-use crate::scope::{Inbound, Named, Scope, Want};
+use crate::scope::{Inbound, Scope, Want};
 use crate::snapshot::DestinationRule;
 
 /// Istio's "no limit".
 const UNLIMITED: u32 = u32::MAX;
 
 pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
-    let mut clusters = vec![black_hole(), passthrough(scope, PASSTHROUGH, false)];
+    let mut fixed = vec![black_hole(), passthrough(scope, PASSTHROUGH, false)];
+    if scope.proxy.role == Role::Sidecar {
+        fixed.push(passthrough(scope, INBOUND_PASSTHROUGH, true));
+        fixed.extend(scope.inbound.iter().map(|inbound| inbound_cluster(scope, inbound)));
+    }
+    let mut resources: Vec<Named> =
+        fixed.iter().filter(|cluster| want.takes(&cluster.name)).map(|cluster| named(&cluster.name, cluster)).collect();
     for service in scope.services.values() {
-        for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
-            for subset in subsets(scope, service) {
-                let name = ClusterName::outbound(port.number, subset, service.host.as_str());
-                if want.takes(&name.to_string()) {
-                    clusters.push(outbound(scope, service, port, &name));
-                }
-            }
+        let made = scope.snapshot.made.get(inputs(scope, service, "clusters"), || of_service(scope, service));
+        resources.extend(made.iter().filter(|one| want.takes(&one.name)).cloned());
+    }
+    resources
+}
+
+/// The clusters of one service.
+fn of_service(scope: &Scope, service: &Service) -> Vec<Named> {
+    let mut made = Vec::new();
+    for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        for subset in subsets(scope, service) {
+            let cluster =
+                outbound(scope, service, port, &ClusterName::outbound(port.number, subset, service.host.as_str()));
+            made.push(named(&cluster.name, &cluster));
         }
     }
-    if scope.proxy.role == Role::Sidecar {
-        clusters.push(passthrough(scope, INBOUND_PASSTHROUGH, true));
-        clusters.extend(scope.inbound.iter().map(|inbound| inbound_cluster(scope, inbound)));
-    }
-    clusters.iter().filter(|cluster| want.takes(&cluster.name)).map(|cluster| named(&cluster.name, cluster)).collect()
+    made
+}
+
+/// Digest of all that a service's clusters and endpoints are made from.
+pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> u64 {
+    let rule = scope.rules.get(&service.host).map_or(0, |rule| rule.digest);
+    let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
+    let proxy = &scope.proxy;
+    let parts = (what, scope.snapshot.mesh_digest, service.digest, rule, expected);
+    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id))
 }
 
 /// The empty subset, then those of the service's rule.
@@ -319,7 +338,6 @@ fn probes(keepalive: &TcpKeepalive) -> Keepalive {
         keepalive_probes: keepalive.probes.and_then(some_u32),
         keepalive_time: seconds(keepalive.time),
         keepalive_interval: seconds(keepalive.interval),
-        ..Keepalive::default()
     }
 }
 
@@ -503,6 +521,9 @@ fn inbound_cluster(scope: &Scope, inbound: &Inbound) -> Cluster {
     if let Some(pool) = &pool {
         cluster.circuit_breakers = Some(breakers(Some(pool)));
     }
-    connect(scope, pool.as_ref(), inbound.protocol, &mut cluster);
+    // An upgrade is between the sidecars; the application gets what its port is declared to speak.
+    let mut pool = pool.unwrap_or_default();
+    pool.http.get_or_insert_default().h2_upgrade_policy = Some(H2UpgradePolicy::DoNotUpgrade);
+    connect(scope, Some(&pool), inbound.protocol, &mut cluster);
     cluster
 }

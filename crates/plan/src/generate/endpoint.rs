@@ -1,9 +1,9 @@
 //! EDS: the endpoints of each cluster that takes them from here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::annotation;
-use api::cluster_name::{ClusterName, Direction};
+use api::cluster_name::ClusterName;
 use api::name::Hostname;
 use api::selector::selects;
 use api::value::Labels;
@@ -15,46 +15,44 @@ use serde_json::json;
 
 use super::{cluster, named, wire};
 use crate::lower::locality_parts;
-use crate::model::{Endpoint, Service};
-use crate::scope::{Named, Scope, Want};
+use crate::model::Named;
+use crate::model::{Digested, Endpoint, Protocol, Service};
+use crate::scope::{Scope, Want};
 
 pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
     let mut resources = Vec::new();
-    let mut add = |name: &ClusterName| {
-        let Some(service) = scope.service(&Hostname::new(&name.host)) else { return };
-        if name.direction != Direction::Outbound
-            || !cluster::takes_eds(scope, service)
-            || service.port(name.port).is_none()
-        {
-            return;
-        }
-        let none = Labels::new();
-        let labels = match name.subset.as_str() {
-            "" => Some(&none),
-            subset => scope
-                .rules
-                .get(&service.host)
-                .and_then(|rule| rule.spec.subsets.iter().find(|one| one.name == subset))
-                .map(|subset| &subset.labels),
-        };
-        if let Some(labels) = labels {
-            let text = name.to_string();
-            resources.push(named(&text, &assignment(scope, service, &text, name.port, labels)));
-        }
+    let mut take = |service: &Digested<Service>| {
+        let made = scope.snapshot.made.get(cluster::inputs(scope, service, "endpoints"), || of_service(scope, service));
+        resources.extend(made.iter().filter(|one| want.takes(&one.name)).cloned());
     };
     match want {
-        Want::Names(names) => names.iter().filter_map(|name| name.parse().ok()).for_each(|name| add(&name)),
-        Want::All => {
-            for service in scope.services.values() {
-                for port in &service.ports {
-                    for subset in cluster::subsets(scope, service) {
-                        add(&ClusterName::outbound(port.number, subset, service.host.as_str()));
-                    }
-                }
-            }
+        Want::All => scope.services.values().for_each(take),
+        Want::Names(names) => {
+            let parsed = names.iter().filter_map(|name| name.parse::<ClusterName>().ok());
+            let hosts: BTreeSet<Hostname> = parsed.map(|name| Hostname::new(&name.host)).collect();
+            hosts.iter().filter_map(|host| scope.service(host)).for_each(&mut take);
         }
     }
     resources
+}
+
+/// The endpoints of one service, of each port and subset.
+fn of_service(scope: &Scope, service: &Service) -> Vec<Named> {
+    let mut made = Vec::new();
+    if !cluster::takes_eds(scope, service) {
+        return made;
+    }
+    let none = Labels::new();
+    let rule = scope.rules.get(&service.host);
+    for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
+        for subset in cluster::subsets(scope, service) {
+            let found = rule.and_then(|rule| rule.spec.subsets.iter().find(|one| one.name == subset));
+            let labels = found.filter(|_| !subset.is_empty()).map_or(&none, |subset| &subset.labels);
+            let name = ClusterName::outbound(port.number, subset, service.host.as_str()).to_string();
+            made.push(named(&name, &assignment(scope, service, &name, port.number, labels)));
+        }
+    }
+    made
 }
 
 /// The endpoints of one cluster, grouped by locality.

@@ -1,5 +1,6 @@
 //! HTTP and network filters: which, in which order, with what settings.
 
+use api::crd::gateway::ServerTlsMode;
 use api::crd::sidecar::OutboundMode;
 use api::mesh_config::{AccessLogEncoding, MeshConfig, NormalizationType};
 use api::xds::core::{Http1ProtocolOptions, SubstitutionFormatString, substitution_format_string::Format};
@@ -66,7 +67,7 @@ pub(super) fn http(scope: &Scope, side: Side, stat_prefix: &str, routes: Routes)
         subject: some_bool(true),
         dns: true,
         uri: true,
-        cert: side == Side::Gateway,
+        cert: side == Side::Gateway && asks_clients(scope),
         ..SetCurrentClientCertDetails::default()
     };
     let mut manager = HttpConnectionManager {
@@ -93,6 +94,15 @@ pub(super) fn http(scope: &Scope, side: Side, stat_prefix: &str, routes: Routes)
         name: "envoy.filters.network.http_connection_manager".into(),
         config_type: Some(filter::ConfigType::TypedConfig(pack(&manager))),
     }
+}
+
+/// Whether some server of the gateway asks its clients for certificates; without one there is none to pass on.
+fn asks_clients(scope: &Scope) -> bool {
+    let settings =
+        scope.gateways.iter().flat_map(|gateway| &gateway.spec.servers).filter_map(|server| server.tls.as_ref());
+    settings.into_iter().any(|tls| {
+        matches!(tls.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual | ServerTlsMode::IstioMutual)
+    })
 }
 
 fn normalize(mesh: &MeshConfig, manager: &mut HttpConnectionManager) {

@@ -12,7 +12,8 @@ use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterCh
 
 use super::wire::{socket, some_duration};
 use super::{filter, named};
-use crate::scope::{Named, Scope, Want};
+use crate::model::Named;
+use crate::scope::{Scope, Want};
 
 /// ALPN of HTTP between sidecars.
 const MESH_HTTP: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
@@ -64,7 +65,12 @@ impl When<'_> {
             destination_port: self.destination_port.and_then(|port| super::wire::some_u32(u32::from(port))),
             transport_protocol: self.transport.to_owned(),
             application_protocols: self.protocols.iter().map(|name| (*name).to_owned()).collect(),
-            server_names: self.server_names.clone(),
+            // Any name: Envoy has no word for it but none.
+            server_names: if self.server_names.iter().any(|name| name == "*") {
+                Vec::new()
+            } else {
+                self.server_names.clone()
+            },
             prefix_ranges: self.subnets.iter().filter_map(|text| super::wire::cidr(text)).collect(),
             ..FilterChainMatch::default()
         };

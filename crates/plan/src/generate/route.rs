@@ -21,22 +21,26 @@ use envoy_types::pb::envoy::config::route::v3::{
 
 use super::named;
 use super::wire::{config_path, metadata, some_bool, some_duration};
-use crate::model::{Digested, Port, Protocol, Service};
+use crate::model::Named;
+use crate::model::{Digested, Port, Protocol, Service, digest_of};
 use crate::proxy::Interception;
-use crate::scope::{Egress, Inbound, Named, Scope, Want};
+use crate::scope::{Egress, Inbound, Scope, Want};
 use crate::snapshot::VirtualService;
 
 /// Name of the routes of the port on which a sidecar serves as an HTTP proxy.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
 
 pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
-    let mut configurations: BTreeMap<String, RouteConfiguration> = BTreeMap::new();
-    if scope.proxy.role == Role::Router {
-        gateway::all(scope, want, &mut configurations);
-    } else {
-        sidecar(scope, want, &mut configurations);
-    }
-    configurations.iter().map(|(name, routes)| named(name, routes)).collect()
+    let made = scope.snapshot.made.get(digest_of(&("routes", scope.routes_digest())), || {
+        let mut configurations: BTreeMap<String, RouteConfiguration> = BTreeMap::new();
+        if scope.proxy.role == Role::Router {
+            gateway::all(scope, &mut configurations);
+        } else {
+            sidecar(scope, &mut configurations);
+        }
+        configurations.iter().map(|(name, routes)| named(name, routes)).collect()
+    });
+    made.iter().filter(|one| want.takes(&one.name)).cloned().collect()
 }
 
 /// Which services a sidecar's outbound routes hold.
@@ -49,13 +53,8 @@ enum Which {
     Any,
 }
 
-fn sidecar(scope: &Scope, want: &Want<'_>, configurations: &mut BTreeMap<String, RouteConfiguration>) {
-    let mut names: BTreeSet<String> = match want {
-        Want::Names(names) => (*names).clone(),
-        Want::All => super::listener::route_names(scope),
-    };
-    names.retain(|name| want.takes(name));
-    for name in names {
+fn sidecar(scope: &Scope, configurations: &mut BTreeMap<String, RouteConfiguration>) {
+    for name in super::listener::route_names(scope) {
         let which = match (name.as_str(), name.parse::<u16>(), name.rsplit_once(':')) {
             (HTTP_PROXY, ..) if scope.snapshot.mesh.proxy_http_port > 0 => Which::Any,
             (_, Ok(port), _) => Which::Port(port),

@@ -11,7 +11,8 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 
 use super::{named, tls};
-use crate::scope::{Named, Scope, Want};
+use crate::model::Named;
+use crate::scope::{Scope, Want};
 
 const AUTHORITIES: &str = "-cacert";
 
@@ -34,18 +35,25 @@ pub(crate) fn digests(scope: &Scope) -> Vec<u64> {
     found.values().map(|key| scope.snapshot.secrets.get(key).map_or(0, |object| object.digest)).collect()
 }
 
-/// Names that the router's Gateways use, with the Secret's namespace and name.
+/// Names that the router's Gateways, and the DestinationRules of what it reaches, use, with the Secret's namespace and name.
 fn referenced(scope: &Scope) -> BTreeMap<String, (String, String)> {
     let mut names = BTreeMap::new();
     if scope.proxy.role != Role::Router || !scope.proxy.verified {
         return names;
     }
-    let settings =
+    let servers =
         scope.gateways.iter().flat_map(|gateway| &gateway.spec.servers).filter_map(|server| server.tls.as_ref());
-    let credentials: BTreeSet<&String> = settings
-        .flat_map(|tls| tls.credential_names.iter().chain([&tls.credential_name, &tls.ca_cert_credential_name]))
-        .filter(|name| !name.is_empty())
-        .collect();
+    let of_servers =
+        servers.flat_map(|tls| tls.credential_names.iter().chain([&tls.credential_name, &tls.ca_cert_credential_name]));
+    let policies = scope.rules.values().flat_map(|rule| {
+        let own = rule.spec.traffic_policy.iter();
+        own.chain(rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()))
+    });
+    let clients = policies.flat_map(|policy| {
+        policy.tls.iter().chain(policy.port_level_settings.iter().filter_map(|port| port.tls.as_ref()))
+    });
+    let of_clients = clients.map(|tls| &tls.credential_name);
+    let credentials: BTreeSet<&String> = of_servers.chain(of_clients).filter(|name| !name.is_empty()).collect();
     for credential in credentials {
         let full = tls::secret_name(credential);
         let Some(path) = full.strip_prefix("kubernetes://") else { continue };

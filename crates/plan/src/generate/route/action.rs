@@ -407,7 +407,6 @@ fn fault(written: &HttpFaultInjection) -> Option<HttpFault> {
         fault.delay = Some(FaultDelay {
             fault_delay_secifier: Some(FaultDelaySecifier::FixedDelay(fixed.proto())),
             percentage: Some(fraction(percent)),
-            ..FaultDelay::default()
         });
     }
     if let Some(abort) = &written.abort {

@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::route::v3::{Route, RouteConfiguration, Virtu
 use super::super::wire::some_bool;
 use super::{answer, applies, http_routes, weighted_tcp};
 use crate::model::Protocol;
-use crate::scope::{Scope, Want};
+use crate::scope::Scope;
 use crate::snapshot::VirtualService;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy;
 
@@ -114,16 +114,14 @@ pub(in crate::generate) fn route_name(server: &GatewayServer<'_>, port: u16) -> 
     }
 }
 
-pub(super) fn all(scope: &Scope, want: &Want<'_>, configurations: &mut BTreeMap<String, RouteConfiguration>) {
+pub(super) fn all(scope: &Scope, configurations: &mut BTreeMap<String, RouteConfiguration>) {
     for ((_, port), servers) in servers_by_port(scope) {
         let mut by_name: BTreeMap<String, Vec<&GatewayServer<'_>>> = BTreeMap::new();
         for server in servers.iter().filter(|server| matches!(server.handling(), Handling::Http | Handling::Https)) {
             by_name.entry(route_name(server, port)).or_default().push(server);
         }
         for (name, servers) in by_name {
-            if want.takes(&name) {
-                configurations.insert(name.clone(), configuration(scope, &name, port, &servers));
-            }
+            configurations.insert(name.clone(), configuration(scope, &name, port, &servers));
         }
     }
 }

@@ -1,0 +1,55 @@
+//! Resources made before, by the digest of what they were made from. A generator is a function of that digest alone, so
+//! proxies share what is equal for them, and a new snapshot makes only what changed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::model::Named;
+
+/// What was made for the current and the previous snapshot.
+#[derive(Debug, Default)]
+pub(crate) struct Made(Mutex<Generations>);
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<u64, Arc<[Named]>>,
+    old: HashMap<u64, Arc<[Named]>>,
+}
+
+impl Made {
+    /// What was made of this digest, or makes it. The lock is not held meanwhile: two may make the same, which is the same.
+    pub(crate) fn get(&self, digest: u64, make: impl FnOnce() -> Vec<Named>) -> Arc<[Named]> {
+        let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = generations.young.get(&digest) {
+            return found.clone();
+        }
+        let found = generations.old.remove(&digest);
+        drop(generations);
+        let found = found.unwrap_or_else(|| make().into());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).young.insert(digest, found.clone());
+        found
+    }
+
+    /// A new snapshot begins: what the last one did not use is forgotten.
+    pub(crate) fn next(&self) {
+        let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.old = std::mem::take(&mut generations.young);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_used_is_kept_and_what_is_not_is_forgotten() {
+        let made = Made::default();
+        let named = |version| vec![Named { name: "a".into(), version, body: api::xds::Any::default() }];
+        assert_eq!(made.get(1, || named(1))[0].version, 1);
+        made.next();
+        assert_eq!(made.get(1, || named(2))[0].version, 1);
+        made.next();
+        made.next();
+        assert_eq!(made.get(1, || named(3))[0].version, 3);
+    }
+}

@@ -1,0 +1,336 @@
+//! What holds for all worlds: the order of objects never matters, what a proxy cannot see changes nothing for it, a bad
+//! version never replaces a good one, and a large mesh is planned in seconds.
+#![allow(clippy::unwrap_used)]
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use api::mesh_config::MeshConfig;
+use api::object::Object;
+use api::problem::{Code, Severity};
+use api::xds::{KINDS, ResourceKind, core};
+use plan::{Change, Named, ProxyIdentity, Scope, Snapshot, Want, World};
+use proptest::prelude::*;
+
+/// Objects that compete with each other in as many ways as fit.
+const COMPETING: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: shop}
+spec: {clusterIP: 10.0.0.1, selector: {app: a}, ports: [{name: http, port: 80, targetPort: web}, {name: tcp, port: 90}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a-too, namespace: shop}
+spec: {clusterIP: 10.0.0.2, selector: {app: a}, ports: [{name: grpc, port: 80, targetPort: web}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: a-1, namespace: shop, labels: {app: a, version: v1, security.istio.io/tlsMode: istio}}
+spec: {serviceAccountName: a, containers: [{name: c, ports: [{name: web, containerPort: 8080}]}]}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: a-2, namespace: shop}
+spec: {address: 10.1.0.2, labels: {app: a, version: v2}, ports: {web: 8080}, serviceAccount: a2}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: one, namespace: shop}
+spec: {hosts: [x.example.com, y.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.2.0.1}, {address: 10.2.0.2}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: two, namespace: other}
+spec: {hosts: [x.example.com], ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}], resolution: DNS}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: one, namespace: shop}
+spec: {hosts: [a, '*.example.com'], http: [{route: [{destination: {host: a, port: {number: 80}}, weight: 1}, {destination: {host: x.example.com}, weight: 3}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: two, namespace: shop, creationTimestamp: '2026-01-01T00:00:00Z'}
+spec: {hosts: [a, x.example.com], http: [{match: [{headers: {p: {exact: q}, r: {prefix: s}}}], fault: {abort: {httpStatus: 500, percentage: {value: 1}}}, corsPolicy: {allowOrigins: [{exact: b}]}, route: [{destination: {host: a, subset: v2}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: one, namespace: shop}
+spec: {host: a, subsets: [{name: v1, labels: {version: v1}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: two, namespace: shop}
+spec: {host: a, trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: [{name: v2, labels: {version: v2}}, {name: v1, labels: {version: v9}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: wide, namespace: istio-system}
+spec: {host: '*.example.com', trafficPolicy: {tls: {mode: SIMPLE}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: one, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: two, namespace: shop}
+spec: {mtls: {mode: DISABLE}}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: one, namespace: shop}
+spec: {selector: {app: a}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}, {port: {number: 443, name: s, protocol: HTTPS}, hosts: [x.example.com], tls: {mode: SIMPLE, credentialName: s}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: two, namespace: other}
+spec: {selector: {app: a}, servers: [{port: {number: 443, name: s, protocol: HTTPS}, hosts: [x.example.com], tls: {mode: SIMPLE, credentialName: t}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: gateway, namespace: shop}
+spec: {hosts: [x.example.com], gateways: [one, other/two], http: [{route: [{destination: {host: a, port: {number: 80}}}]}]}
+";
+
+fn objects(text: &str) -> Vec<Object> {
+    let decoded = api::decode::documents(text.as_bytes(), "test.yaml", "shop");
+    assert!(decoded.problems.is_empty(), "{:?}", decoded.problems);
+    decoded.objects
+}
+
+fn world(objects: impl IntoIterator<Item = Object>) -> World {
+    let mut world = World::new(MeshConfig { proxy_http_port: 15080, ..MeshConfig::default() }, "cluster.local");
+    for object in objects {
+        world.apply(Change::Upsert(Box::new(object)));
+    }
+    world
+}
+
+fn proxy(role: &str, address: &str, name: &str) -> ProxyIdentity {
+    let node =
+        core::Node { id: format!("{role}~{address}~{name}.shop~shop.svc.cluster.local"), ..core::Node::default() };
+    ProxyIdentity::of(&node, None).unwrap()
+}
+
+fn proxies() -> [ProxyIdentity; 3] {
+    [proxy("sidecar", "10.1.0.1", "a-1"), proxy("sidecar", "10.9.9.9", "unknown"), proxy("router", "10.1.0.2", "a-2")]
+}
+
+fn all(snapshot: &Arc<Snapshot>) -> Vec<(u64, Vec<Named>)> {
+    let one = |proxy: ProxyIdentity| {
+        let scope = Scope::of(snapshot, &proxy);
+        (scope.key(), KINDS.iter().flat_map(|row| scope.generate(row.kind, &Want::All)).collect())
+    };
+    proxies().into_iter().map(one).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_order_of_objects_never_matters(shuffled in Just(objects(COMPETING)).prop_shuffle()) {
+        let expected = Snapshot::build(&world(objects(COMPETING)), None);
+        let found = Snapshot::build(&world(shuffled), Some(&expected));
+        prop_assert_eq!(expected.problems(), found.problems());
+        prop_assert_eq!(expected.registry(), found.registry());
+        prop_assert_eq!(all(&expected), all(&found));
+    }
+
+    #[test]
+    fn a_world_without_some_objects_is_planned_too(kept in proptest::sample::subsequence(objects(COMPETING), 0..16)) {
+        let snapshot = Snapshot::build(&world(kept), None);
+        for (_, resources) in all(&snapshot) {
+            let mut names: Vec<_> = resources.iter().map(|one| (&one.body.type_url, &one.name)).collect();
+            let count = names.len();
+            names.sort();
+            names.dedup();
+            prop_assert_eq!(names.len(), count);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the text, reading and planning end without a panic.
+    #[test]
+    fn any_text_is_read_and_planned(cuts in proptest::collection::vec((0..COMPETING.len(), "[ -~\n]{0,6}"), 0..6), noise in "[ -~\n]{0,40}") {
+        let mut text = COMPETING.as_bytes().to_vec();
+        for (place, insert) in cuts {
+            let end = (place + insert.len()).min(text.len());
+            text.splice(place.min(end)..end, insert.into_bytes());
+        }
+        text.extend_from_slice(noise.as_bytes());
+        let decoded = api::decode::documents(&text, "a.yaml", "shop");
+        all(&Snapshot::build(&world(decoded.objects), None));
+    }
+}
+
+#[test]
+fn what_would_cost_the_neighbours_is_refused() {
+    let rule = |part: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: bad}}\nspec: {{hosts: [a], http: [{{route: [{{destination: {{host: a}}}}], {part}}}]}}\n"
+        )
+    };
+    let cases = [
+        ("headers: {request: {set: {'a b': c}}}", "spec.http[0].headers.request.set[\"a b\"]"),
+        ("headers: {response: {add: {a: 100%}}}", "spec.http[0].headers.response.add[\"a\"]"),
+        ("fault: {delay: {fixedDelay: 0s, percentage: {value: 1}}}", "spec.http[0].fault.delay.fixedDelay"),
+        ("match: [{headers: {'': {exact: a}}}]", "spec.http[0].match[0].headers[\"\"]"),
+        ("redirect: {uri: /a}", "spec.http[0]"),
+    ];
+    for (part, field) in cases {
+        let mut world = world(objects(&rule(part)));
+        assert_eq!(world.objects().count(), 0, "{part}");
+        let problems = Snapshot::build(&world, None).problems().to_vec();
+        assert!(
+            problems.iter().any(|problem| problem.severity == Severity::Error && problem.field == field),
+            "{part}: {problems:?}"
+        );
+        assert!(world.apply(Change::Upsert(Box::new(objects(&rule("name: good")).remove(0)))));
+        assert!(Snapshot::build(&world, None).problems().iter().all(|problem| problem.field != field));
+    }
+}
+
+#[test]
+fn what_a_proxy_cannot_see_changes_nothing_for_it() {
+    let before = Snapshot::build(&world(objects(COMPETING)), None);
+    let hidden = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: hidden, namespace: far}
+spec: {hosts: [hidden.example.org], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS, exportTo: [.]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: hidden, namespace: far}
+spec: {hosts: [a.shop.svc.cluster.local], exportTo: [.], http: [{route: [{destination: {host: hidden.example.org}}]}]}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: s, namespace: far}
+";
+    let after = Snapshot::build(&world(objects(COMPETING).into_iter().chain(objects(hidden))), Some(&before));
+    assert_eq!(all(&before), all(&after));
+}
+
+#[test]
+fn what_a_proxy_sees_changes_its_key() {
+    let before = Snapshot::build(&world(objects(COMPETING)), None);
+    let changed = COMPETING.replace("address: 10.1.0.2", "address: 10.1.0.3");
+    let after = Snapshot::build(&world(objects(&changed)), Some(&before));
+    let (before, after) = (Scope::of(&before, &proxies()[0]), Scope::of(&after, &proxies()[0]));
+    assert_ne!(before.key(), after.key());
+    let count = |scope: &Scope, kind| scope.generate(kind, &Want::All);
+    assert_eq!(count(&before, ResourceKind::Cluster).len(), count(&after, ResourceKind::Cluster).len());
+    assert_ne!(count(&before, ResourceKind::Endpoint), count(&after, ResourceKind::Endpoint));
+}
+
+#[test]
+fn a_bad_version_never_replaces_a_good_one() {
+    let mut world = world(objects(COMPETING));
+    let good = all(&Snapshot::build(&world, None));
+    let bad = objects(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: one}\nspec: {hosts: [a], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: a}}]}]}\n",
+    );
+    let key = bad[0].key();
+    assert!(world.apply(Change::Upsert(Box::new(bad[0].clone()))));
+    assert!(!world.apply(Change::Upsert(Box::new(bad[0].clone()))), "the same mistake twice is no news");
+    let snapshot = Snapshot::build(&world, None);
+    assert!(snapshot.problems().iter().any(|problem| problem.code == Code::InvalidRegex
+        && problem.severity == Severity::Error
+        && problem.field == "spec.http[0].match[0].uri.regex"));
+    assert_eq!(all(&snapshot), good);
+    assert!(!world.apply(Change::Reject(key.clone())));
+    assert!(world.apply(Change::Delete(key)));
+    let snapshot = Snapshot::build(&world, None);
+    assert!(snapshot.problems().iter().all(|problem| problem.code != Code::InvalidRegex));
+}
+
+#[test]
+fn scopes_may_go_to_any_task() {
+    fn goes<T: Send + Sync + 'static>() {}
+    goes::<Scope>();
+    goes::<Snapshot>();
+}
+
+#[test]
+fn secrets_are_only_for_proved_gateways_of_their_namespace() {
+    let secret = |namespace: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: s, namespace: {namespace}}}\nstringData: {{tls.crt: a, tls.key: b}}\n"
+        )
+    };
+    let named = |world: World, proxy: &ProxyIdentity| {
+        let scope = Scope::of(&Snapshot::build(&world, None), proxy);
+        scope.generate(ResourceKind::Secret, &Want::All).into_iter().map(|one| one.name).collect::<Vec<_>>()
+    };
+    let mut gateway = proxy("router", "10.1.0.2", "a-2");
+    let mesh = |namespace| world(objects(&format!("{COMPETING}{}", secret(namespace))));
+    assert_eq!(named(mesh("shop"), &gateway), [""; 0], "not proved");
+    gateway.verified = true;
+    assert_eq!(named(mesh("shop"), &gateway), ["kubernetes://s"]);
+    assert_eq!(named(mesh("far"), &gateway), [""; 0], "another namespace");
+    let mut sidecar = proxy("sidecar", "10.1.0.2", "a-2");
+    sidecar.verified = true;
+    assert_eq!(named(mesh("shop"), &sidecar), [""; 0], "not a gateway");
+}
+
+#[test]
+fn an_equal_object_is_no_change() {
+    let mut world = world(objects(COMPETING));
+    for object in objects(COMPETING) {
+        assert!(!world.apply(Change::Upsert(Box::new(object))));
+    }
+}
+
+#[test]
+fn a_large_mesh_is_planned() {
+    let mut text = String::new();
+    let services = 200;
+    for number in 0..services {
+        write!(text, "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop}}\nspec: {{clusterIP: 10.0.{}.{}, selector: {{app: s{number}}}, ports: [{{name: http, port: 80}}]}}\n---\n", number / 250, number % 250 + 1).unwrap();
+        write!(text, "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{number}, namespace: shop}}\nspec: {{address: 10.3.{}.{}, labels: {{app: s{number}}}}}\n---\n", number / 250, number % 250 + 1).unwrap();
+        write!(text, "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v{number}, namespace: shop}}\nspec: {{hosts: [s{number}], http: [{{route: [{{destination: {{host: s{number}}}}}]}}]}}\n---\n").unwrap();
+    }
+    let snapshot = Snapshot::build(&world(objects(&text)), None);
+    assert_eq!(snapshot.problems(), []);
+    let scope = Scope::of(&snapshot, &proxy("sidecar", "10.3.0.1", "w0"));
+    assert!(scope.generate(ResourceKind::Cluster, &Want::All).len() > services);
+    assert_eq!(scope.generate(ResourceKind::Endpoint, &Want::All).len(), services);
+}
+
+#[test]
+#[ignore = "measures: 1,000 services by 200 proxies"]
+#[allow(clippy::disallowed_methods, clippy::print_stdout)]
+fn a_thousand_services_by_two_hundred_proxies() {
+    let mut text = String::new();
+    for number in 0..1000 {
+        let (high, low) = (number / 250, number % 250 + 1);
+        write!(text, "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop}}\nspec: {{clusterIP: 10.0.{high}.{low}, selector: {{app: s{number}}}, ports: [{{name: http, port: 80}}]}}\n---\n").unwrap();
+        write!(text, "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{number}, namespace: shop}}\nspec: {{address: 10.3.{high}.{low}, labels: {{app: s{number}, security.istio.io/tlsMode: istio}}}}\n---\n").unwrap();
+        write!(text, "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v{number}, namespace: shop}}\nspec: {{hosts: [s{number}], http: [{{route: [{{destination: {{host: s{number}}}}}]}}]}}\n---\n").unwrap();
+    }
+    let start = std::time::Instant::now();
+    let world = world(objects(&text));
+    println!("decode {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    let snapshot = Snapshot::build(&world, None);
+    println!("build {:?}", start.elapsed());
+    let start = std::time::Instant::now();
+    let mut bytes = 0;
+    for number in 0..200 {
+        let scope = Scope::of(&snapshot, &proxy("sidecar", &format!("10.3.0.{}", number + 1), "w"));
+        bytes += KINDS
+            .iter()
+            .flat_map(|row| scope.generate(row.kind, &Want::All))
+            .map(|one| one.body.value.len())
+            .sum::<usize>();
+    }
+    println!("200 proxies {:?}, {bytes} bytes", start.elapsed());
+}
