@@ -44,7 +44,11 @@ pub fn sidecar(address: &str, name: &str, namespace: &str) -> Node {
 
 impl AdsClient {
     /// Connects, and answers each change with what `verdict` refuses.
-    pub fn connect(node: Node, options: Options, verdict: impl FnMut(&ResourceSet) -> Vec<Reject> + Send + 'static) -> AdsClient {
+    pub fn connect(
+        node: Node,
+        options: Options,
+        verdict: impl FnMut(&ResourceSet) -> Vec<Reject> + Send + 'static,
+    ) -> AdsClient {
         let (sender, state) = watch::channel(State::default());
         let held = Arc::new(Mutex::new(ResourceSet::default()));
         let connect: client::Connect = Box::new(move || {
@@ -57,7 +61,9 @@ impl AdsClient {
 
     /// Waits until everything asked for has been answered.
     pub async fn complete(&mut self) {
-        let waited = tokio::time::timeout(crate::wait::PATIENCE, self.state.wait_for(|state| state.complete)).await.map(|seen| seen.is_ok());
+        let waited = tokio::time::timeout(crate::wait::PATIENCE, self.state.wait_for(|state| state.complete))
+            .await
+            .map(|seen| seen.is_ok());
         assert_eq!(waited, Ok(true), "the client is not complete: {:?}", *self.state.borrow());
     }
 

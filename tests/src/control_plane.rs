@@ -47,8 +47,23 @@ impl ControlPlane {
         let path = |below: &str| folder.path().join(below).display().to_string();
         let any = "127.0.0.1:0";
         let line = [
-            "meshd", "--config-dir", &path("config"), "--mesh-config", &path("mesh.yaml"), "--state-dir", &path("state"), "--grpc-addr", any,
-            "--secure-grpc-addr", any, "--http-addr", any, "--monitoring-addr", any, "--https-addr", any,
+            "meshd",
+            "--config-dir",
+            &path("config"),
+            "--mesh-config",
+            &path("mesh.yaml"),
+            "--state-dir",
+            &path("state"),
+            "--grpc-addr",
+            any,
+            "--secure-grpc-addr",
+            any,
+            "--http-addr",
+            any,
+            "--monitoring-addr",
+            any,
+            "--https-addr",
+            any,
         ]
         .map(str::to_owned);
         let mut running = Running::start(Config::parse_from(line)).await.unwrap();

@@ -9,9 +9,15 @@ use api::xds::{ResourceKind, pack};
 use envoy_types::pb::envoy::config::core::v3::DataSource;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CertificateValidationContext, Secret, TlsCertificate};
-use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
-use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{SecretDiscoveryService, SecretDiscoveryServiceServer};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate,
+};
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
+};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server::{
+    SecretDiscoveryService, SecretDiscoveryServiceServer,
+};
 use futures_util::{Stream, StreamExt};
 use proxy::identity::{channel, csr};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -36,12 +42,21 @@ pub async fn serve(control_plane: &ControlPlane, namespace: &str, account: &str)
     let request = csr::create().unwrap();
     let mut call = Request::new(IstioCertificateRequest { csr: request.pem, ..IstioCertificateRequest::default() });
     call.metadata_mut().insert("authorization", format!("Bearer {}", token.unwrap()).parse().unwrap());
-    let chain = IstioCertificateServiceClient::new(channel).create_certificate(call).await.unwrap().into_inner().cert_chain;
+    let chain =
+        IstioCertificateServiceClient::new(channel).create_certificate(call).await.unwrap().into_inner().cert_chain;
     let (root, leaf) = chain.split_last().unwrap();
-    let inline = |bytes: Vec<u8>| Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes)), ..DataSource::default() });
+    let inline =
+        |bytes: Vec<u8>| Some(DataSource { specifier: Some(Specifier::InlineBytes(bytes)), ..DataSource::default() });
     let key = pem("PRIVATE KEY", request.key.secret_der());
-    let certificate = TlsCertificate { certificate_chain: inline(leaf.concat().into_bytes()), private_key: inline(key.into_bytes()), ..TlsCertificate::default() };
-    let roots = CertificateValidationContext { trusted_ca: inline(root.clone().into_bytes()), ..CertificateValidationContext::default() };
+    let certificate = TlsCertificate {
+        certificate_chain: inline(leaf.concat().into_bytes()),
+        private_key: inline(key.into_bytes()),
+        ..TlsCertificate::default()
+    };
+    let roots = CertificateValidationContext {
+        trusted_ca: inline(root.clone().into_bytes()),
+        ..CertificateValidationContext::default()
+    };
     let secrets = vec![
         Secret { name: "default".into(), r#type: Some(Type::TlsCertificate(certificate)) },
         Secret { name: "ROOTCA".into(), r#type: Some(Type::ValidationContext(roots)) },
@@ -49,13 +64,18 @@ pub async fn serve(control_plane: &ControlPlane, namespace: &str, account: &str)
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = SecretDiscoveryServiceServer::new(Agent { secrets: Arc::new(secrets) });
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+    tokio::spawn(
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)),
+    );
     address
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine;
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", base64::engine::general_purpose::STANDARD.encode(der))
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        base64::engine::general_purpose::STANDARD.encode(der)
+    )
 }
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -65,11 +85,17 @@ impl SecretDiscoveryService for Agent {
     type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
     type StreamSecretsStream = Responses<DiscoveryResponse>;
 
-    async fn delta_secrets(&self, _: Request<Streaming<DeltaDiscoveryRequest>>) -> Result<Response<Self::DeltaSecretsStream>, Status> {
+    async fn delta_secrets(
+        &self,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
         Err(Status::unimplemented("the planner asks for secrets in state of the world"))
     }
 
-    async fn stream_secrets(&self, request: Request<Streaming<DiscoveryRequest>>) -> Result<Response<Self::StreamSecretsStream>, Status> {
+    async fn stream_secrets(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
         let secrets = self.secrets.clone();
         let asked = request.into_inner().filter_map(move |message| {
             let secrets = secrets.clone();

@@ -3,11 +3,16 @@
 use api::problem::{Code, Severity};
 use mesh_tests::control_plane::ControlPlane;
 
-const GOOD: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: good, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n";
+const GOOD: &str =
+    "apiVersion: v1\nkind: Service\nmetadata: {name: good, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n";
 
 /// File, text, the code it must get, and words of the sentence.
 fn broken() -> Vec<(&'static str, String, Code, &'static str)> {
-    let object = |spec: &str| format!("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x, namespace: shop}}\nspec:\n{spec}");
+    let object = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: x, namespace: shop}}\nspec:\n{spec}"
+        )
+    };
     vec![
         ("unclosed.yaml", "a: [1, 2\n".into(), Code::NotYaml, ""),
         ("tabs.yaml", "a:\n\tb: 1\n".into(), Code::NotYaml, ""),
@@ -18,12 +23,39 @@ fn broken() -> Vec<(&'static str, String, Code, &'static str)> {
         ("list.yaml", "- just\n- a list\n".into(), Code::NotYaml, ""),
         ("no-kind.yaml", "apiVersion: v1\nmetadata: {name: x}\n".into(), Code::MissingField, "kind"),
         ("no-name.yaml", "apiVersion: v1\nkind: Service\nspec: {}\n".into(), Code::MissingField, "name"),
-        ("kind.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualSerice\nmetadata: {name: x}\n".into(), Code::UnknownKind, "VirtualService"),
-        ("version.yaml", "apiVersion: networking.istio.io/v9\nkind: VirtualService\nmetadata: {name: x}\n".into(), Code::UnknownKind, "v1beta1"),
+        (
+            "kind.yaml",
+            "apiVersion: networking.istio.io/v1\nkind: VirtualSerice\nmetadata: {name: x}\n".into(),
+            Code::UnknownKind,
+            "VirtualService",
+        ),
+        (
+            "version.yaml",
+            "apiVersion: networking.istio.io/v9\nkind: VirtualService\nmetadata: {name: x}\n".into(),
+            Code::UnknownKind,
+            "v1beta1",
+        ),
         ("type.yaml", object("  hosts: 7\n"), Code::SchemaValidation, "spec.hosts"),
-        ("duration.yaml", object("  hosts: [a]\n  http:\n  - timeout: soon\n    route: [{destination: {host: good}}]\n"), Code::SchemaValidation, "timeout"),
-        ("field.yaml", object("  hosts: [good]\n  htttp: []\n  http:\n  - route: [{destination: {host: good}}]\n"), Code::UnknownField, "http"),
-        ("regex.yaml", object("  hosts: [good]\n  http:\n  - match: [{uri: {regex: '('}}]\n    route: [{destination: {host: good}}]\n"), Code::InvalidRegex, "regex"),
+        (
+            "duration.yaml",
+            object("  hosts: [a]\n  http:\n  - timeout: soon\n    route: [{destination: {host: good}}]\n"),
+            Code::SchemaValidation,
+            "timeout",
+        ),
+        (
+            "field.yaml",
+            object("  hosts: [good]\n  htttp: []\n  http:\n  - route: [{destination: {host: good}}]\n"),
+            Code::UnknownField,
+            "http",
+        ),
+        (
+            "regex.yaml",
+            object(
+                "  hosts: [good]\n  http:\n  - match: [{uri: {regex: '('}}]\n    route: [{destination: {host: good}}]\n",
+            ),
+            Code::InvalidRegex,
+            "regex",
+        ),
     ]
 }
 
@@ -47,7 +79,9 @@ async fn each_file_gets_its_sentence_and_disturbs_nothing() {
     let problems = control_plane.problems();
     for (file, _, code, words) in &broken {
         let mine: Vec<_> = problems.iter().filter(|problem| problem.origin.file == *file).collect();
-        let told = mine.iter().any(|problem| problem.code == *code && problem.severity >= Severity::Warning && problem.to_string().contains(words));
+        let told = mine.iter().any(|problem| {
+            problem.code == *code && problem.severity >= Severity::Warning && problem.to_string().contains(words)
+        });
         assert!(told, "{file}: expected {code:?} with {words:?}, got {mine:#?}");
     }
     assert!(problems.iter().any(|problem| problem.origin.file == "binary.yaml"), "{problems:?}");

@@ -37,7 +37,11 @@ fn virtual_service(version: u16) -> String {
 }
 
 fn plaintext_client(control_plane: &ControlPlane) -> AdsClient {
-    AdsClient::connect(sidecar("10.9.0.2", "caller", "shop"), options(&control_plane.addresses.grpc, true, None, None), |_| Vec::new())
+    AdsClient::connect(
+        sidecar("10.9.0.2", "caller", "shop"),
+        options(&control_plane.addresses.grpc, true, None, None),
+        |_| Vec::new(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -45,20 +49,37 @@ async fn a_client_gets_what_its_workload_needs_and_each_change() {
     let control_plane = ControlPlane::start_with(&[("services.yaml", SERVICES)], "proxyHttpPort: 15080").await;
     let mut client = plaintext_client(&control_plane);
     client.complete().await;
-    assert!(client.names(ResourceKind::Cluster).contains(&"outbound|80||user.shop.svc.cluster.local".to_owned()), "{:?}", client.names(ResourceKind::Cluster));
-    assert!(client.names(ResourceKind::Route).contains(&"http_proxy".to_owned()), "{:?}", client.names(ResourceKind::Route));
+    assert!(
+        client.names(ResourceKind::Cluster).contains(&"outbound|80||user.shop.svc.cluster.local".to_owned()),
+        "{:?}",
+        client.names(ResourceKind::Cluster)
+    );
+    assert!(
+        client.names(ResourceKind::Route).contains(&"http_proxy".to_owned()),
+        "{:?}",
+        client.names(ResourceKind::Route)
+    );
 
-    let version = |client: &AdsClient| client.held.lock().unwrap().of(ResourceKind::Route)["http_proxy"].version.clone();
+    let version =
+        |client: &AdsClient| client.held.lock().unwrap().of(ResourceKind::Route)["http_proxy"].version.clone();
     let before = version(&client);
     control_plane.write("vs.yaml", &virtual_service(7));
-    until("the changed route", async || if version(&client) == before { Err("still the old one") } else { Ok(()) }).await;
+    until("the changed route", async || if version(&client) == before { Err("still the old one") } else { Ok(()) })
+        .await;
 
     // The same content again is no change: nothing is sent.
     let pushes = control_plane.metric("pilot_xds_pushes{type=\"rds\"}").await;
     let generation = control_plane.published.borrow().as_ref().unwrap().generation;
     control_plane.write("vs.yaml", &format!("# a comment\n{}", virtual_service(7)));
     control_plane.write("other.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: elsewhere}\n");
-    until("the next generation", async || if control_plane.published.borrow().as_ref().unwrap().generation > generation { Ok(()) } else { Err("none yet") }).await;
+    until("the next generation", async || {
+        if control_plane.published.borrow().as_ref().unwrap().generation > generation {
+            Ok(())
+        } else {
+            Err("none yet")
+        }
+    })
+    .await;
     assert_eq!(control_plane.metric("pilot_xds_pushes{type=\"rds\"}").await, pushes);
 
     let rows = control_plane.proxies().await;
@@ -73,21 +94,40 @@ async fn a_client_gets_what_its_workload_needs_and_each_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_kept_with_its_reason_and_gone_with_the_next_good_change() {
-    let control_plane = ControlPlane::start_with(&[("services.yaml", SERVICES), ("vs.yaml", &virtual_service(3))], "proxyHttpPort: 15080").await;
+    let control_plane = ControlPlane::start_with(
+        &[("services.yaml", SERVICES), ("vs.yaml", &virtual_service(3))],
+        "proxyHttpPort: 15080",
+    )
+    .await;
     // A picky client: routes with a timeout of 13 s are bad luck.
     let picky = |set: &proxy::xds::resources::ResourceSet| {
-        let unlucky = set.of(ResourceKind::Route).iter().filter(|(_, route)| api::json::to_json(&route.body).unwrap().to_string().contains("\"13s\""));
-        unlucky.map(|(name, _)| Reject { kind: ResourceKind::Route, name: name.clone(), reason: "bad luck".into() }).collect()
+        let unlucky = set
+            .of(ResourceKind::Route)
+            .iter()
+            .filter(|(_, route)| api::json::to_json(&route.body).unwrap().to_string().contains("\"13s\""));
+        unlucky
+            .map(|(name, _)| Reject { kind: ResourceKind::Route, name: name.clone(), reason: "bad luck".into() })
+            .collect()
     };
-    let mut client = AdsClient::connect(sidecar("10.9.0.2", "caller", "shop"), options(&control_plane.addresses.grpc, true, None, None), picky);
+    let mut client = AdsClient::connect(
+        sidecar("10.9.0.2", "caller", "shop"),
+        options(&control_plane.addresses.grpc, true, None, None),
+        picky,
+    );
     client.complete().await;
     control_plane.write("vs.yaml", &virtual_service(13));
-    let routes = async || control_plane.proxies().await.remove(0).types.into_iter().find(|kind| kind.kind == "RDS").unwrap();
-    let refused = until("the refusal", async || Some(routes().await).filter(|kind| kind.state == "NACKED").ok_or("none yet")).await;
+    let routes =
+        async || control_plane.proxies().await.remove(0).types.into_iter().find(|kind| kind.kind == "RDS").unwrap();
+    let refused =
+        until("the refusal", async || Some(routes().await).filter(|kind| kind.state == "NACKED").ok_or("none yet"))
+            .await;
     assert!(refused.nack.contains("bad luck") && refused.nack.contains("http_proxy"), "{refused:?}");
     assert_eq!(control_plane.metric("pilot_total_xds_rejects{type=\"rds\"}").await, 1.0);
     control_plane.write("vs.yaml", &virtual_service(14));
-    until("the end of the refusal", async || Some(routes().await).filter(|kind| kind.state == "SYNCED").ok_or("still refused")).await;
+    until("the end of the refusal", async || {
+        Some(routes().await).filter(|kind| kind.state == "SYNCED").ok_or("still refused")
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,17 +136,34 @@ async fn the_tls_port_serves_only_who_proves_to_be_whom_it_claims() {
     let (address, root) = (control_plane.addresses.secure_grpc.clone(), Some(control_plane.root_cert()));
     let token_file = control_plane.path("token");
 
-    let nobody = AdsClient::connect(sidecar("10.9.0.2", "caller", "shop"), options(&address, false, root.clone(), None), |_| Vec::new());
-    let error = until("a refusal", async || Some(nobody.state.borrow().error.clone()).filter(|error| !error.is_empty()).ok_or("none yet")).await;
+    let nobody =
+        AdsClient::connect(sidecar("10.9.0.2", "caller", "shop"), options(&address, false, root.clone(), None), |_| {
+            Vec::new()
+        });
+    let error = until("a refusal", async || {
+        Some(nobody.state.borrow().error.clone()).filter(|error| !error.is_empty()).ok_or("none yet")
+    })
+    .await;
     assert!(error.contains("Unauthenticated"), "{error}");
 
     std::fs::write(&token_file, control_plane.token("elsewhere", "caller")).unwrap();
-    let liar = AdsClient::connect(sidecar("10.9.0.2", "caller", "shop"), options(&address, false, root.clone(), Some(token_file.clone())), |_| Vec::new());
-    let error = until("a refusal", async || Some(liar.state.borrow().error.clone()).filter(|error| !error.is_empty()).ok_or("none yet")).await;
+    let liar = AdsClient::connect(
+        sidecar("10.9.0.2", "caller", "shop"),
+        options(&address, false, root.clone(), Some(token_file.clone())),
+        |_| Vec::new(),
+    );
+    let error = until("a refusal", async || {
+        Some(liar.state.borrow().error.clone()).filter(|error| !error.is_empty()).ok_or("none yet")
+    })
+    .await;
     assert!(error.contains("PermissionDenied") && error.contains("elsewhere"), "{error}");
 
     std::fs::write(&token_file, control_plane.token("shop", "caller")).unwrap();
-    let mut honest = AdsClient::connect(sidecar("10.9.0.2", "caller", "shop"), options(&address, false, root, Some(token_file)), |_| Vec::new());
+    let mut honest = AdsClient::connect(
+        sidecar("10.9.0.2", "caller", "shop"),
+        options(&address, false, root, Some(token_file)),
+        |_| Vec::new(),
+    );
     honest.complete().await;
 }
 
@@ -115,7 +172,8 @@ async fn certificates_are_issued_renewed_by_themselves_and_survive_a_restart() {
     let control_plane = ControlPlane::start(&[]).await;
     let token_file = control_plane.path("token");
     std::fs::write(&token_file, control_plane.token("shop", "user")).unwrap();
-    let mut wishes = options(&control_plane.addresses.secure_grpc, false, Some(control_plane.root_cert()), Some(token_file.clone()));
+    let mut wishes =
+        options(&control_plane.addresses.secure_grpc, false, Some(control_plane.root_cert()), Some(token_file.clone()));
     // Half of a life of 2 s (and 2 min of back-dating, which is over already) is due at once: renewal is fast.
     wishes.secret_ttl = Duration::from_secs(2);
     let (store, (sender, mut state)) = (Arc::new(Store::default()), watch::channel(identity::State::default()));
@@ -125,7 +183,10 @@ async fn certificates_are_issued_renewed_by_themselves_and_survive_a_restart() {
     // The token is used once; renewals are proven by the certificate itself.
     std::fs::write(&token_file, "no longer a token").unwrap();
     let generation = store.load().generation;
-    until("a renewed certificate", async || if store.load().generation > generation { Ok(()) } else { Err(state.borrow().error.clone()) }).await;
+    until("a renewed certificate", async || {
+        if store.load().generation > generation { Ok(()) } else { Err(state.borrow().error.clone()) }
+    })
+    .await;
     assert!(store.load().certificate(DEFAULT).is_some());
     task.abort();
 
@@ -147,7 +208,10 @@ async fn pages_answer_and_wrong_questions_get_a_sentence() {
     assert!(body.contains("nobody.nowhere"), "{body}");
     assert_eq!(get(&control_plane.addresses.http, "/debug/nonsense").await.0, 404);
     let problems = control_plane.problems();
-    assert!(problems.iter().any(|problem| problem.code == Code::NotYaml && problem.origin.file == "broken.yaml"), "{problems:?}");
+    assert!(
+        problems.iter().any(|problem| problem.code == Code::NotYaml && problem.origin.file == "broken.yaml"),
+        "{problems:?}"
+    );
     let services = control_plane.page("/debug/registryz").await.to_string();
     assert!(services.contains("user.shop.svc.cluster.local"), "{services}");
     assert!(get(&control_plane.addresses.monitoring, "/metrics").await.1.contains("pilot_services 1"));

@@ -11,7 +11,14 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 /// Envoy's own configuration, as Istio's agent writes it, as far as it matters here.
-fn bootstrap(control_plane: &ControlPlane, agent: SocketAddr, id: &str, namespace: &str, labels: Value, delta: bool) -> Value {
+fn bootstrap(
+    control_plane: &ControlPlane,
+    agent: SocketAddr,
+    id: &str,
+    namespace: &str,
+    labels: Value,
+    delta: bool,
+) -> Value {
     let (host, port) = control_plane.addresses.grpc.rsplit_once(':').unwrap();
     let endpoint = |host: &str, port: u16| json!({"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}});
     let cluster = |name: &str, host: &str, port: u16| {
@@ -36,12 +43,16 @@ fn bootstrap(control_plane: &ControlPlane, agent: SocketAddr, id: &str, namespac
 }
 
 async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Value, delta: bool) {
-    let envoy = std::env::var("ENVOY").expect("ENVOY names the program of a real Envoy; `cargo xtask test` installs it");
+    let envoy =
+        std::env::var("ENVOY").expect("ENVOY names the program of a real Envoy; `cargo xtask test` installs it");
     let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ecommerce");
     // Addresses of this run alone.
     let moment = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
     let prefix = format!("127.{}.{}.", 80 + moment % 100, moment / 100 % 250);
-    let files: Vec<(String, String)> = files_of(&sample.join("config")).into_iter().map(|(name, text)| (name, text.replace("127.77.0.", &prefix))).collect();
+    let files: Vec<(String, String)> = files_of(&sample.join("config"))
+        .into_iter()
+        .map(|(name, text)| (name, text.replace("127.77.0.", &prefix)))
+        .collect();
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
     let mesh_config = std::fs::read_to_string(sample.join("mesh-config.yaml")).unwrap();
     let control_plane = ControlPlane::start_with(&files, &mesh_config).await;
@@ -52,7 +63,8 @@ async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Valu
     std::fs::write(&file, config.to_string()).unwrap();
     let mut command = Command::new(envoy);
     command.args(["--log-level", "warning", "--concurrency", "1", "--use-dynamic-base-id", "-c"]).arg(&file);
-    let _child = command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).kill_on_drop(true).spawn().unwrap();
+    let _child =
+        command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).kill_on_drop(true).spawn().unwrap();
 
     let status = until("Envoy has taken everything", async || {
         let rows = control_plane.proxies().await;
@@ -60,13 +72,19 @@ async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Valu
         let nacked = row.types.iter().find(|kind| !kind.nack.is_empty());
         assert!(nacked.is_none(), "Envoy refused: {nacked:?}");
         let needed = ["CDS", "EDS", "LDS", "RDS"];
-        let synced = row.types.iter().filter(|kind| needed.contains(&kind.kind.as_str()) && kind.state == "SYNCED").count();
+        let synced =
+            row.types.iter().filter(|kind| needed.contains(&kind.kind.as_str()) && kind.state == "SYNCED").count();
         if synced == needed.len() { Ok(row) } else { Err(format!("{row:?}")) }
     })
     .await;
     let clusters = status.types.iter().find(|kind| kind.kind == "CDS").unwrap().resources;
     assert!(clusters > 5, "{status:?}");
-    for refused in ["pilot_total_xds_rejects{type=\"cds\"}", "pilot_total_xds_rejects{type=\"lds\"}", "pilot_total_xds_rejects{type=\"rds\"}", "pilot_total_xds_rejects{type=\"eds\"}"] {
+    for refused in [
+        "pilot_total_xds_rejects{type=\"cds\"}",
+        "pilot_total_xds_rejects{type=\"lds\"}",
+        "pilot_total_xds_rejects{type=\"rds\"}",
+        "pilot_total_xds_rejects{type=\"eds\"}",
+    ] {
         assert_eq!(control_plane.metric(refused).await, 0.0);
     }
 }

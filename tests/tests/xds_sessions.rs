@@ -35,20 +35,29 @@ struct World {
 fn entry<M: prost::Message + prost::Name>(name: String, message: &M) -> Arc<Entry> {
     let body = pack(message);
     // Any digest does: equal bytes, equal number.
-    let version = body.value.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let version = body
+        .value
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     Arc::new(Entry { name, version, body })
 }
 
 impl World {
     fn offer(&self) -> Arc<Offer> {
         let world = self.clone();
-        Arc::new(Offer::new(Box::new(move |kind| world.entries(kind).into_iter().map(|entry| (entry.name.clone(), entry)).collect::<Entries>())))
+        Arc::new(Offer::new(Box::new(move |kind| {
+            world.entries(kind).into_iter().map(|entry| (entry.name.clone(), entry)).collect::<Entries>()
+        })))
     }
 
     fn entries(&self, kind: ResourceKind) -> Vec<Arc<Entry>> {
         match kind {
-            ResourceKind::Cluster => self.services.iter().map(|(service, (version, _))| cluster(*service, *version)).collect(),
-            ResourceKind::Endpoint => self.services.iter().map(|(service, (_, version))| endpoints(*service, *version)).collect(),
+            ResourceKind::Cluster => {
+                self.services.iter().map(|(service, (version, _))| cluster(*service, *version)).collect()
+            }
+            ResourceKind::Endpoint => {
+                self.services.iter().map(|(service, (_, version))| endpoints(*service, *version)).collect()
+            }
             ResourceKind::Listener => self.listeners.keys().map(|number| listener(*number)).collect(),
             ResourceKind::Route => self.listeners.iter().map(|(number, service)| route(*number, *service)).collect(),
             ResourceKind::Secret => Vec::new(),
@@ -58,11 +67,20 @@ impl World {
 
 fn cluster(service: u8, version: u32) -> Arc<Entry> {
     let kind = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
-    entry(format!("c{service}"), &Cluster { name: format!("c{service}"), alt_stat_name: version.to_string(), cluster_discovery_type: Some(kind), ..Cluster::default() })
+    entry(
+        format!("c{service}"),
+        &Cluster {
+            name: format!("c{service}"),
+            alt_stat_name: version.to_string(),
+            cluster_discovery_type: Some(kind),
+            ..Cluster::default()
+        },
+    )
 }
 
 fn endpoints(service: u8, version: u32) -> Arc<Entry> {
-    let mut assignment = ClusterLoadAssignment { cluster_name: format!("c{service}"), ..ClusterLoadAssignment::default() };
+    let mut assignment =
+        ClusterLoadAssignment { cluster_name: format!("c{service}"), ..ClusterLoadAssignment::default() };
     assignment.endpoints = vec![Default::default(); version as usize % 3];
     entry(format!("c{service}"), &assignment)
 }
@@ -72,14 +90,23 @@ fn listener(number: u8) -> Arc<Entry> {
     let manager = HttpConnectionManager { route_specifier: Some(rds), ..HttpConnectionManager::default() };
     let filter = Filter { name: "http".into(), config_type: Some(ConfigType::TypedConfig(pack(&manager))) };
     let chain = FilterChain { filters: vec![filter], ..FilterChain::default() };
-    entry(format!("l{number}"), &Listener { name: format!("l{number}"), filter_chains: vec![chain], ..Listener::default() })
+    entry(
+        format!("l{number}"),
+        &Listener { name: format!("l{number}"), filter_chains: vec![chain], ..Listener::default() },
+    )
 }
 
 fn route(number: u8, service: u8) -> Arc<Entry> {
-    let action = RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster(format!("c{service}"))), ..RouteAction::default() };
+    let action = RouteAction {
+        cluster_specifier: Some(ClusterSpecifier::Cluster(format!("c{service}"))),
+        ..RouteAction::default()
+    };
     let route = Route { action: Some(Action::Route(action)), ..Route::default() };
     let host = VirtualHost { name: "all".into(), routes: vec![route], ..VirtualHost::default() };
-    entry(format!("r{number}"), &RouteConfiguration { name: format!("r{number}"), virtual_hosts: vec![host], ..RouteConfiguration::default() })
+    entry(
+        format!("r{number}"),
+        &RouteConfiguration { name: format!("r{number}"), virtual_hosts: vec![host], ..RouteConfiguration::default() },
+    )
 }
 
 fn target(body: &api::xds::Any) -> String {
@@ -153,7 +180,7 @@ impl Pair {
     /// The server sends all that it may.
     fn pump(&mut self) {
         self.server.set_offer(self.world.offer());
-        while let Some(answer) = self.server.next() {
+        while let Some(answer) = self.server.next_answer() {
             self.sent += 1;
             assert!(self.sent < 20_000, "the server does not stop sending");
             self.responses.push_back(answer.into_delta());
@@ -171,7 +198,9 @@ impl Pair {
                 self.world.listeners.remove(listener);
                 self.sweep();
             }
-            Step::Change(service) => self.world.services.entry(*service).and_modify(|(cluster, _)| *cluster += 1).or_insert((0, 1)).0 += 0,
+            Step::Change(service) => {
+                self.world.services.entry(*service).and_modify(|(cluster, _)| *cluster += 1).or_insert((0, 1)).0 += 0
+            }
             Step::Move(service) => {
                 if let Some((_, endpoints)) = self.world.services.get_mut(service) {
                     *endpoints += 1;
@@ -201,11 +230,20 @@ impl Pair {
                 // Only routes that a listener in effect uses can be taken by a request.
                 let used = set.of(ResourceKind::Listener).keys().any(|listener| listener[1..] == name[1..]);
                 let cluster = target(&resource.body);
-                assert!(!used || set.of(ResourceKind::Cluster).contains_key(&cluster), "{name} points at {cluster}, which is not there");
-                assert!(!used || set.of(ResourceKind::Endpoint).contains_key(&cluster), "{cluster} is used and has no endpoints yet");
+                assert!(
+                    !used || set.of(ResourceKind::Cluster).contains_key(&cluster),
+                    "{name} points at {cluster}, which is not there"
+                );
+                assert!(
+                    !used || set.of(ResourceKind::Endpoint).contains_key(&cluster),
+                    "{cluster} is used and has no endpoints yet"
+                );
             }
             for listener in set.of(ResourceKind::Listener).keys() {
-                assert!(set.of(ResourceKind::Route).contains_key(&format!("r{}", &listener[1..])), "{listener} has no routes");
+                assert!(
+                    set.of(ResourceKind::Route).contains_key(&format!("r{}", &listener[1..])),
+                    "{listener} has no routes"
+                );
             }
             Vec::new()
         };

@@ -54,7 +54,11 @@ fn run(chore: Chore) -> Result<ExitCode> {
     match chore {
         Chore::Demo { arguments } => {
             repository::cargo(&root, &["build", "--workspace", "--bins"])?;
-            let status = std::process::Command::new(repository::program(&root, "meshctl")?).arg("demo").args(arguments).current_dir(&root).status()?;
+            let status = std::process::Command::new(repository::program(&root, "meshctl")?)
+                .arg("demo")
+                .args(arguments)
+                .current_dir(&root)
+                .status()?;
             Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
         }
         Chore::Test => test::run(&root),

@@ -22,8 +22,12 @@ pub(crate) fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
 
 /// Where cargo puts what it builds.
 pub(crate) fn target(root: &Path) -> Result<PathBuf> {
-    let output = Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--format-version", "1", "--offline"]).current_dir(root).output()?;
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("`cargo metadata` did not answer")?;
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .current_dir(root)
+        .output()?;
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("`cargo metadata` did not answer")?;
     metadata["target_directory"].as_str().map(PathBuf::from).context("`cargo metadata` does not name the target folder")
 }
 

@@ -20,17 +20,48 @@ struct Tally {
 pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     let target = repository::target(root)?;
     let mut tally = Tally::default();
-    tally.check("install what the tests need", || tools::programs());
+    tally.check("install what the tests need", tools::programs);
     tally.step(root, "formatting", Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]));
-    tally.step(root, "lints", Command::new(env!("CARGO")).args(["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"]));
+    tally.step(
+        root,
+        "lints",
+        Command::new(env!("CARGO")).args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+    );
     match tools::cargo_deny(&target) {
-        Ok(program) => tally.step(root, "licences, bans, sources", Command::new(program).args(["--all-features", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"])),
+        Ok(program) => tally.step(
+            root,
+            "licences, bans, sources",
+            Command::new(program).args([
+                "--all-features",
+                "check",
+                "--hide-inclusion-graph",
+                "licenses",
+                "bans",
+                "sources",
+            ]),
+        ),
         Err(error) => tally.cannot("licences, bans, sources", &error),
     }
     // The tests start the programs, and one of them starts a real Envoy.
-    tally.step(root, "build", Command::new(env!("CARGO")).args(["build", "--workspace", "--bins", "--locked", "--quiet"]));
+    tally.step(
+        root,
+        "build",
+        Command::new(env!("CARGO")).args(["build", "--workspace", "--bins", "--locked", "--quiet"]),
+    );
     match tools::envoy(&target) {
-        Ok(envoy) => tally.tests(root, Command::new(env!("CARGO")).args(["test", "--workspace", "--locked", "--no-fail-fast"]).env("ENVOY", envoy)),
+        Ok(envoy) => tally.tests(
+            root,
+            Command::new(env!("CARGO")).args(["test", "--workspace", "--locked", "--no-fail-fast"]).env("ENVOY", envoy),
+        ),
         Err(error) => tally.cannot("tests (Envoy is needed)", &error),
     }
     tally.step(root, "the demo", Command::new(repository::program(root, "meshctl")?).args(["demo", "--once"]));
@@ -78,7 +109,9 @@ impl Tally {
             Err(error) => return self.cannot("tests", &error.into()),
         };
         let mut counted = 0;
-        for line in child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok) {
+        for line in
+            child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok)
+        {
             if let Some((passed, failed)) = closing_line(&line) {
                 self.passed += passed;
                 self.failed += failed;

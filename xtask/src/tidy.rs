@@ -13,10 +13,42 @@ const ORDERED: &[&str] = &["api", "plan", "meshd", "proxy", "meshctl"];
 const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "misc", "manager"];
 /// Outside crates with a fence: where each may be named. `crate/module` stands for the module and all below it.
 const FENCES: &[(&str, &[&str])] = &[
-    ("tonic", &["api/xds", "meshd/authn", "meshd/ca", "meshd/serve", "meshd/app", "proxy/xds", "proxy/identity", "tests"]),
-    ("hyper", &["meshd/webhook", "proxy/http", "proxy/upstream", "proxy/admin", "proxy/listen", "proxy/app", "meshctl/fetch", "meshctl/demo", "tests", "shop"]),
-    ("rustls", &["meshd/ca", "meshd/serve", "meshd/webhook", "meshd/app", "proxy/tls", "proxy/secret", "proxy/identity", "proxy/xds", "meshctl/fetch", "meshctl/demo", "tests"]),
-    ("axum", &["meshd/webhook", "meshd/admin", "meshd/app", "shop", "tests"]),
+    (
+        "tonic",
+        &["api/xds", "meshd/authn", "meshd/ca", "meshd/serve", "meshd/app", "proxy/xds", "proxy/identity", "tests"],
+    ),
+    (
+        "hyper",
+        &[
+            "meshd/webhook",
+            "proxy/http",
+            "proxy/upstream",
+            "proxy/admin",
+            "proxy/listen",
+            "proxy/app",
+            "meshctl/fetch",
+            "meshctl/demo",
+            "tests",
+            "shop",
+        ],
+    ),
+    (
+        "rustls",
+        &[
+            "meshd/ca",
+            "meshd/serve",
+            "meshd/webhook",
+            "meshd/app",
+            "proxy/tls",
+            "proxy/secret",
+            "proxy/identity",
+            "proxy/xds",
+            "meshctl/fetch",
+            "meshctl/demo",
+            "tests",
+        ],
+    ),
+    ("axum", &["proxy/admin", "meshd/webhook", "meshd/admin", "meshd/app", "shop", "tests"]),
     ("tokio", &["meshd", "proxy", "meshctl", "tests", "shop"]),
 ];
 /// Markers of the generated map.
@@ -49,7 +81,16 @@ pub(crate) fn check(root: &Path, write: bool) -> Result<Vec<String>> {
 
 fn sources(root: &Path) -> Result<Vec<Source>> {
     let mut found = Vec::new();
-    let crates = ["crates/api", "crates/plan", "crates/meshd", "crates/proxy", "crates/meshctl", "examples/ecommerce/shop", "tests", "xtask"];
+    let crates = [
+        "crates/api",
+        "crates/plan",
+        "crates/meshd",
+        "crates/proxy",
+        "crates/meshctl",
+        "examples/ecommerce/shop",
+        "tests",
+        "xtask",
+    ];
     for folder in crates {
         let krate = folder.rsplit('/').next().unwrap_or(folder);
         let mut files = Vec::new();
@@ -58,7 +99,12 @@ fn sources(root: &Path) -> Result<Vec<Source>> {
         for file in files {
             let text = fs::read_to_string(&file).with_context(|| format!("{} cannot be read", file.display()))?;
             let path = file.strip_prefix(root)?.to_owned();
-            found.push(Source { modules: modules(&file.strip_prefix(root.join(folder))?.to_owned()), krate: krate.to_owned(), path, text });
+            found.push(Source {
+                modules: modules(file.strip_prefix(root.join(folder))?),
+                krate: krate.to_owned(),
+                path,
+                text,
+            });
         }
     }
     Ok(found)
@@ -78,7 +124,8 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 
 /// `src/a/b.rs` is module a::b.
 fn modules(below: &Path) -> Vec<String> {
-    let mut parts: Vec<String> = below.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
+    let mut parts: Vec<String> =
+        below.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
     if parts.first().is_some_and(|part| part == "src") {
         parts.remove(0);
     }
@@ -93,7 +140,9 @@ fn head(source: &Source) -> Option<String> {
 
 fn name(source: &Source) -> Option<String> {
     let last = source.modules.last()?;
-    EMPTY_NAMES.contains(&last.as_str()).then(|| format!("{}: the name {last:?} says nothing; name it by its role", source.path.display()))
+    EMPTY_NAMES
+        .contains(&last.as_str())
+        .then(|| format!("{}: the name {last:?} says nothing; name it by its role", source.path.display()))
 }
 
 fn fences(source: &Source) -> Vec<String> {
@@ -110,7 +159,12 @@ fn fences(source: &Source) -> Vec<String> {
             continue;
         }
         if let Some(line) = code(&source.text).find(|(_, line)| mentions(line, outside)) {
-            faults.push(format!("{}:{}: {outside} is used outside of its fence ({})", source.path.display(), line.0, places.join(", ")));
+            faults.push(format!(
+                "{}:{}: {outside} is used outside of its fence ({})",
+                source.path.display(),
+                line.0,
+                places.join(", ")
+            ));
         }
     }
     faults
@@ -134,7 +188,9 @@ fn mentions(line: &str, outside: &str) -> bool {
 /// Modules may use only modules that their parent lists above them.
 fn order(sources: &[Source]) -> Vec<String> {
     let mut lists: BTreeMap<(String, Vec<String>), Vec<String>> = BTreeMap::new();
-    for source in sources.iter().filter(|source| ORDERED.contains(&source.krate.as_str()) && !source.path.ends_with("main.rs")) {
+    for source in
+        sources.iter().filter(|source| ORDERED.contains(&source.krate.as_str()) && !source.path.ends_with("main.rs"))
+    {
         let declared = code(&source.text).filter_map(|(_, line)| declared(line)).collect::<Vec<_>>();
         lists.insert((source.krate.clone(), source.modules.clone()), declared);
     }
@@ -144,7 +200,10 @@ fn order(sources: &[Source]) -> Vec<String> {
             for used in used(line) {
                 if let Some(parent) = later(&lists, source, &used) {
                     let path = source.path.display();
-                    faults.push(format!("{path}:{number}: uses crate::{}, which {parent} lists below this module", used.join("::")));
+                    faults.push(format!(
+                        "{path}:{number}: uses crate::{}, which {parent} lists below this module",
+                        used.join("::")
+                    ));
                 }
             }
         }
@@ -153,7 +212,11 @@ fn order(sources: &[Source]) -> Vec<String> {
 }
 
 fn declared(line: &str) -> Option<String> {
-    let line = line.strip_prefix("pub(crate) ").or_else(|| line.strip_prefix("pub(super) ")).or_else(|| line.strip_prefix("pub ")).unwrap_or(line);
+    let line = line
+        .strip_prefix("pub(crate) ")
+        .or_else(|| line.strip_prefix("pub(super) "))
+        .or_else(|| line.strip_prefix("pub "))
+        .unwrap_or(line);
     Some(line.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
 }
 
@@ -163,7 +226,9 @@ fn used(line: &str) -> Vec<Vec<String>> {
         let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(rest.len());
         rest[..end].split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
     };
-    let starts = line.match_indices("crate::").filter(|(at, _)| !line[..*at].ends_with(|c: char| c == '$' || c.is_alphanumeric() || c == '_'));
+    let starts = line
+        .match_indices("crate::")
+        .filter(|(at, _)| !line[..*at].ends_with(|c: char| c == '$' || c.is_alphanumeric() || c == '_'));
     starts.map(|(at, _)| path(&line[at + "crate::".len()..])).collect()
 }
 
@@ -181,11 +246,23 @@ fn later(lists: &BTreeMap<(String, Vec<String>), Vec<String>>, source: &Source, 
 fn map(root: &Path, sources: &[Source], write: bool) -> Result<Option<String>> {
     let file = root.join("ARCHITECTURE.md");
     let text = fs::read_to_string(&file).context("ARCHITECTURE.md cannot be read")?;
-    let Some((before, rest)) = text.split_once(MAP.0) else { return Ok(Some("ARCHITECTURE.md: the marker of the map is missing".to_owned())) };
-    let Some((old, after)) = rest.split_once(MAP.1) else { return Ok(Some("ARCHITECTURE.md: the end of the map is missing".to_owned())) };
+    let Some((before, rest)) = text.split_once(MAP.0) else {
+        return Ok(Some("ARCHITECTURE.md: the marker of the map is missing".to_owned()));
+    };
+    let Some((old, after)) = rest.split_once(MAP.1) else {
+        return Ok(Some("ARCHITECTURE.md: the end of the map is missing".to_owned()));
+    };
     let mut new = String::new();
-    for source in sources.iter().filter(|source| !source.path.iter().any(|part| part == "tests") || source.krate == "tests") {
-        let said: String = source.text.lines().take_while(|line| line.starts_with("//!")).map(|line| line.trim_start_matches("//!").trim()).collect::<Vec<_>>().join(" ");
+    for source in
+        sources.iter().filter(|source| !source.path.iter().any(|part| part == "tests") || source.krate == "tests")
+    {
+        let said: String = source
+            .text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .map(|line| line.trim_start_matches("//!").trim())
+            .collect::<Vec<_>>()
+            .join(" ");
         let sentence = said.split_once(". ").map_or(said.as_str(), |(first, _)| first).trim_end_matches('.');
         new += &format!("- `{}`: {sentence}.\n", source.path.display());
     }
@@ -208,7 +285,12 @@ mod tests {
 
     #[test]
     fn an_arrow_to_a_later_chapter_is_found() {
-        let source = |path: &str, text: &str| Source { path: path.into(), krate: "plan".into(), modules: modules(Path::new(path)), text: text.into() };
+        let source = |path: &str, text: &str| Source {
+            path: path.into(),
+            krate: "plan".into(),
+            modules: modules(Path::new(path)),
+            text: text.into(),
+        };
         let lib = source("src/lib.rs", "pub mod a;\npub mod b;\n");
         let good = source("src/b.rs", "use crate::a::X;\n");
         assert!(order(&[lib, good]).is_empty());

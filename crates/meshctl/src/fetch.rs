@@ -51,7 +51,9 @@ impl Connection {
     /// # Errors
     /// The address cannot be reached.
     pub async fn open(address: &str) -> Result<Connection> {
-        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await.with_context(|| format!("{address} does not answer"))?;
+        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(address))
+            .await
+            .with_context(|| format!("{address} does not answer"))?;
         Self::over(stream.with_context(|| format!("{address} cannot be reached"))?).await
     }
 
@@ -70,7 +72,9 @@ impl Connection {
         Self::over(stream.await.with_context(|| format!("{address} is not trusted as {name}"))?).await
     }
 
-    async fn over(stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static) -> Result<Connection> {
+    async fn over(
+        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Connection> {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         Ok(Connection { sender })
@@ -80,7 +84,13 @@ impl Connection {
     ///
     /// # Errors
     /// The connection broke, or the answer took too long.
-    pub async fn send(&mut self, method: Method, target: &str, headers: &[(&str, &str)], body: Option<&Value>) -> Result<Answer> {
+    pub async fn send(
+        &mut self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Answer> {
         let mut request = Request::builder().method(method).uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -93,7 +103,11 @@ impl Connection {
         let exchange = async {
             self.sender.ready().await?;
             let (head, body) = self.sender.send_request(request).await?.into_parts();
-            anyhow::Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: body.collect().await?.to_bytes() })
+            anyhow::Ok(Answer {
+                status: head.status.as_u16(),
+                headers: head.headers,
+                body: body.collect().await?.to_bytes(),
+            })
         };
         tokio::time::timeout(PATIENCE, exchange).await.context("no answer in time")?
     }

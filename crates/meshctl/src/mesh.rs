@@ -24,7 +24,10 @@ impl Mesh {
     /// It cannot be reached, or does not have the page.
     pub async fn page(&self, path: &str) -> Result<Value> {
         let answer = fetch::get(&self.address, path).await.with_context(|| {
-            format!("the control plane was asked at {}; set --meshd or the variable MESHD to its debug port", self.address)
+            format!(
+                "the control plane was asked at {}; set --meshd or the variable MESHD to its debug port",
+                self.address
+            )
         })?;
         serde_json::from_slice(&answer.body).with_context(|| format!("{path} of {} is not JSON", self.address))
     }
@@ -47,7 +50,8 @@ impl Mesh {
         let place = match exact {
             Some(place) => place,
             None => {
-                let short: Vec<usize> = (0..proxies.len()).filter(|place| proxies[*place].proxy.split('.').next() == Some(name)).collect();
+                let short: Vec<usize> =
+                    (0..proxies.len()).filter(|place| proxies[*place].proxy.split('.').next() == Some(name)).collect();
                 match short.as_slice() {
                     [one] => *one,
                     [] => bail!("no proxy {name:?} is connected{}", hint(name, &proxies)),
@@ -66,7 +70,9 @@ impl Mesh {
         if proxy.admin_address.is_empty() {
             bail!("{} did not tell where its admin interface listens", proxy.proxy);
         }
-        let answer = fetch::get(&proxy.admin_address, path).await.with_context(|| format!("the proxy {} could not be asked", proxy.proxy))?;
+        let answer = fetch::get(&proxy.admin_address, path)
+            .await
+            .with_context(|| format!("the proxy {} could not be asked", proxy.proxy))?;
         serde_json::from_slice(&answer.body).with_context(|| format!("{path} of {} is not JSON", proxy.proxy))
     }
 

@@ -78,7 +78,10 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
-        let rows = [vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()], vec!["bbbb".to_owned(), "c".to_owned(), String::new()]];
+        let rows = [
+            vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()],
+            vec!["bbbb".to_owned(), "c".to_owned(), String::new()],
+        ];
         assert_eq!(table(&["N", "TYPE", "Z"], &rows), "N      TYPE        Z\na      long cell   x\nbbbb   c\n");
     }
 
@@ -91,7 +94,13 @@ mod tests {
 
     #[test]
     fn the_sentence_comes_first_and_empty_lines_do_not_come() {
-        let why = Why { sentence: "No endpoint is healthy.".into(), status: 503, flag: "UH".into(), details: "no_healthy_upstream".into(), ..Why::default() };
+        let why = Why {
+            sentence: "No endpoint is healthy.".into(),
+            status: 503,
+            flag: "UH".into(),
+            details: "no_healthy_upstream".into(),
+            ..Why::default()
+        };
         let text = reason(&why);
         assert!(text.starts_with("No endpoint is healthy.\n"));
         assert!(text.contains("answered    503 UH no_healthy_upstream"));

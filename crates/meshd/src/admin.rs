@@ -37,21 +37,36 @@ pub struct Pages {
 struct Page {
     path: &'static str,
     doc: &'static str,
-    show: fn(&Pages, &Arguments) -> Result<Value, (StatusCode, String)>,
+    show: fn(&Pages, &Arguments) -> Shown,
 }
 
 type Arguments = BTreeMap<String, String>;
 
+/// A page's content, or a status with one sentence.
+type Shown = Result<Value, (StatusCode, String)>;
+
 /// The table of debug pages: names and shapes are Istio's (`pilot/pkg/xds/debug.go`), the last rows are ours.
 const PAGES: &[Page] = &[
-    Page { path: "syncz", doc: "What each connected proxy has been sent and has taken.", show: |pages, _| Ok(syncz(pages)) },
-    Page { path: "adsz", doc: "The connected proxies; the same as connections.", show: |pages, _| Ok(connections(pages)) },
+    Page {
+        path: "syncz",
+        doc: "What each connected proxy has been sent and has taken.",
+        show: |pages, _| Ok(syncz(pages)),
+    },
+    Page {
+        path: "adsz",
+        doc: "The connected proxies; the same as connections.",
+        show: |pages, _| Ok(connections(pages)),
+    },
     Page { path: "connections", doc: "The connected proxies.", show: |pages, _| Ok(connections(pages)) },
     Page { path: "config_dump", doc: "What a proxy should hold: ?proxyID=NAME.NAMESPACE.", show: config_dump },
     Page { path: "configz", doc: "All objects as last read.", show: configz },
-    Page { path: "registryz", doc: "All services.", show: |pages, _| registry(pages, "services") },
-    Page { path: "endpointz", doc: "All endpoints.", show: |pages, _| registry(pages, "endpoints") },
-    Page { path: "cachez", doc: "How many different plans are in use.", show: |pages, _| Ok(json!({"plans": pages.cache.len()})) },
+    Page { path: "registryz", doc: "All services.", show: registry },
+    Page { path: "endpointz", doc: "All endpoints.", show: endpoints },
+    Page {
+        path: "cachez",
+        doc: "How many different plans are in use.",
+        show: |pages, _| Ok(json!({"plans": pages.cache.len()})),
+    },
     Page { path: "problems", doc: "All that is wrong with the configuration.", show: problems },
     Page { path: "addresses", doc: "Where the control plane listens.", show: |pages, _| Ok(json!(pages.addresses)) },
 ];
@@ -74,14 +89,17 @@ pub fn router(pages: Pages) -> Router {
         };
         router = router.route(&format!("/debug/{}", page.path), get(handler));
     }
-    router.fallback(|| async { (StatusCode::NOT_FOUND, "There is no such page; /debug lists them.\n") }).with_state(pages)
+    router
+        .fallback(|| async { (StatusCode::NOT_FOUND, "There is no such page; /debug lists them.\n") })
+        .with_state(pages)
 }
 
 async fn ready(State(pages): State<Pages>) -> Response {
     if pages.published.borrow().is_some() {
         return (StatusCode::OK, "ready\n").into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, "not ready: the configuration has not been loaded and planned yet\n").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready: the configuration has not been loaded and planned yet\n")
+        .into_response()
 }
 
 async fn version() -> Json<Value> {
@@ -97,9 +115,12 @@ async fn list() -> Json<Vec<String>> {
 }
 
 async fn index() -> Response {
-    let row = |page: &Page| format!("<tr><td><a href=\"/debug/{0}\">/debug/{0}</a></td><td>{1}</td></tr>\n", page.path, page.doc);
+    let row = |page: &Page| {
+        format!("<tr><td><a href=\"/debug/{0}\">/debug/{0}</a></td><td>{1}</td></tr>\n", page.path, page.doc)
+    };
     let rows: String = PAGES.iter().map(row).collect();
-    let page = format!("<!doctype html><meta charset=\"utf-8\"><title>meshd</title><h1>meshd</h1><table>\n{rows}</table>\n");
+    let page =
+        format!("<!doctype html><meta charset=\"utf-8\"><title>meshd</title><h1>meshd</h1><table>\n{rows}</table>\n");
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
 }
 
@@ -121,15 +142,15 @@ fn connections(pages: &Pages) -> Value {
     json!({"totalClients": rows.len(), "clients": rows})
 }
 
-type Shown = Result<Value, (StatusCode, String)>;
-
 fn published(pages: &Pages) -> Result<Published, (StatusCode, String)> {
     let not_yet = || (StatusCode::SERVICE_UNAVAILABLE, "The configuration has not been loaded yet.".to_owned());
     pages.published.borrow().clone().ok_or_else(not_yet)
 }
 
 fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
-    let wanted = arguments.get("proxyID").ok_or_else(|| (StatusCode::BAD_REQUEST, "Say which proxy: ?proxyID=NAME.NAMESPACE.".to_owned()))?;
+    let wanted = arguments
+        .get("proxyID")
+        .ok_or_else(|| (StatusCode::BAD_REQUEST, "Say which proxy: ?proxyID=NAME.NAMESPACE.".to_owned()))?;
     let rows = pages.registry.list();
     let row = rows.iter().find(|row| row.status.proxy == *wanted).ok_or_else(|| {
         let known: Vec<&str> = rows.iter().map(|row| row.status.proxy.as_str()).collect();
@@ -139,7 +160,9 @@ fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
     let mut configs = serde_json::Map::new();
     for kind in KINDS {
         let entries = offer.of(kind.kind).values();
-        let shown = entries.map(|entry| api::json::to_json(&entry.body).unwrap_or_else(|error| json!({"name": entry.name, "error": error})));
+        let shown = entries.map(|entry| {
+            api::json::to_json(&entry.body).unwrap_or_else(|error| json!({"name": entry.name, "error": error}))
+        });
         configs.insert(kind.name.to_owned(), shown.collect());
     }
     Ok(json!({"proxy": wanted, "configs": configs}))
@@ -148,14 +171,24 @@ fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
 fn configz(pages: &Pages, arguments: &Arguments) -> Shown {
     let published = published(pages)?;
     let wanted = arguments.get("kind").map(|word| word.to_ascii_lowercase());
-    let is_wanted = |object: &&Arc<api::object::Object>| wanted.as_ref().is_none_or(|word| object.key().kind.row().name.eq_ignore_ascii_case(word));
+    let is_wanted = |object: &&Arc<api::object::Object>| {
+        wanted.as_ref().is_none_or(|word| object.key().kind.row().name.eq_ignore_ascii_case(word))
+    };
     // Secrets are never shown.
-    let shown = published.world.objects().filter(|object| object.key().kind != api::object::Kind::Secret).filter(is_wanted);
+    let shown =
+        published.world.objects().filter(|object| object.key().kind != api::object::Kind::Secret).filter(is_wanted);
     Ok(shown.map(|object| object.raw.clone()).collect())
 }
 
-fn registry(pages: &Pages, part: &str) -> Shown {
-    Ok(published(pages)?.snapshot.registry()[part].clone())
+fn registry(pages: &Pages, _: &Arguments) -> Shown {
+    Ok(published(pages)?.snapshot.registry()["services"].take())
+}
+
+/// Each service with its endpoints only.
+fn endpoints(pages: &Pages, _: &Arguments) -> Shown {
+    let services = registry(pages, &Arguments::default())?;
+    let one = |service: &Value| json!({"svc": service["host"], "endpoints": service["endpoints"]});
+    Ok(services.as_array().into_iter().flatten().map(one).collect())
 }
 
 fn problems(pages: &Pages, _: &Arguments) -> Shown {

@@ -109,11 +109,15 @@ impl Running {
         let http = bind(config.http_addr, "readiness and debug pages").await?;
         let monitoring = bind(config.monitoring_addr, "metrics").await?;
         let webhooks = bind(config.https_addr, "webhooks").await?;
-        let shown = |bound: &Option<(TcpListener, String)>| bound.as_ref().map(|(_, address)| address.clone()).unwrap_or_default();
-        (addresses.http, addresses.monitoring, addresses.webhook) = (shown(&http), shown(&monitoring), shown(&webhooks));
+        let shown = |bound: &Option<(TcpListener, String)>| {
+            bound.as_ref().map(|(_, address)| address.clone()).unwrap_or_default()
+        };
+        (addresses.http, addresses.monitoring, addresses.webhook) =
+            (shown(&http), shown(&monitoring), shown(&webhooks));
         let pages = Pages { published: published.clone(), registry, cache, metrics, addresses: addresses.clone() };
         for (listener, _) in http.into_iter().chain(monitoring) {
-            let served = axum::serve(listener, admin::router(pages.clone())).with_graceful_shutdown(shutdown.clone().cancelled_owned());
+            let served = axum::serve(listener, admin::router(pages.clone()))
+                .with_graceful_shutdown(shutdown.clone().cancelled_owned());
             tasks.spawn(async move { served.await.context("the debug pages ended") });
         }
         if let Some((listener, _)) = webhooks {
@@ -180,14 +184,17 @@ async fn grpc(
 
 async fn bind(address: Option<SocketAddr>, purpose: &str) -> Result<Option<(TcpListener, String)>> {
     let Some(address) = address else { return Ok(None) };
-    let listener = TcpListener::bind(address).await.with_context(|| format!("{address} ({purpose}) cannot be listened on; choose another address, or port 0 for any"))?;
+    let listener = TcpListener::bind(address).await.with_context(|| {
+        format!("{address} ({purpose}) cannot be listened on; choose another address, or port 0 for any")
+    })?;
     let bound = listener.local_addr()?.to_string();
     Ok(Some((listener, bound)))
 }
 
 fn read_mesh_config(config: &Config) -> Result<MeshConfig> {
     let Some(file) = &config.mesh_config else { return Ok(MeshConfig::default()) };
-    let text = std::fs::read_to_string(file).with_context(|| format!("the mesh-wide settings {} cannot be read", file.display()))?;
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("the mesh-wide settings {} cannot be read", file.display()))?;
     let (mesh, problems) = MeshConfig::parse(&text, &file.display().to_string());
     for problem in &problems {
         tracing::warn!("{problem}");
@@ -201,9 +208,16 @@ fn read_mesh_config(config: &Config) -> Result<MeshConfig> {
 
 fn serving_names(config: &Config) -> Vec<String> {
     // Istio's names of the control plane's Service; ours for one machine.
-    let mut names: Vec<String> = ["istiod.istio-system.svc", "istiod-remote.istio-system.svc", "istio-pilot.istio-system.svc", "localhost", "127.0.0.1", "::1"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut names: Vec<String> = [
+        "istiod.istio-system.svc",
+        "istiod-remote.istio-system.svc",
+        "istio-pilot.istio-system.svc",
+        "localhost",
+        "127.0.0.1",
+        "::1",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     names.push(format!("istiod.istio-system.svc.{}", config.domain));
     names.extend(config.serving_names.iter().cloned());
     names

@@ -34,7 +34,11 @@ impl Authenticator {
         }
         let token_key = std::fs::read(&file).with_context(|| format!("{} cannot be read", file.display()))?;
         if token_key.len() != join_token::KEY_LENGTH {
-            bail!("{} is not a key of {} bytes: remove it to have a new one made", file.display(), join_token::KEY_LENGTH);
+            bail!(
+                "{} is not a key of {} bytes: remove it to have a new one made",
+                file.display(),
+                join_token::KEY_LENGTH
+            );
         }
         Ok(Self { token_key, trust_domain: trust_domain.to_owned() })
     }
@@ -76,8 +80,8 @@ impl Authenticator {
         let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
         let token = token.ok_or_else(|| Status::unauthenticated("the authorization header is not `Bearer TOKEN`"))?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        let (namespace, account) =
-            join_token::verify(&self.token_key, token.trim(), now).map_err(|refused| Status::unauthenticated(refused.to_string()))?;
+        let (namespace, account) = join_token::verify(&self.token_key, token.trim(), now)
+            .map_err(|refused| Status::unauthenticated(refused.to_string()))?;
         Ok(Some(SpiffeId::new(&self.trust_domain, &namespace, &account)))
     }
 }

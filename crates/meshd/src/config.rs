@@ -79,7 +79,18 @@ mod tests {
 
     #[test]
     fn istios_spellings_are_taken() {
-        let config = Config::try_parse_from(["meshd", "--configDir", "x", "--grpcAddr", ":0", "--monitoringAddr", "127.0.0.1:1", "--httpsAddr", ""]).unwrap();
+        let config = Config::try_parse_from([
+            "meshd",
+            "--configDir",
+            "x",
+            "--grpcAddr",
+            ":0",
+            "--monitoringAddr",
+            "127.0.0.1:1",
+            "--httpsAddr",
+            "",
+        ])
+        .unwrap();
         assert_eq!(config.grpc_addr, Some("0.0.0.0:0".parse().unwrap()));
         assert_eq!(config.https_addr, None);
         assert!(Config::try_parse_from(["meshd", "--config-dir", "x", "--grpc-addr", "nonsense"]).is_err());
@@ -88,7 +99,10 @@ mod tests {
     #[test]
     fn every_setting_has_a_doc_line_and_a_variable() {
         Config::command().debug_assert();
-        for argument in Config::command().get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str())) {
+        for argument in Config::command()
+            .get_arguments()
+            .filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
             assert!(argument.get_help().is_some() && argument.get_env().is_some(), "{}", argument.get_id());
         }
     }

@@ -93,13 +93,16 @@ impl DiscoveryService {
     {
         let caller = self.authenticator.caller(&request)?;
         if caller.is_none() && self.proof_required {
-            return Err(Status::unauthenticated("this port serves only callers that prove who they are: send a client certificate or a token"));
+            return Err(Status::unauthenticated(
+                "this port serves only callers that prove who they are: send a client certificate or a token",
+            ));
         }
         let encrypted = request.extensions().get::<PeerCertificate>().is_some() && self.proof_required;
         let asks = request.into_inner().map(move |message| message.map(take));
         // One response in the channel: what is not taken yet is not made yet, so a slow client gets the newest.
         let (send, responses) = mpsc::channel::<Result<Out, Status>>(1);
-        let stream = ProxyStream { service: self.clone(), caller, encrypted, session: Session::new(variant), row: None };
+        let stream =
+            ProxyStream { service: self.clone(), caller, encrypted, session: Session::new(variant), row: None };
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             let outcome = tokio::select! {
@@ -133,7 +136,8 @@ impl ProxyStream {
         let mut asks = std::pin::pin!(asks);
         let Some(first) = asks.next().await else { return Ok(()) };
         let (node, ask) = first?;
-        let node = node.ok_or_else(|| Status::invalid_argument("the first request of a stream must say which node is asking"))?;
+        let node = node
+            .ok_or_else(|| Status::invalid_argument("the first request of a stream must say which node is asking"))?;
         let proxy = ProxyIdentity::of(&node, self.caller.as_ref()).map_err(|reason| {
             tracing::warn!(node = node.id, reason, "a proxy was refused");
             if self.caller.is_some() { Status::permission_denied(reason) } else { Status::invalid_argument(reason) }
@@ -146,7 +150,7 @@ impl ProxyStream {
         let mut changed = self.plan(&mut published, &proxy, secrets);
         self.hear(ask);
         loop {
-            while let Some(answer) = tokio::task::block_in_place(|| self.session.next()) {
+            while let Some(answer) = tokio::task::block_in_place(|| self.session.next_answer()) {
                 let kind = answer.kind;
                 let message = into(answer);
                 self.count(kind, message.encoded_len(), changed.take());
@@ -181,7 +185,12 @@ impl ProxyStream {
     }
 
     /// Takes the newest configuration. Returns when its first change was seen.
-    fn plan(&mut self, published: &mut watch::Receiver<Option<Published>>, proxy: &ProxyIdentity, secrets: bool) -> Option<Instant> {
+    fn plan(
+        &mut self,
+        published: &mut watch::Receiver<Option<Published>>,
+        proxy: &ProxyIdentity,
+        secrets: bool,
+    ) -> Option<Instant> {
         let now = published.borrow_and_update().clone()?;
         let offer = tokio::task::block_in_place(|| self.service.cache.offer(&now.snapshot, proxy, secrets));
         self.session.set_offer(offer);

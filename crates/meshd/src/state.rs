@@ -36,7 +36,12 @@ impl Published {
 }
 
 /// Runs until the source is gone. Nothing is published before the source has told all it has.
-pub async fn run(mut world: World, mut batches: mpsc::Receiver<Batch>, publish: watch::Sender<Option<Published>>, metrics: Arc<Metrics>) {
+pub async fn run(
+    mut world: World,
+    mut batches: mpsc::Receiver<Batch>,
+    publish: watch::Sender<Option<Published>>,
+    metrics: Arc<Metrics>,
+) {
     let mut debounce = Debounce::default();
     let mut problems = Arc::new(Vec::new());
     let mut generation = 0;
@@ -54,8 +59,13 @@ pub async fn run(mut world: World, mut batches: mpsc::Receiver<Batch>, publish: 
                 let started = Instant::now();
                 let snapshot = tokio::task::block_in_place(|| Snapshot::build(&world, previous.as_ref()));
                 metrics.snapshot_build.observe(started.elapsed().as_secs_f64());
-                let published =
-                    Published { snapshot, source_problems: problems.clone(), world: Arc::new(world.clone()), generation, changed };
+                let published = Published {
+                    snapshot,
+                    source_problems: problems.clone(),
+                    world: Arc::new(world.clone()),
+                    generation,
+                    changed,
+                };
                 tell(&published, publish.borrow().as_ref(), &metrics);
                 publish.send_replace(Some(published));
                 debounce = Debounce::default();

@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 use std::time::Instant;
 
-use prometheus::{Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
 
 /// The release of Istio whose API and names we keep to.
 pub const ISTIO_VERSION: &str = "1.32.0";
@@ -61,10 +64,13 @@ impl Metrics {
                 metric
             }};
         }
-        let seconds = |name: &str, help: &str, buckets: &[f64]| Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()));
+        let seconds = |name: &str, help: &str, buckets: &[f64]| {
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+        };
         let info = register!(IntGaugeVec::new(Opts::new("pilot_info", "Version of the control plane."), &["version"]));
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let build = register!(GaugeVec::new(Opts::new("istio_build", "Component and its version."), &["component", "tag"]));
+        let build =
+            register!(GaugeVec::new(Opts::new("istio_build", "Component and its version."), &["component", "tag"]));
         build.with_label_values(&["pilot", env!("CARGO_PKG_VERSION")]).set(1.0);
         Ok(Self {
             started: Instant::now(),
@@ -82,16 +88,29 @@ impl Metrics {
                 &[0.001, 0.003, 0.01, 0.03, 0.1, 0.5, 1.0, 3.0, 5.0]
             )),
             config_size: register!(HistogramVec::new(
-                HistogramOpts::new("pilot_xds_config_size_bytes", "Bytes of a response.").buckets(vec![1.0, 1e4, 1e6, 4e6, 1e7, 4e7]),
+                HistogramOpts::new("pilot_xds_config_size_bytes", "Bytes of a response.")
+                    .buckets(vec![1.0, 1e4, 1e6, 4e6, 1e7, 4e7]),
                 &["type"]
             )),
-            rejects: register!(IntCounterVec::new(Opts::new("pilot_total_xds_rejects", "Responses refused by proxies."), &["type"])),
-            expired_nonces: register!(IntCounterVec::new(Opts::new("pilot_xds_expired_nonce", "Acknowledgements of old responses."), &["type"])),
-            triggers: register!(IntCounterVec::new(Opts::new("pilot_push_triggers", "What made a push necessary."), &["type"])),
+            rejects: register!(IntCounterVec::new(
+                Opts::new("pilot_total_xds_rejects", "Responses refused by proxies."),
+                &["type"]
+            )),
+            expired_nonces: register!(IntCounterVec::new(
+                Opts::new("pilot_xds_expired_nonce", "Acknowledgements of old responses."),
+                &["type"]
+            )),
+            triggers: register!(IntCounterVec::new(
+                Opts::new("pilot_push_triggers", "What made a push necessary."),
+                &["type"]
+            )),
             services: register!(IntGauge::new("pilot_services", "Services known.")),
             virtual_services: register!(IntGauge::new("pilot_virt_services", "VirtualServices known.")),
             rejected_configs: register!(IntGaugeVec::new(
-                Opts::new("pilot_total_rejected_configs", "Objects of which something is not in effect, by severity of the problem."),
+                Opts::new(
+                    "pilot_total_rejected_configs",
+                    "Objects of which something is not in effect, by severity of the problem."
+                ),
                 &["type"]
             )),
             csr_count: register!(IntCounter::new("citadel_server_csr_count", "Signing requests.")),
@@ -99,9 +118,15 @@ impl Metrics {
                 "citadel_server_authentication_failure_count",
                 "Signing requests of callers who did not prove themselves."
             )),
-            sign_errors: register!(IntCounter::new("citadel_server_csr_sign_err_count", "Signing requests that could not be signed.")),
+            sign_errors: register!(IntCounter::new(
+                "citadel_server_csr_sign_err_count",
+                "Signing requests that could not be signed."
+            )),
             issued: register!(IntCounter::new("citadel_server_success_cert_issuance_count", "Certificates signed.")),
-            root_expiry: register!(prometheus::Gauge::new("citadel_server_root_cert_expiry_timestamp", "End of the root's life, seconds since 1970.")),
+            root_expiry: register!(prometheus::Gauge::new(
+                "citadel_server_root_cert_expiry_timestamp",
+                "End of the root's life, seconds since 1970."
+            )),
             registry,
         })
     }
@@ -121,9 +146,17 @@ impl Metrics {
 /// # Errors
 /// The filter cannot be read.
 pub fn start_log(filter: &str, json: bool) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter).map_err(|error| anyhow::anyhow!("the log filter {filter:?} is wrong: {error}"))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
-    if json { log.json().init() } else { log.init() }
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| anyhow::anyhow!("the log filter {filter:?} is wrong: {error}"))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    if json {
+        log.json().init()
+    } else {
+        log.init()
+    }
     Ok(())
 }
 
@@ -136,7 +169,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.pushes.with_label_values(&["cds"]).inc();
         let text = metrics.encode();
-        for name in ["pilot_xds_pushes{type=\"cds\"} 1", "istio_build{component=\"pilot\"", "istiod_uptime_seconds", "citadel_server_csr_count 0"] {
+        for name in [
+            "pilot_xds_pushes{type=\"cds\"} 1",
+            "istio_build{component=\"pilot\"",
+            "istiod_uptime_seconds",
+            "citadel_server_csr_count 0",
+        ] {
             assert!(text.contains(name), "{name} is not in {text}");
         }
     }

@@ -27,7 +27,12 @@ use crate::state::Published;
 ///
 /// # Errors
 /// None at the moment: broken connections end alone.
-pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, published: watch::Receiver<Option<Published>>, shutdown: CancellationToken) -> Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    published: watch::Receiver<Option<Published>>,
+    shutdown: CancellationToken,
+) -> Result<()> {
     let router = Router::new()
         .route("/ready", get(|| async { "ready\n" }))
         .route("/validate", post(validate))
@@ -61,8 +66,10 @@ async fn validate(State(published): State<watch::Receiver<Option<Published>>>, J
         return (StatusCode::SERVICE_UNAVAILABLE, "The configuration has not been loaded yet.\n").into_response();
     };
     let problems = tokio::task::block_in_place(|| judge(&object, namespace, &now));
-    let errors: Vec<String> = problems.iter().filter(|problem| problem.severity == Severity::Error).map(ToString::to_string).collect();
-    let warnings: Vec<String> = problems.iter().filter(|problem| problem.severity == Severity::Warning).map(ToString::to_string).collect();
+    let errors: Vec<String> =
+        problems.iter().filter(|problem| problem.severity == Severity::Error).map(ToString::to_string).collect();
+    let warnings: Vec<String> =
+        problems.iter().filter(|problem| problem.severity == Severity::Warning).map(ToString::to_string).collect();
     let mut response = json!({"uid": uid, "allowed": errors.is_empty()});
     if !warnings.is_empty() {
         response["warnings"] = json!(warnings);

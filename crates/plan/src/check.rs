@@ -1,36 +1,28 @@
-//! What is wrong with the objects: each in itself (`intrinsic`), and among each other (`all`). Problems are the only
-//! result; nothing is changed here.
+//! What is wrong with the objects: all that each has in itself (`intrinsic`), and what is wrong among them. Problems are the
+//! only result; nothing is changed here.
 
-mod intrinsic;
 mod cross;
 
-use api::object::Object;
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 
+use std::sync::Arc;
+
+use crate::intrinsic::intrinsic;
 use crate::snapshot::Snapshot;
 use crate::world::World;
 
-pub(crate) use intrinsic::intrinsic;
-
-/// A problem of an object.
-pub(crate) fn problem(object: &Object, field: &str, code: Code, severity: Severity, message: String) -> Problem {
-    Problem {
-        object: object.reference(),
-        origin: object.origin.clone(),
-        field: field.to_owned(),
-        code,
-        severity,
-        message,
+impl Snapshot {
+    /// Resolves all relations of the world, and tells what is wrong. What did not change is taken over from `previous`.
+    pub fn build(world: &World, previous: Option<&Arc<Snapshot>>) -> Arc<Snapshot> {
+        let mut snapshot = Snapshot::assemble(world, previous);
+        let problems = all(world, &snapshot);
+        snapshot.add_problems(problems);
+        Arc::new(snapshot)
     }
 }
 
-/// Whether the object comes into the world in spite of an Error: what is not built yet is stored and listed.
-pub(crate) fn keeps_effect(problem: &Problem) -> bool {
-    problem.code == Code::NotBuilt
-}
-
 /// Everything that is wrong.
-pub(crate) fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
+fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     let mut problems: Vec<Problem> = world.refused.values().flatten().cloned().collect();
     problems.extend(world.objects.values().flat_map(|object| intrinsic(object)));
     problems.extend(mesh_config(world));

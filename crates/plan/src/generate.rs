@@ -6,7 +6,7 @@ mod filter;
 mod route;
 mod cluster;
 mod endpoint;
-pub(crate) mod secret;
+mod secret;
 mod listener;
 
 use api::json::canonical;
@@ -16,8 +16,14 @@ use prost::{Message, Name};
 use crate::model::Named;
 use crate::scope::{Scope, Want};
 
-/// The resources of a kind, by name.
-pub(crate) fn resources(scope: &Scope, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
+impl Scope {
+    /// The resources of a kind, by name.
+    pub fn generate(&self, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
+        resources(self, kind, want)
+    }
+}
+
+fn resources(scope: &Scope, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
     let mut resources = match kind {
         ResourceKind::Cluster => cluster::all(scope, want),
         ResourceKind::Endpoint => endpoint::all(scope, want),

@@ -7,10 +7,11 @@
 pub mod proxy;
 pub mod model;
 mod made;
-mod check;
+mod intrinsic;
 pub mod world;
 mod lower;
 pub mod snapshot;
+mod check;
 pub mod scope;
 mod generate;
 

@@ -1,6 +1,8 @@
 //! What one proxy may see and which policies bind it. All precedence among objects is decided here; the generators below
 //! only write down what the scope holds.
 
+mod credentials;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -12,12 +14,12 @@ use api::node::Role;
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 use api::selector::selects;
 use api::value::Labels;
-use api::xds::ResourceKind;
 
-use crate::generate;
-use crate::model::{Digested, Named, Protocol, Service, digest_of};
+use crate::model::{Digested, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::snapshot::{DestinationRule, Plain, Snapshot, VirtualService};
+
+pub(crate) use credentials::{AUTHORITIES, secret_name};
 
 /// Which resources of a kind are wanted.
 #[derive(Clone, Copy, Debug)]
@@ -129,11 +131,6 @@ impl Scope {
     /// What is wrong for this proxy alone.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
-    }
-
-    /// The resources of a kind, by name.
-    pub fn generate(&self, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
-        generate::resources(self, kind, want)
     }
 
     /// The Sidecar object: by workload, else the namespace's, else the mesh's.
@@ -405,7 +402,7 @@ impl Scope {
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
         let namespaces: BTreeSet<&str> = self.services.values().map(|service| service.namespace.as_str()).collect();
         parts.extend(namespaces.iter().map(|namespace| digest_of(&self.snapshot.expected_mutual_tls(namespace))));
-        parts.extend(generate::secret::digests(self));
+        parts.extend(self.credential_digests());
         digest_of(&parts)
     }
 

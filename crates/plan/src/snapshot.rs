@@ -13,7 +13,6 @@ use api::problem::Problem;
 use api::value::Labels;
 use serde_json::{Value, json};
 
-use crate::check;
 use crate::lower::{self, ByKind};
 use crate::made::Made;
 use crate::model::{Age, Digested, Exports, Service, Workload, digest_of};
@@ -91,7 +90,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Resolves all relations.
-    pub fn build(world: &World, previous: Option<&Arc<Snapshot>>) -> Arc<Snapshot> {
+    pub(crate) fn assemble(world: &World, previous: Option<&Arc<Snapshot>>) -> Snapshot {
         let by_kind = ByKind::of(world);
         let registry = lower::registry(world, &by_kind);
         let mut services = registry.services;
@@ -111,7 +110,7 @@ impl Snapshot {
                 }
             }
         }
-        let mut snapshot = Snapshot {
+        let snapshot = Snapshot {
             mesh_digest: digest_of(&format!("{:?}{}", world.mesh, world.domain)),
             mesh: world.mesh.clone(),
             domain: world.domain.clone(),
@@ -141,13 +140,15 @@ impl Snapshot {
             made: previous.map(|previous| previous.made.clone()).unwrap_or_default(),
             problems: registry.problems,
         };
-        let mut problems = check::all(world, &snapshot);
-        problems.append(&mut snapshot.problems);
+        snapshot.made.next();
+        snapshot
+    }
+
+    pub(crate) fn add_problems(&mut self, mut problems: Vec<Problem>) {
+        problems.append(&mut self.problems);
         problems.sort();
         problems.dedup();
-        snapshot.problems = problems;
-        snapshot.made.next();
-        Arc::new(snapshot)
+        self.problems = problems;
     }
 
     /// What is wrong with the objects, those of decoding apart.

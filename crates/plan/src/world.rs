@@ -7,7 +7,7 @@ use api::mesh_config::MeshConfig;
 use api::object::{Object, ObjectKey};
 use api::problem::{Problem, Severity};
 
-use crate::check;
+use crate::intrinsic::{intrinsic, keeps_effect};
 
 /// All objects.
 #[derive(Clone, Debug)]
@@ -50,8 +50,8 @@ impl World {
 
     fn upsert(&mut self, object: Object) -> bool {
         let key = object.key();
-        let problems = check::intrinsic(&object);
-        if problems.iter().any(|problem| problem.severity == Severity::Error && !check::keeps_effect(problem)) {
+        let problems = intrinsic(&object);
+        if problems.iter().any(|problem| problem.severity == Severity::Error && !keeps_effect(problem)) {
             return self.refused.insert(key, problems.clone()) != Some(problems);
         }
         let was_refused = self.refused.remove(&key).is_some();

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use api::xds::{ResourceKind, unpack};
-use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::DataSource;
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SdsSecret;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
 use rustls::RootCertStore;
@@ -56,7 +56,12 @@ impl Agent {
                 let mut rejects = take_secrets(resources, &store);
                 rejects.extend(applied.apply(resources));
                 for reject in &rejects {
-                    tracing::error!(kind = reject.kind.row().short, name = reject.name, reason = reject.reason, "refused; the last good one stays");
+                    tracing::error!(
+                        kind = reject.kind.row().short,
+                        name = reject.name,
+                        reason = reject.reason,
+                        "refused; the last good one stays"
+                    );
                 }
                 rejects
             })
@@ -80,7 +85,9 @@ impl Agent {
 fn connect(options: Options, identity: watch::Receiver<identity::State>) -> Connect {
     Box::new(move || {
         let (options, current) = (options.clone(), identity.borrow().current.clone());
-        Box::pin(async move { channel::connect(&options, &options.xds_address, options.xds_plaintext, current.as_ref()).await })
+        Box::pin(async move {
+            channel::connect(&options, &options.xds_address, options.xds_plaintext, current.as_ref()).await
+        })
     })
 }
 
@@ -107,7 +114,8 @@ fn take_secrets(resources: &ResourceSet, store: &Store) -> Vec<Reject> {
 fn read(secret: SdsSecret) -> Result<Secret> {
     match secret.r#type {
         Some(Type::TlsCertificate(certificate)) => {
-            let chain = CertificateDer::pem_slice_iter(bytes(certificate.certificate_chain.as_ref())?).collect::<Result<Vec<_>, _>>()?;
+            let chain = CertificateDer::pem_slice_iter(bytes(certificate.certificate_chain.as_ref())?)
+                .collect::<Result<Vec<_>, _>>()?;
             anyhow::ensure!(!chain.is_empty(), "the certificate chain is empty");
             let key = PrivateKeyDer::from_pem_slice(bytes(certificate.private_key.as_ref())?)?;
             let certified = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?);

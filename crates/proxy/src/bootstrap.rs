@@ -37,7 +37,7 @@ pub enum Command {
     Router(Box<Arguments>),
     /// Install the rules that send a workload's traffic through its sidecar (Istio's `istio-iptables`), then end.
     #[command(visible_alias = "istio-iptables")]
-    Init(capture::Options),
+    Init(Box<capture::Options>),
 }
 
 /// Settings of a sidecar or gateway.
@@ -122,7 +122,8 @@ impl Arguments {
     /// The settings of the proxy proper.
     pub fn settings(&self, role: Role) -> Settings {
         let dns_domain = self.domain.clone().unwrap_or_else(|| format!("{}.svc.cluster.local", self.namespace));
-        let id = NodeId { role, address: self.ip, name: self.name.clone(), namespace: self.namespace.clone(), dns_domain };
+        let id =
+            NodeId { role, address: self.ip, name: self.name.clone(), namespace: self.namespace.clone(), dns_domain };
         Settings {
             node_id: id.to_string(),
             metadata: self.metadata(),
@@ -163,7 +164,11 @@ pub fn node(settings: &Settings, admin: SocketAddr) -> Node {
         map.retain(|_, value| value.as_str() != Some(""));
     }
     let named = EXTENSIONS.iter().map(|name| Extension { name: (*name).to_owned(), ..Extension::default() });
-    let typed = filters::TABLE.iter().map(|row| Extension { name: row.type_name.to_owned(), type_urls: vec![row.type_name.to_owned()], ..Extension::default() });
+    let typed = filters::TABLE.iter().map(|row| Extension {
+        name: row.type_name.to_owned(),
+        type_urls: vec![row.type_name.to_owned()],
+        ..Extension::default()
+    });
     Node {
         id: settings.node_id.clone(),
         cluster: format!("{}.{}", metadata.workload_name, metadata.namespace),
@@ -185,7 +190,9 @@ mod tests {
         Cli::command().debug_assert();
         let command = Cli::command();
         let sidecar = command.find_subcommand("sidecar").unwrap();
-        for argument in sidecar.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str())) {
+        for argument in
+            sidecar.get_arguments().filter(|argument| !["help", "version"].contains(&argument.get_id().as_str()))
+        {
             assert!(argument.get_help().is_some() && argument.get_env().is_some(), "{}", argument.get_id());
         }
     }
@@ -197,7 +204,10 @@ mod tests {
         let node = node(&arguments.settings(Role::Sidecar), "127.0.0.1:15000".parse().unwrap());
         assert_eq!(node.id, "sidecar~127.1.2.3~user-1.shop~shop.svc.cluster.local");
         let read = NodeMetadata::of(&node);
-        assert_eq!((read.labels["app"].as_str(), read.mesh_admin_address.as_str(), read.interception_mode.as_str()), ("user", "127.0.0.1:15000", "NONE"));
+        assert_eq!(
+            (read.labels["app"].as_str(), read.mesh_admin_address.as_str(), read.interception_mode.as_str()),
+            ("user", "127.0.0.1:15000", "NONE")
+        );
         assert!(api::node::has_extension(&node, "istio.stats"));
     }
 }

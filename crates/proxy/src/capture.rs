@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-pub use rules::{Options, Rule, rules};
 pub use render::{Program, render};
+pub use rules::{Options, Rule, rules};
 
 /// Installs the rules, or prints them with `--dry-run`. Doing it twice is doing it once.
 ///
@@ -35,7 +35,10 @@ pub fn run(options: &Options) -> Result<()> {
             Err(error) => reasons.push(format!("{}: {error:#}", program.name())),
         }
     }
-    bail!("no rules could be installed; this takes the capability NET_ADMIN and nft or iptables-restore.\n  {}", reasons.join("\n  "))
+    bail!(
+        "no rules could be installed; this takes the capability NET_ADMIN and nft or iptables-restore.\n  {}",
+        reasons.join("\n  ")
+    )
 }
 
 fn apply(options: &Options, program: Program) -> Result<()> {
@@ -63,8 +66,11 @@ fn apply(options: &Options, program: Program) -> Result<()> {
 
 /// The jumps into our chains, which would double with each run.
 fn remove_jumps() {
-    for (chain, rest) in [("PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]), ("OUTPUT", &["-j", "ISTIO_OUTPUT"])] {
-        let _ = Command::new("iptables").args(["-w", "-t", "nat", "-D", chain]).args(rest).stderr(Stdio::null()).status();
+    for (chain, rest) in
+        [("PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]), ("OUTPUT", &["-j", "ISTIO_OUTPUT"])]
+    {
+        let _ =
+            Command::new("iptables").args(["-w", "-t", "nat", "-D", chain]).args(rest).stderr(Stdio::null()).status();
     }
 }
 
@@ -82,7 +88,13 @@ fn clean() -> Result<()> {
 }
 
 fn feed(program: &str, arguments: &[&str], text: &str) -> Result<()> {
-    let mut child = Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().context("it cannot be started")?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("it cannot be started")?;
     child.stdin.take().context("it has no input")?.write_all(text.as_bytes())?;
     let output = child.wait_with_output()?;
     if !output.status.success() {
@@ -92,7 +104,8 @@ fn feed(program: &str, arguments: &[&str], text: &str) -> Result<()> {
 }
 
 fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).stderr(Stdio::null()).output().context("it cannot be started")?;
+    let output =
+        Command::new(program).args(arguments).stderr(Stdio::null()).output().context("it cannot be started")?;
     if !output.status.success() {
         bail!("{program} {} failed", arguments.join(" "));
     }

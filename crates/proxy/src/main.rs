@@ -32,16 +32,23 @@ fn main() -> ExitCode {
 
 /// The control side has threads of its own: workers serve requests and nothing else.
 fn run(arguments: &Arguments, role: Role) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
     runtime.block_on(serve(arguments, role))
 }
 
 async fn serve(arguments: &Arguments, role: Role) -> Result<()> {
-    let filter = EnvFilter::try_new(&arguments.log).map_err(|error| anyhow::anyhow!("the log filter {:?} is wrong: {error}", arguments.log))?;
+    let filter = EnvFilter::try_new(&arguments.log)
+        .map_err(|error| anyhow::anyhow!("the log filter {:?} is wrong: {error}", arguments.log))?;
     let (filter, handle) = reload::Layer::new(filter);
-    let format = tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let format =
+        tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    if arguments.log_as_json { registry.with(format.json()).init() } else { registry.with(format).init() }
+    if arguments.log_as_json {
+        registry.with(format.json()).init()
+    } else {
+        registry.with(format).init()
+    }
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let agent = Agent::start(arguments.settings(role), arguments.control_plane.clone()).await?;

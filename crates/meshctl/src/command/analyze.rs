@@ -89,7 +89,8 @@ fn collect(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> {
     }
     let metadata = std::fs::metadata(path).with_context(|| format!("{} cannot be read", path.display()))?;
     if metadata.is_dir() {
-        let mut entries: Vec<PathBuf> = std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
+        let mut entries: Vec<PathBuf> =
+            std::fs::read_dir(path)?.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?;
         entries.sort();
         return entries.iter().filter(|entry| !is_hidden(entry)).try_for_each(|entry| collect(entry, false, files));
     }

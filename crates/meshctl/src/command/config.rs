@@ -21,37 +21,54 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
                     && subset.as_ref().is_none_or(|wanted| parts.subset == *wanted)
             };
             let clusters: Vec<&Value> = clusters.into_iter().filter(keep).collect();
-            shown(of.output, &clusters, &["SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "DESTINATION RULE"], |cluster| {
-                let parts = parts(text(&cluster["name"]));
-                let kind = cluster["type"].as_str().unwrap_or("STATIC").to_owned();
-                vec![vec![parts.host, parts.port, dash(parts.subset), dash(parts.direction), kind, object(cluster)]]
-            })
+            shown(
+                of.output,
+                &clusters,
+                &["SERVICE FQDN", "PORT", "SUBSET", "DIRECTION", "TYPE", "DESTINATION RULE"],
+                |cluster| {
+                    let parts = parts(text(&cluster["name"]));
+                    let kind = cluster["type"].as_str().unwrap_or("STATIC").to_owned();
+                    vec![vec![parts.host, parts.port, dash(parts.subset), dash(parts.direction), kind, object(cluster)]]
+                },
+            )
         }
         ConfigCommand::Listeners { of, port } => {
             let found = section(mesh, &of, "ListenersConfigDump").await?;
-            let all = found["dynamic_listeners"].as_array().into_iter().flatten().map(|row| &row["active_state"]["listener"]);
-            let keep = |listener: &&Value| port.is_none_or(|wanted| listener.pointer("/address/socket_address/port_value") == Some(&wanted.into()));
+            let all =
+                found["dynamic_listeners"].as_array().into_iter().flatten().map(|row| &row["active_state"]["listener"]);
+            let keep = |listener: &&Value| {
+                port.is_none_or(|wanted| listener.pointer("/address/socket_address/port_value") == Some(&wanted.into()))
+            };
             let listeners: Vec<&Value> = all.filter(keep).collect();
             shown(of.output, &listeners, &["ADDRESSES", "PORT", "MATCH", "DESTINATION"], listener_rows)
         }
         ConfigCommand::Routes { of, name } => {
             let found = section(mesh, &of, "RoutesConfigDump").await?;
             let all = resources(&found, "dynamic_route_configs", "route_config");
-            let routes: Vec<&Value> = all.into_iter().filter(|route| name.as_ref().is_none_or(|wanted| text(&route["name"]) == wanted)).collect();
+            let routes: Vec<&Value> = all
+                .into_iter()
+                .filter(|route| name.as_ref().is_none_or(|wanted| text(&route["name"]) == wanted))
+                .collect();
             shown(of.output, &routes, &["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"], route_rows)
         }
         ConfigCommand::Endpoints { of, cluster } => {
             let proxy = mesh.proxy(&of.proxy).await?;
             let page = mesh.admin(&proxy, "/clusters?format=json").await?;
             let all = page["cluster_statuses"].as_array().into_iter().flatten();
-            let statuses: Vec<&Value> = all.filter(|status| cluster.as_ref().is_none_or(|wanted| text(&status["name"]) == wanted)).collect();
+            let statuses: Vec<&Value> =
+                all.filter(|status| cluster.as_ref().is_none_or(|wanted| text(&status["name"]) == wanted)).collect();
             shown(of.output, &statuses, &["ENDPOINT", "STATUS", "OUTLIER CHECK", "CLUSTER"], endpoint_rows)
         }
         ConfigCommand::Secrets { of } => {
             let proxy = mesh.proxy(&of.proxy).await?;
             let page = mesh.admin(&proxy, "/certs").await?;
             let certificates: Vec<&Value> = page["certificates"].as_array().into_iter().flatten().collect();
-            shown(of.output, &certificates, &["RESOURCE NAME", "TYPE", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE"], secret_rows)
+            shown(
+                of.output,
+                &certificates,
+                &["RESOURCE NAME", "TYPE", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE"],
+                secret_rows,
+            )
         }
         ConfigCommand::Dump { of } => {
             let proxy = mesh.proxy(&of.proxy).await?;
@@ -65,7 +82,7 @@ async fn section(mesh: &Mesh, of: &OfProxy, kind: &str) -> Result<Value> {
     let proxy = mesh.proxy(&of.proxy).await?;
     let dump = mesh.admin(&proxy, "/config_dump").await?;
     let parts = dump["configs"].as_array().into_iter().flatten();
-    Ok(parts.filter(|part| text(&part["@type"]).ends_with(kind)).cloned().next().unwrap_or(Value::Null))
+    Ok(parts.filter(|part| text(&part["@type"]).ends_with(kind)).next().cloned().unwrap_or(Value::Null))
 }
 
 fn resources<'a>(section: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
@@ -94,7 +111,9 @@ fn parts(name: &str) -> Parts {
             let direction = if direction == Direction::Inbound { "inbound" } else { "outbound" };
             Parts { host, port: port.to_string(), subset, direction: direction.to_owned() }
         }
-        Err(_) => Parts { host: name.to_owned(), port: "-".to_owned(), subset: String::new(), direction: String::new() },
+        Err(_) => {
+            Parts { host: name.to_owned(), port: "-".to_owned(), subset: String::new(), direction: String::new() }
+        }
     }
 }
 
@@ -111,7 +130,8 @@ fn listener_rows(listener: &Value) -> Vec<Vec<String>> {
 }
 
 fn matched(condition: &Value) -> String {
-    let list = |field: &str| condition[field].as_array().map(|values| values.iter().map(text).collect::<Vec<_>>().join(","));
+    let list =
+        |field: &str| condition[field].as_array().map(|values| values.iter().map(text).collect::<Vec<_>>().join(","));
     let mut words = Vec::new();
     if let Some(protocol) = condition["transport_protocol"].as_str() {
         words.push(format!("Trans: {protocol}"));
@@ -122,7 +142,8 @@ fn matched(condition: &Value) -> String {
         }
     }
     if let Some(ranges) = condition["prefix_ranges"].as_array() {
-        let ranges: Vec<String> = ranges.iter().map(|range| format!("{}/{}", text(&range["address_prefix"]), range["prefix_len"])).collect();
+        let ranges: Vec<String> =
+            ranges.iter().map(|range| format!("{}/{}", text(&range["address_prefix"]), range["prefix_len"])).collect();
         words.push(format!("Addr: {}", ranges.join(",")));
     }
     if let Some(port) = condition["destination_port"].as_u64() {
@@ -161,10 +182,20 @@ fn route_rows(config: &Value) -> Vec<Vec<String>> {
         for route in host["routes"].as_array().into_iter().flatten() {
             let condition = &route["match"];
             let path = ["path", "prefix", "path_separated_prefix"].iter().find_map(|field| {
-                condition[*field].as_str().map(|value| if *field == "path" { value.to_owned() } else { format!("{value}*") })
+                condition[*field]
+                    .as_str()
+                    .map(|value| if *field == "path" { value.to_owned() } else { format!("{value}*") })
             });
-            let path = path.or_else(|| condition.pointer("/safe_regex/regex").map(|regex| format!("regex {}", text(regex)))).unwrap_or_else(|| "/*".to_owned());
-            rows.push(vec![text(&config["name"]).to_owned(), text(&host["name"]).to_owned(), domains.clone(), path, object(route)]);
+            let path = path
+                .or_else(|| condition.pointer("/safe_regex/regex").map(|regex| format!("regex {}", text(regex))))
+                .unwrap_or_else(|| "/*".to_owned());
+            rows.push(vec![
+                text(&config["name"]).to_owned(),
+                text(&host["name"]).to_owned(),
+                domains.clone(),
+                path,
+                object(route),
+            ]);
         }
     }
     rows
@@ -176,7 +207,12 @@ fn endpoint_rows(status: &Value) -> Vec<Vec<String>> {
         let health = host.pointer("/health_status/eds_health_status").and_then(Value::as_str).unwrap_or("HEALTHY");
         let ejected = host.pointer("/health_status/failed_outlier_check").and_then(Value::as_bool).unwrap_or(false);
         let address = format!("{}:{}", text(&socket["address"]), socket["port_value"]);
-        vec![address, health.to_owned(), if ejected { "FAILED" } else { "OK" }.to_owned(), text(&status["name"]).to_owned()]
+        vec![
+            address,
+            health.to_owned(),
+            if ejected { "FAILED" } else { "OK" }.to_owned(),
+            text(&status["name"]).to_owned(),
+        ]
     };
     status["host_statuses"].as_array().into_iter().flatten().map(row).collect()
 }

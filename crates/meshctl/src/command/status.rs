@@ -18,10 +18,15 @@ pub(super) async fn run(mesh: &Mesh, proxy: Option<&str>, output: Format) -> Res
         return Ok("No proxy is connected.\n".to_owned());
     }
     let kinds: Vec<String> = rows[0].types.iter().map(|kind| kind.kind.clone()).collect();
-    let heading: Vec<&str> = ["NAME", "CLUSTER"].into_iter().chain(kinds.iter().map(String::as_str)).chain(["VERSION"]).collect();
+    let heading: Vec<&str> =
+        ["NAME", "CLUSTER"].into_iter().chain(kinds.iter().map(String::as_str)).chain(["VERSION"]).collect();
     let cells = |row: &SyncStatus| {
         let states = row.types.iter().map(|kind| kind.state.clone());
-        [row.proxy.clone(), row.cluster_id.clone()].into_iter().chain(states).chain([row.proxy_version.clone()]).collect()
+        [row.proxy.clone(), row.cluster_id.clone()]
+            .into_iter()
+            .chain(states)
+            .chain([row.proxy_version.clone()])
+            .collect()
     };
     let mut text = table(&heading, &rows.iter().map(cells).collect::<Vec<_>>());
     for row in &rows {

@@ -20,10 +20,15 @@ pub(super) async fn run(mesh: &Mesh, output: Format) -> Result<String> {
         }
     }
     if output != Format::Table {
-        let planes: Vec<_> = planes.iter().map(|(version, count)| json!({"version": version, "proxies": count})).collect();
+        let planes: Vec<_> =
+            planes.iter().map(|(version, count)| json!({"version": version, "proxies": count})).collect();
         return structured(output, &json!({"client": client, "controlPlane": control_plane, "dataPlane": planes}));
     }
     let mut rows = vec![vec!["client".to_owned(), client.to_owned()], vec!["control plane".to_owned(), control_plane]];
-    rows.extend(planes.into_iter().map(|(version, count)| vec!["data plane".to_owned(), format!("{version} ({count} proxies)")]));
+    rows.extend(
+        planes
+            .into_iter()
+            .map(|(version, count)| vec!["data plane".to_owned(), format!("{version} ({count} proxies)")]),
+    );
     Ok(table(&["PART", "VERSION"], &rows))
 }

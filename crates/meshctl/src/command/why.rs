@@ -21,7 +21,9 @@ pub(super) async fn run(mesh: &Mesh, arguments: WhyArguments) -> Result<ExitCode
     if arguments.output != Format::Table {
         print!("{}", structured(arguments.output, &found)?);
     } else if found.is_empty() {
-        let what = arguments.request_id.map_or("No failure is remembered".to_owned(), |id| format!("No failure of request {id} is remembered"));
+        let what = arguments
+            .request_id
+            .map_or("No failure is remembered".to_owned(), |id| format!("No failure of request {id} is remembered"));
         eprintln!("{what} by any connected proxy; each keeps the last 256.");
         return Ok(ExitCode::FAILURE);
     }

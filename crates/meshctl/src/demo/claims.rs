@@ -65,7 +65,12 @@ async fn order(mesh: &Mesh) -> Result<Claim> {
     // (step, from, to, workloads whose proxy took the request in, identity that it must have verified)
     let hops = [
         ("1 customer", "gateway", vec!["ingressgateway"], ""),
-        ("2 gateway", "order", vec!["order-v1"], "spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account"),
+        (
+            "2 gateway",
+            "order",
+            vec!["order-v1"],
+            "spiffe://cluster.local/ns/istio-system/sa/istio-ingressgateway-service-account",
+        ),
         ("3 order", "user", vec!["user-v1", "user-v2"], "spiffe://cluster.local/ns/ecommerce/sa/order-service"),
         ("4 order", "product", vec!["product-v1"], "spiffe://cluster.local/ns/ecommerce/sa/order-service"),
         ("5 order", "payment", vec!["payment-v1"], "spiffe://cluster.local/ns/ecommerce/sa/order-service"),
@@ -75,14 +80,34 @@ async fn order(mesh: &Mesh) -> Result<Claim> {
     for (from, to, takers, identity) in hops {
         let line = inbound_line(mesh, &takers, &id).await?;
         let text = |field: &str| line[field].as_str().unwrap_or("-").to_owned();
-        proven &= line["response_code"] != Value::Null && (identity.is_empty() || text("peer") == identity) && text("tls").starts_with("TLSv1.");
+        proven &= line["response_code"] != Value::Null
+            && (identity.is_empty() || text("peer") == identity)
+            && text("tls").starts_with("TLSv1.");
         let shown = if identity.is_empty() { "(none: a customer)".to_owned() } else { text("peer") };
-        rows.push(vec![from.to_owned(), to.to_owned(), shown, text("tls"), plain(&line["response_code"]), format!("{} ms", plain(&line["duration"]))]);
+        rows.push(vec![
+            from.to_owned(),
+            to.to_owned(),
+            shown,
+            text("tls"),
+            plain(&line["response_code"]),
+            format!("{} ms", plain(&line["duration"])),
+        ]);
     }
-    rows.push(vec!["6 gateway".to_owned(), "customer".to_owned(), String::new(), String::new(), answer.status.to_string(), format!("{:.0} ms", took.as_secs_f64() * 1e3)]);
+    rows.push(vec![
+        "6 gateway".to_owned(),
+        "customer".to_owned(),
+        String::new(),
+        String::new(),
+        answer.status.to_string(),
+        format!("{:.0} ms", took.as_secs_f64() * 1e3),
+    ]);
     let shown = table(&["FROM", "TO", "VERIFIED IDENTITY OF THE CALLER", "TLS", "STATUS", "LATENCY"], &rows);
     let refused = if paid { String::new() } else { format!("{}\n", answer.text().trim()) };
-    Ok(Claim::new(paid && proven, "an order goes customer -> gateway -> order -> user, product, payment and back; every hop inside is mutual TLS", refused + &shown))
+    Ok(Claim::new(
+        paid && proven,
+        "an order goes customer -> gateway -> order -> user, product, payment and back; every hop inside is mutual TLS",
+        refused + &shown,
+    ))
 }
 
 /// The access log's line of a request at whichever of the proxies took it in. Logs are written a moment later.
@@ -92,7 +117,11 @@ async fn inbound_line(mesh: &Mesh, takers: &[&str], id: &str) -> Result<Value> {
         for name in takers {
             let workload = mesh.folder.workload(name)?;
             let log = fs::read_to_string(mesh.log_of(workload)).unwrap_or_default();
-            let is_it = |line: &Value| line["request_id"] == id && (workload.is_gateway() || line["upstream_cluster"].as_str().is_some_and(|cluster| cluster.starts_with("inbound|")));
+            let is_it = |line: &Value| {
+                line["request_id"] == id
+                    && (workload.is_gateway()
+                        || line["upstream_cluster"].as_str().is_some_and(|cluster| cluster.starts_with("inbound|")))
+            };
             if let Some(line) = log.lines().filter_map(|line| serde_json::from_str(line).ok()).find(is_it) {
                 return Ok(line);
             }
@@ -119,8 +148,16 @@ async fn header_routing(mesh: &Mesh) -> Result<Claim> {
     let beta = burst(&outbound, proposals, &[("user-group", "beta-users")], 20).await?;
     let korea = burst(&outbound, proposals, &[("country", "KR")], 20).await?;
     let others = burst(&outbound, proposals, &[], 20).await?;
-    let holds = by_version.of("v2") == 100 && beta.of("ml-v2") == 20 && korea.of("korea-optimized") == 20 && others.of("stable") == 20;
-    let rows = [("version: v2", by_version), ("user-group: beta-users", beta), ("country: KR", korea), ("(no header)", others)];
+    let holds = by_version.of("v2") == 100
+        && beta.of("ml-v2") == 20
+        && korea.of("korea-optimized") == 20
+        && others.of("stable") == 20;
+    let rows = [
+        ("version: v2", by_version),
+        ("user-group: beta-users", beta),
+        ("country: KR", korea),
+        ("(no header)", others),
+    ];
     let rows: Vec<Vec<String>> = rows.iter().map(|(header, tally)| vec![(*header).to_owned(), tally.told()]).collect();
     Ok(Claim::new(holds, "headers choose the version", table(&["HEADER", "SERVED BY"], &rows)))
 }
@@ -133,8 +170,14 @@ async fn fault(mesh: &Mesh) -> Result<Claim> {
     let answer = connection.send(Method::GET, "http://product-service:8080/api/v1/products/1", &headers, None).await?;
     let reasons = crate::mesh::Mesh::new(&mesh.debug).failures(&format!("/why?request_id={id}"), None).await?.0;
     let explained = reasons.iter().any(|why| why.flag == "FI" && why.object.contains("product-service"));
-    let seen = reasons.first().map_or_else(|| "no proxy explains it".to_owned(), |why| format!("meshctl why {id}\n{}", reason(why)));
-    Ok(Claim::new(answer.status == 503 && explained, "a fault is injected where the VirtualService says so, and `meshctl why` names it", seen))
+    let seen = reasons
+        .first()
+        .map_or_else(|| "no proxy explains it".to_owned(), |why| format!("meshctl why {id}\n{}", reason(why)));
+    Ok(Claim::new(
+        answer.status == 503 && explained,
+        "a fault is injected where the VirtualService says so, and `meshctl why` names it",
+        seen,
+    ))
 }
 
 async fn retry(mesh: &Mesh) -> Result<Claim> {
@@ -144,7 +187,11 @@ async fn retry(mesh: &Mesh) -> Result<Claim> {
     let answer = customer.send(Method::POST, "/api/v1/orders", &headers, Some(&body)).await?;
     let order = answer.json();
     let attempt = &order["calls"][2]["attempt"];
-    let seen = format!("the customer sees {}; payment answered 503 first, then attempt {} succeeded", answer.status, plain(attempt));
+    let seen = format!(
+        "the customer sees {}; payment answered 503 first, then attempt {} succeeded",
+        answer.status,
+        plain(attempt)
+    );
     Ok(Claim::new(answer.status == 201 && *attempt == 2, "a retry saves an order whose payment failed once", seen))
 }
 
@@ -184,11 +231,20 @@ async fn edit(mesh: &Mesh) -> Result<Claim> {
     }
     fs::write(&file, text)?;
     let seen = match slowest {
-        Some(slowest) => format!("{total} requests during the edit, {failed} lost; all go to v2 {} ms after the file was written", slowest.as_millis()),
-        None => format!("{total} requests during the edit, {failed} lost; the new weights did not take effect within 1.2 s"),
+        Some(slowest) => format!(
+            "{total} requests during the edit, {failed} lost; all go to v2 {} ms after the file was written",
+            slowest.as_millis()
+        ),
+        None => {
+            format!("{total} requests during the edit, {failed} lost; the new weights did not take effect within 1.2 s")
+        }
     };
     let holds = failed == 0 && slowest.is_some();
-    Ok(Claim::new(holds, "an edited weight takes effect while requests run, and none is lost", format!("{seen}\n{}", told.join("\n"))))
+    Ok(Claim::new(
+        holds,
+        "an edited weight takes effect while requests run, and none is lost",
+        format!("{seen}\n{}", told.join("\n")),
+    ))
 }
 
 /// A number or text as it is, without quotes.

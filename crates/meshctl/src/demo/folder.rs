@@ -72,7 +72,9 @@ impl Folder {
             copied.push((entry.path(), root.join("config").join(entry.file_name())));
         }
         for (from, to) in copied {
-            let text = fs::read_to_string(&from).with_context(|| format!("{} cannot be read", from.display()))?.replace(PREFIX, &prefix);
+            let text = fs::read_to_string(&from)
+                .with_context(|| format!("{} cannot be read", from.display()))?
+                .replace(PREFIX, &prefix);
             fs::write(&to, &text).with_context(|| format!("{} cannot be written", to.display()))?;
             let decoded = decode::documents(text.as_bytes(), &from.display().to_string(), "default");
             workloads.extend(decoded.objects.iter().filter_map(workload));
@@ -89,7 +91,10 @@ impl Folder {
 
     /// The workload of a name.
     pub(super) fn workload(&self, name: &str) -> Result<&Workload> {
-        self.workloads.iter().find(|workload| workload.name == name).with_context(|| format!("the sample has no workload {name}"))
+        self.workloads
+            .iter()
+            .find(|workload| workload.name == name)
+            .with_context(|| format!("the sample has no workload {name}"))
     }
 }
 
@@ -121,8 +126,15 @@ fn fresh_folder() -> Result<PathBuf> {
 
 /// The first of 127.77.0., 127.77.1., … whose ports are free: another demo may be running.
 fn free_prefix() -> Result<String> {
-    let is_free = |prefix: &String| [("10", 8443), ("10", 15021), ("11", 8080), ("53", 18080)].iter().all(|(host, port)| TcpListener::bind(format!("{prefix}{host}:{port}")).is_ok());
-    (0..200).map(|third| format!("127.77.{third}.")).find(is_free).context("no loopback addresses 127.77.x.y are free; end other demos first")
+    let is_free = |prefix: &String| {
+        [("10", 8443), ("10", 15021), ("11", 8080), ("53", 18080)]
+            .iter()
+            .all(|(host, port)| TcpListener::bind(format!("{prefix}{host}:{port}")).is_ok())
+    };
+    (0..200)
+        .map(|third| format!("127.77.{third}."))
+        .find(is_free)
+        .context("no loopback addresses 127.77.x.y are free; end other demos first")
 }
 
 /// A certificate for the gateway, as a Secret the way a user would make it.

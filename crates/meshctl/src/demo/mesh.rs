@@ -85,7 +85,14 @@ impl Mesh {
     async fn start_control_plane(&mut self) -> Result<()> {
         let path = |below: &str| self.folder.path(below).display().to_string();
         let any = "127.0.0.1:0".to_owned();
-        let mut arguments = vec!["--config-dir".to_owned(), path("config"), "--mesh-config".to_owned(), path("mesh-config.yaml"), "--state-dir".to_owned(), path("state")];
+        let mut arguments = vec![
+            "--config-dir".to_owned(),
+            path("config"),
+            "--mesh-config".to_owned(),
+            path("mesh-config.yaml"),
+            "--state-dir".to_owned(),
+            path("state"),
+        ];
         for flag in ["--grpc-addr", "--secure-grpc-addr", "--http-addr", "--monitoring-addr", "--https-addr"] {
             arguments.extend([flag.to_owned(), any.clone()]);
         }
@@ -114,7 +121,8 @@ impl Mesh {
 
     fn start_proxy(&mut self, workload: &Workload, key: &[u8]) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() as i64;
-        let token = join_token::create(key, &workload.namespace, &workload.account, now, 3600).map_err(anyhow::Error::msg)?;
+        let token =
+            join_token::create(key, &workload.namespace, &workload.account, now, 3600).map_err(anyhow::Error::msg)?;
         let file = self.folder.path("tokens").join(&workload.name);
         fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&file)?.write_all(token.as_bytes())?;
         let at = |port: u16| format!("{}:{port}", workload.address);
@@ -158,7 +166,17 @@ impl Mesh {
 
     fn start_service(&mut self, workload: &Workload) -> Result<()> {
         let listen = format!("{}:18080", workload.address);
-        let arguments = ["--role", workload.role(), "--version", &workload.version, "--listen", &listen, "--proxy", &self.outbound(workload)].map(str::to_owned);
+        let arguments = [
+            "--role",
+            workload.role(),
+            "--version",
+            &workload.version,
+            "--listen",
+            &listen,
+            "--proxy",
+            &self.outbound(workload),
+        ]
+        .map(str::to_owned);
         let log = self.folder.path("logs").join(format!("{}.log", workload.name));
         self.processes.push(Process::start("shop", &workload.name, &log, &arguments, false)?);
         Ok(())
@@ -264,7 +282,9 @@ fn find_sample() -> Result<PathBuf> {
     let (here, program) = (std::env::current_dir()?, std::env::current_exe()?);
     let is_sample = |folder: &PathBuf| folder.join("config/workloads.yaml").exists();
     let near = |start: &Path| start.ancestors().map(|folder| folder.join("examples/ecommerce")).find(is_sample);
-    near(&here).or_else(|| near(&program)).context("the sample is not found from here; name its folder (examples/ecommerce of the source) with --sample")
+    near(&here)
+        .or_else(|| near(&program))
+        .context("the sample is not found from here; name its folder (examples/ecommerce of the source) with --sample")
 }
 
 /// A bar on a terminal, nothing elsewhere.

@@ -22,7 +22,11 @@ impl Process {
     pub(super) fn start(program: &str, name: &str, log: &Path, arguments: &[String], piped: bool) -> Result<Process> {
         let here = std::env::current_exe()?;
         let path = here.with_file_name(program);
-        anyhow::ensure!(path.exists(), "{} is not there: build all programs with `cargo build --workspace`", path.display());
+        anyhow::ensure!(
+            path.exists(),
+            "{} is not there: build all programs with `cargo build --workspace`",
+            path.display()
+        );
         let file = File::create(log).with_context(|| format!("{} cannot be written", log.display()))?;
         let mut command = Command::new(&path);
         command.args(arguments).stdin(Stdio::null()).stderr(file.try_clone()?).kill_on_drop(true);
@@ -40,7 +44,11 @@ impl Process {
 
     /// How it ended, if it has.
     pub(super) fn ended(&mut self) -> Option<String> {
-        self.child.try_wait().ok().flatten().map(|status| format!("{} ended: {status}\n{}", self.name, self.last_lines()))
+        self.child
+            .try_wait()
+            .ok()
+            .flatten()
+            .map(|status| format!("{} ended: {status}\n{}", self.name, self.last_lines()))
     }
 
     /// The end of its log.

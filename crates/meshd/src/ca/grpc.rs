@@ -24,10 +24,17 @@ pub struct CertificateService {
 
 #[tonic::async_trait]
 impl IstioCertificateService for CertificateService {
-    async fn create_certificate(&self, request: Request<IstioCertificateRequest>) -> Result<Response<IstioCertificateResponse>, Status> {
+    async fn create_certificate(
+        &self,
+        request: Request<IstioCertificateRequest>,
+    ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csr_count.inc();
         let caller = self.authenticator.caller(&request).and_then(|caller| {
-            caller.ok_or_else(|| Status::unauthenticated("a certificate is signed only for a proven identity: send a client certificate or a token"))
+            caller.ok_or_else(|| {
+                Status::unauthenticated(
+                    "a certificate is signed only for a proven identity: send a client certificate or a token",
+                )
+            })
         });
         let caller = caller.inspect_err(|status| {
             self.metrics.authentication_failures.inc();

@@ -4,7 +4,8 @@ use anyhow::{Context, Result, bail};
 use api::spiffe::SpiffeId;
 use rcgen::string::Ia5String;
 use rcgen::{
-    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, SanType,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -81,7 +82,15 @@ mod tests {
     fn names_and_life(pem: &str) -> (Vec<String>, i64) {
         let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
-        let names = parsed.subject_alternative_name().unwrap().unwrap().value.general_names.iter().map(|name| name.to_string()).collect();
+        let names = parsed
+            .subject_alternative_name()
+            .unwrap()
+            .unwrap()
+            .value
+            .general_names
+            .iter()
+            .map(|name| name.to_string())
+            .collect();
         (names, parsed.validity().not_after.timestamp() - parsed.validity().not_before.timestamp())
     }
 
@@ -90,7 +99,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = Root::load(None, folder.path(), "cluster.local").unwrap();
         let mut asks = CertificateParams::new(vec!["evil.example.com".to_owned()]).unwrap();
-        asks.subject_alt_names.push(SanType::URI(Ia5String::try_from("spiffe://cluster.local/ns/admin/sa/root").unwrap()));
+        asks.subject_alt_names
+            .push(SanType::URI(Ia5String::try_from("spiffe://cluster.local/ns/admin/sa/root").unwrap()));
         let caller = SpiffeId::new("cluster.local", "shop", "user");
         let chain = sign(&root, &request(asks), &caller, Duration::ZERO, OffsetDateTime::now_utc()).unwrap();
         let (names, life) = names_and_life(&chain[0]);

@@ -44,13 +44,17 @@ impl Root {
     /// A file is missing, unreadable or does not fit the others; the sentence names it.
     pub fn load(plug_in: Option<&Path>, state: &Path, trust_domain: &str) -> Result<Root> {
         if let Some(folder) = plug_in {
-            return read(folder).with_context(|| format!("the certificate authority in {} cannot be used", folder.display()));
+            return read(folder)
+                .with_context(|| format!("the certificate authority in {} cannot be used", folder.display()));
         }
         let (key, certificate) = (state.join(KEY_FILE), state.join(CERT_FILE));
         match (key.exists(), certificate.exists()) {
             (true, true) => {}
             (false, false) => create(state, trust_domain)?,
-            _ => bail!("{} holds only one of {KEY_FILE} and {CERT_FILE}: put the other back, or remove both to start with a new root", state.display()),
+            _ => bail!(
+                "{} holds only one of {KEY_FILE} and {CERT_FILE}: put the other back, or remove both to start with a new root",
+                state.display()
+            ),
         }
         read(state).with_context(|| format!("the certificate authority in {} cannot be used", state.display()))
     }
@@ -60,7 +64,8 @@ fn read(folder: &Path) -> Result<Root> {
     let text = |name: &str| fs::read_to_string(folder.join(name)).with_context(|| format!("{name} cannot be read"));
     let certificate = text(CERT_FILE)?;
     let key = KeyPair::from_pem(&text(KEY_FILE)?).with_context(|| format!("{KEY_FILE} is not a private key"))?;
-    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).with_context(|| format!("{CERT_FILE} is not PEM"))?;
+    let der =
+        CertificateDer::from_pem_slice(certificate.as_bytes()).with_context(|| format!("{CERT_FILE} is not PEM"))?;
     let (_, parsed) = X509Certificate::from_der(&der).with_context(|| format!("{CERT_FILE} is not a certificate"))?;
     if !parsed.is_ca() {
         bail!("{CERT_FILE} is not a certificate authority");
@@ -76,7 +81,8 @@ fn read(folder: &Path) -> Result<Root> {
     if !bundle.contains(certificate.trim()) && !chain.contains(certificate.trim()) {
         intermediates.insert(0, certificate.clone());
     }
-    let issuer = Issuer::from_ca_cert_pem(&certificate, key).with_context(|| format!("{CERT_FILE} cannot be used to sign"))?;
+    let issuer =
+        Issuer::from_ca_cert_pem(&certificate, key).with_context(|| format!("{CERT_FILE} cannot be used to sign"))?;
     Ok(Root { issuer, intermediates, bundle, not_after, origin: folder.to_owned() })
 }
 

@@ -52,9 +52,13 @@ impl Serving {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(root.bundle.as_bytes()) {
-            roots.add(certificate.context("the trust bundle is not PEM")?).context("the trust bundle holds no authority")?;
+            roots
+                .add(certificate.context("the trust bundle is not PEM")?)
+                .context("the trust bundle holds no authority")?;
         }
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).allow_unauthenticated().build()?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
@@ -65,7 +69,8 @@ impl Serving {
 }
 
 fn certify(root: &Root, names: &[String]) -> Result<CertifiedKey> {
-    let (chain, key) = issue::serving(root, names, OffsetDateTime::now_utc()).context("the control plane's own certificate could not be made")?;
+    let (chain, key) = issue::serving(root, names, OffsetDateTime::now_utc())
+        .context("the control plane's own certificate could not be made")?;
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>()?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes())?;
     Ok(CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?))

@@ -29,7 +29,11 @@ impl Cache {
                 return Default::default();
             }
             let named = scope.generate(kind, &Want::All).into_iter();
-            named.map(|named| (named.name.clone(), Arc::new(Entry { name: named.name, version: named.version, body: named.body }))).collect()
+            named
+                .map(|named| {
+                    (named.name.clone(), Arc::new(Entry { name: named.name, version: named.version, body: named.body }))
+                })
+                .collect()
         })));
         offers.retain(|_, offer| offer.strong_count() > 0);
         offers.insert(key, Arc::downgrade(&offer));

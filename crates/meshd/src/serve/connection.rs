@@ -34,7 +34,9 @@ impl Connected for Connection {
     fn connect_info(&self) -> PeerCertificate {
         match self {
             Connection::Plain(_) => PeerCertificate(None),
-            Connection::Tls(stream) => PeerCertificate(stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec())),
+            Connection::Tls(stream) => PeerCertificate(
+                stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).map(|leaf| leaf.to_vec()),
+            ),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use api::xds::{Any, KINDS, ResourceKind};
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 
 /// One resource, ready to send.
 #[derive(Debug, PartialEq)]
@@ -46,7 +46,12 @@ impl Offer {
     /// The name under which a cluster of the offer will ask for its endpoints, if it will.
     pub fn endpoints_of(&self, cluster: &str) -> Option<&str> {
         self.endpoint_names
-            .get_or_init(|| self.of(ResourceKind::Cluster).values().filter_map(|entry| Some((entry.name.clone(), eds_name(entry)?))).collect())
+            .get_or_init(|| {
+                self.of(ResourceKind::Cluster)
+                    .values()
+                    .filter_map(|entry| Some((entry.name.clone(), eds_name(entry)?)))
+                    .collect()
+            })
             .get(cluster)
             .map(String::as_str)
     }

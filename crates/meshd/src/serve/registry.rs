@@ -52,7 +52,11 @@ impl Registry {
             cluster_id: metadata.cluster_id,
             proxy: name.clone(),
             proxy_type: id.as_ref().map_or("", |id| id.role.as_str()).to_owned(),
-            proxy_version: if metadata.mesh_version.is_empty() { node.user_agent_name.clone() } else { metadata.mesh_version },
+            proxy_version: if metadata.mesh_version.is_empty() {
+                node.user_agent_name.clone()
+            } else {
+                metadata.mesh_version
+            },
             istio_version: metadata.istio_version,
             address: id.map(|id| id.address.to_string()).unwrap_or_default(),
             admin_address: metadata.mesh_admin_address,

@@ -237,7 +237,7 @@ impl Session {
     }
 
     /// The next response to send, if there is one. To be called until there is none, after every request and offer.
-    pub fn next(&mut self) -> Option<Answer> {
+    pub fn next_answer(&mut self) -> Option<Answer> {
         let offer = self.offer.clone()?;
         // Endpoints of clusters that have gone meanwhile will not be asked for.
         self.awaited_endpoints.retain(|name| offer.of(ResourceKind::Endpoint).contains_key(name));
@@ -253,7 +253,10 @@ impl Session {
                 continue;
             }
             let difference = state.difference(offer.of(kind));
-            let due = !difference.set.is_empty() || !state.answered || state.has_unanswered(offer.of(kind)) || (kind != ResourceKind::Cluster && !difference.remove.is_empty());
+            let due = !difference.set.is_empty()
+                || !state.answered
+                || state.has_unanswered(offer.of(kind))
+                || (kind != ResourceKind::Cluster && !difference.remove.is_empty());
             if state.outstanding.is_some() {
                 settled = false;
                 continue;
@@ -284,7 +287,10 @@ impl Session {
         let nonce = format!("{:x}", self.last_nonce);
         if kind == ResourceKind::Cluster {
             let endpoints = &self.kinds[ResourceKind::Endpoint as usize];
-            let new = set.iter().filter_map(|entry| offer.endpoints_of(&entry.name)).filter(|name| !endpoints.names.contains(*name));
+            let new = set
+                .iter()
+                .filter_map(|entry| offer.endpoints_of(&entry.name))
+                .filter(|name| !endpoints.names.contains(*name));
             self.awaited_endpoints.extend(new.map(str::to_owned));
         }
         let keep_bodies = self.variant == Variant::StateOfTheWorld;
@@ -301,7 +307,9 @@ impl Session {
         state.status.sent.clone_from(&nonce);
         // State of the world means it for clusters and listeners: all of them, every time.
         let entries = match self.variant {
-            Variant::StateOfTheWorld if kind.row().wildcard => state.held.values().filter_map(|(_, entry)| entry.clone()).collect(),
+            Variant::StateOfTheWorld if kind.row().wildcard => {
+                state.held.values().filter_map(|(_, entry)| entry.clone()).collect()
+            }
             _ => set,
         };
         Answer { kind, entries, removed: remove, nonce }
@@ -309,7 +317,13 @@ impl Session {
 }
 
 impl State {
-    fn subscribe_delta(&mut self, kind: ResourceKind, subscribe: Vec<String>, unsubscribe: Vec<String>, held: Vec<(String, String)>) {
+    fn subscribe_delta(
+        &mut self,
+        kind: ResourceKind,
+        subscribe: Vec<String>,
+        unsubscribe: Vec<String>,
+        held: Vec<(String, String)>,
+    ) {
         // The first request of a wildcard kind without names asks for all; `*` asks for all at any time.
         if !self.subscribed && subscribe.is_empty() && kind.row().wildcard {
             self.wildcard = true;
@@ -362,7 +376,8 @@ impl State {
     }
 
     fn difference(&self, offered: &Entries) -> Difference {
-        let differs = |entry: &&Arc<Entry>| self.held.get(&entry.name).is_none_or(|(version, _)| *version != entry.version);
+        let differs =
+            |entry: &&Arc<Entry>| self.held.get(&entry.name).is_none_or(|(version, _)| *version != entry.version);
         let set: Vec<_> = if self.wildcard {
             offered.values().filter(differs).cloned().collect()
         } else {
@@ -371,7 +386,11 @@ impl State {
         let gone = |name: &&String| !offered.contains_key(*name);
         // What was asked for by name goes when the client no longer asks for it: taking endpoints away while a route still
         // leads to their cluster would fail requests. Only a name that never was there is told to be missing.
-        let remove = if self.wildcard { self.held.keys().filter(gone).cloned().collect() } else { self.unanswered.iter().filter(gone).cloned().collect() };
+        let remove = if self.wildcard {
+            self.held.keys().filter(gone).cloned().collect()
+        } else {
+            self.unanswered.iter().filter(gone).cloned().collect()
+        };
         Difference { set, remove }
     }
 }

@@ -74,9 +74,15 @@ impl Folder {
     /// # Errors
     /// It is not a folder.
     pub fn new(root: &Path, namespace: &str) -> Result<Self> {
-        let metadata = fs::metadata(root).with_context(|| format!("the configuration folder {} cannot be read", root.display()))?;
+        let metadata = fs::metadata(root)
+            .with_context(|| format!("the configuration folder {} cannot be read", root.display()))?;
         anyhow::ensure!(metadata.is_dir(), "{} is not a folder", root.display());
-        Ok(Self { root: root.to_owned(), namespace: namespace.to_owned(), files: BTreeMap::new(), owners: BTreeMap::new() })
+        Ok(Self {
+            root: root.to_owned(),
+            namespace: namespace.to_owned(),
+            files: BTreeMap::new(),
+            owners: BTreeMap::new(),
+        })
     }
 
     /// Reads what has changed. `None` if nothing has.
@@ -93,7 +99,8 @@ impl Folder {
         }
         // A folder that cannot be listed just now has not lost its files.
         let hidden = |path: &Path| unreadable.iter().any(|(folder, _): &(PathBuf, io::Error)| path.starts_with(folder));
-        let gone: Vec<PathBuf> = self.files.keys().filter(|path| !found.contains_key(*path) && !hidden(path)).cloned().collect();
+        let gone: Vec<PathBuf> =
+            self.files.keys().filter(|path| !found.contains_key(*path) && !hidden(path)).cloned().collect();
         if changed.is_empty() && gone.is_empty() {
             return None;
         }
@@ -134,7 +141,10 @@ impl Folder {
             message,
         };
         if stamp.size > MAX_FILE {
-            file.problems = vec![problem(Code::NotYaml, format!("The file has {} bytes; more than {MAX_FILE} are not read. Split it.", stamp.size))];
+            file.problems = vec![problem(
+                Code::NotYaml,
+                format!("The file has {} bytes; more than {MAX_FILE} are not read. Split it.", stamp.size),
+            )];
             return true;
         }
         let text = match fs::read(path) {
@@ -239,7 +249,12 @@ fn duplicate(key: &ObjectKey, origin: Origin, first: &str) -> Problem {
 }
 
 /// Collects the files to read. Links are followed; a folder reached twice is read once.
-fn walk(folder: &Path, found: &mut BTreeMap<PathBuf, Stamp>, seen: &mut HashSet<(u64, u64)>, unreadable: &mut Vec<(PathBuf, io::Error)>) {
+fn walk(
+    folder: &Path,
+    found: &mut BTreeMap<PathBuf, Stamp>,
+    seen: &mut HashSet<(u64, u64)>,
+    unreadable: &mut Vec<(PathBuf, io::Error)>,
+) {
     let listed = fs::metadata(folder).and_then(|metadata| Ok((metadata, fs::read_dir(folder)?)));
     let (metadata, entries) = match listed {
         Ok(listed) => listed,
@@ -307,7 +322,8 @@ fn watch(root: &Path, bell: mpsc::Sender<()>) -> Option<notify::RecommendedWatch
             let _ = bell.try_send(());
         }
     };
-    let started = notify::recommended_watcher(ring).and_then(|mut watcher| watcher.watch(root, RecursiveMode::Recursive).map(|()| watcher));
+    let started = notify::recommended_watcher(ring)
+        .and_then(|mut watcher| watcher.watch(root, RecursiveMode::Recursive).map(|()| watcher));
     started.inspect_err(|error| tracing::warn!(%error, "changes of the folder are not told by the system; it is read every {RESCAN:?}")).ok()
 }
 

@@ -10,7 +10,7 @@ use api::problem::{Code, Problem, Severity, nearest, nearest_host};
 use api::selector::selects;
 use api::value::{Labels, StringMatch};
 
-use super::problem;
+use crate::intrinsic::problem;
 use crate::snapshot::{Snapshot, VirtualService};
 use crate::world::World;
 

@@ -16,6 +16,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 use envoy_types::pb::envoy::r#type::matcher::v3::{StringMatcher, string_matcher::MatchPattern};
 
 use super::wire::{ads, agent, some_bool, transport_socket};
+use crate::scope::secret_name;
 
 const SOCKET: &str = "envoy.transport_sockets.tls";
 
@@ -175,11 +176,6 @@ pub(super) fn server(settings: &ServerTlsSettings, trust_domains: &[&str], http:
         ..DownstreamTlsContext::default()
     };
     Some(transport_socket(SOCKET, &context))
-}
-
-/// Name of a Secret among the SDS resources.
-pub(super) fn secret_name(credential: &str) -> String {
-    if credential.contains("://") { credential.to_owned() } else { format!("kubernetes://{credential}") }
 }
 
 /// The workload's own certificate and the mesh's authorities, both from the agent.

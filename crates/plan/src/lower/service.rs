@@ -13,7 +13,7 @@ use api::selector::selects;
 use api::value::{Labels, NumberOrName};
 
 use super::{ByKind, Registry, workload};
-use crate::check::problem;
+use crate::intrinsic::problem;
 use crate::model::{Age, Digested, Endpoint, Exports, Port, Protocol, Resolution, Service, Workload, WorkloadSource};
 use crate::world::World;
 

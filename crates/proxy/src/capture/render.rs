@@ -71,7 +71,9 @@ fn nft_rule(rule: &Rule) -> String {
     words.extend(rule.input.as_ref().map(|name| format!("iifname \"{name}\"")));
     words.extend(rule.out.as_ref().map(|name| format!("oifname \"{name}\"")));
     words.extend(rule.source.as_ref().map(|network| format!("ip saddr {network}")));
-    words.extend(rule.destination.as_ref().map(|(is, network)| format!("ip daddr {}{network}", if *is { "" } else { "!= " })));
+    words.extend(
+        rule.destination.as_ref().map(|(is, network)| format!("ip daddr {}{network}", if *is { "" } else { "!= " })),
+    );
     words.extend(rule.port.as_ref().map(|(is, port)| format!("tcp dport {}{port}", if *is { "" } else { "!= " })));
     if rule.tcp && rule.port.is_none() {
         words.push("meta l4proto tcp".to_owned());
@@ -159,7 +161,8 @@ mod tests {
 
     #[test]
     fn the_injected_pods_rules_stand_in_istios_order() {
-        let text = render(&options("-p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020"), Program::Iptables);
+        let text =
+            render(&options("-p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020"), Program::Iptables);
         assert_eq!(
             of_chain(&text, "ISTIO_INBOUND"),
             [
@@ -172,7 +175,10 @@ mod tests {
         );
         let out = of_chain(&text, "ISTIO_OUTPUT");
         assert_eq!(out[0], "-o lo -s 127.0.0.6/32 -j RETURN");
-        assert_eq!(out[1], "-o lo ! -d 127.0.0.1/32 -p tcp -m tcp ! --dport 15008 -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT");
+        assert_eq!(
+            out[1],
+            "-o lo ! -d 127.0.0.1/32 -p tcp -m tcp ! --dport 15008 -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT"
+        );
         assert_eq!(out[2], "-o lo -m owner ! --uid-owner 1337 -j RETURN");
         assert_eq!(out[3], "-m owner --uid-owner 1337 -j RETURN");
         assert_eq!(out[7], "-d 127.0.0.1/32 -j RETURN");
@@ -185,12 +191,20 @@ mod tests {
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} is not in {text}"));
         assert!(at("tcp dport 25 return") < at("ip daddr 10.1.0.0/16 return"));
         assert!(at("ip daddr 10.1.0.0/16 return") < at("tcp dport 99 jump ISTIO_REDIRECT"));
-        assert!(at("tcp dport 99 jump ISTIO_REDIRECT") < at("ip daddr 10.0.0.0/8 meta l4proto tcp jump ISTIO_REDIRECT"));
+        assert!(
+            at("tcp dport 99 jump ISTIO_REDIRECT") < at("ip daddr 10.0.0.0/8 meta l4proto tcp jump ISTIO_REDIRECT")
+        );
     }
 
     #[test]
     fn flags_that_cannot_be_honoured_are_refused() {
-        for (line, word) in [("-m TPROXY", "TPROXY"), ("-b x", "port"), ("-x 10.0.0.0/99", "network"), ("-c a;b", "interface"), ("-d 70000", "port")] {
+        for (line, word) in [
+            ("-m TPROXY", "TPROXY"),
+            ("-b x", "port"),
+            ("-x 10.0.0.0/99", "network"),
+            ("-c a;b", "interface"),
+            ("-d 70000", "port"),
+        ] {
             assert!(options(line).check().unwrap_err().contains(word), "{line}");
         }
         assert!(options("").check().is_ok());

@@ -62,7 +62,12 @@ impl Options {
         if self.mode != "REDIRECT" {
             return Err(format!("-m {}: only REDIRECT is built; TPROXY is not yet", self.mode));
         }
-        let lists = [("-b", &self.inbound_ports), ("-d", &self.inbound_exclude), ("-q", &self.outbound_ports), ("-o", &self.outbound_ports_exclude)];
+        let lists = [
+            ("-b", &self.inbound_ports),
+            ("-d", &self.inbound_exclude),
+            ("-q", &self.outbound_ports),
+            ("-o", &self.outbound_ports_exclude),
+        ];
         for (flag, list) in lists {
             if let Some(wrong) = given(list).find(|port| *port != "*" && port.parse::<u16>().is_err()) {
                 return Err(format!("{flag} {wrong}: not a port from 0 to 65535"));
@@ -73,7 +78,9 @@ impl Options {
                 return Err(format!("{flag} {wrong}: not an IPv4 network such as 10.0.0.0/8"));
             }
         }
-        let is_name = |name: &str| name.len() < 16 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte));
+        let is_name = |name: &str| {
+            name.len() < 16 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte))
+        };
         match given(&self.exclude_interfaces).find(|name| !is_name(name)) {
             Some(wrong) => Err(format!("-c {wrong}: not the name of an interface")),
             None => Ok(()),
@@ -151,7 +158,17 @@ pub struct Rule {
 }
 
 fn rule(chain: Chain, verdict: Verdict) -> Rule {
-    Rule { chain, tcp: false, input: None, out: None, source: None, destination: None, port: None, owner: None, verdict }
+    Rule {
+        chain,
+        tcp: false,
+        input: None,
+        out: None,
+        source: None,
+        destination: None,
+        port: None,
+        owner: None,
+        verdict,
+    }
 }
 
 /// Address from which the inbound proxy calls the application, so that its calls are told from the application's own.

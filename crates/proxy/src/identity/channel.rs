@@ -25,7 +25,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The sentence says which step failed: reading files, resolving, connecting, TLS.
-pub async fn connect(options: &Options, address: &str, plaintext: bool, identity: Option<&Identity>) -> Result<(Channel, Option<String>)> {
+pub async fn connect(
+    options: &Options,
+    address: &str,
+    plaintext: bool,
+    identity: Option<&Identity>,
+) -> Result<(Channel, Option<String>)> {
     let token = match (&options.token_file, identity) {
         (Some(file), None) => Some(read_token(file)?),
         _ => None,
@@ -68,21 +73,31 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
 }
 
 fn read_token(file: &Path) -> Result<String> {
-    let token = std::fs::read_to_string(file).with_context(|| format!("the token file {} cannot be read", file.display()))?;
+    let token =
+        std::fs::read_to_string(file).with_context(|| format!("the token file {} cannot be read", file.display()))?;
     Ok(token.trim().to_owned())
 }
 
 fn client_config(options: &Options, identity: Option<&Identity>) -> Result<ClientConfig> {
-    let file = options.root_cert.as_ref().context("no root certificate is given (--root-cert), so the control plane cannot be trusted")?;
+    let file = options
+        .root_cert
+        .as_ref()
+        .context("no root certificate is given (--root-cert), so the control plane cannot be trusted")?;
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).with_context(|| format!("the root certificate {} cannot be read", file.display()))? {
+    for certificate in CertificateDer::pem_file_iter(file)
+        .with_context(|| format!("the root certificate {} cannot be read", file.display()))?
+    {
         let certificate = certificate.with_context(|| format!("{} is not PEM", file.display()))?;
         roots.add(certificate).with_context(|| format!("{} holds no certificate authority", file.display()))?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?.with_root_certificates(roots);
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots);
     let mut config = match identity {
-        Some(identity) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.key.clone()))),
+        Some(identity) => {
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.key.clone())))
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];

@@ -18,6 +18,7 @@ pub struct Request {
 pub fn create() -> Result<Request> {
     let key = rcgen::KeyPair::generate().context("no key could be made")?;
     let params = rcgen::CertificateParams::default();
-    let pem = params.serialize_request(&key).and_then(|request| request.pem()).context("no signing request could be made")?;
+    let pem =
+        params.serialize_request(&key).and_then(|request| request.pem()).context("no signing request could be made")?;
     Ok(Request { pem, key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())) })
 }

@@ -19,13 +19,12 @@ use crate::snapshot::tls_terms::SanMatch;
 pub fn facts_of(certificate: &CertificateDer<'_>) -> Result<PeerFacts, String> {
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|error| format!("the peer's certificate cannot be read: {error}"))?;
-    let mut facts =
-        PeerFacts {
-            subject: parsed.subject().to_string(),
-            hash: sha256_hex(certificate),
-            der: certificate.to_vec(),
-            ..PeerFacts::default()
-        };
+    let mut facts = PeerFacts {
+        subject: parsed.subject().to_string(),
+        hash: sha256_hex(certificate),
+        der: certificate.to_vec(),
+        ..PeerFacts::default()
+    };
     if let Ok(Some(names)) = parsed.subject_alternative_name() {
         for name in &names.value.general_names {
             match name {

@@ -81,7 +81,8 @@ pub struct State {
 }
 
 /// Makes channels to the server; a new one for every attempt, so that certificates of now are used.
-pub type Connect = Box<dyn Fn() -> futures_util::future::BoxFuture<'static, anyhow::Result<(Channel, Option<String>)>> + Send + Sync>;
+pub type Connect =
+    Box<dyn Fn() -> futures_util::future::BoxFuture<'static, anyhow::Result<(Channel, Option<String>)>> + Send + Sync>;
 
 /// Runs the client until the task is dropped. `apply` is called with all that is in effect whenever that changed, and
 /// returns what it refuses. Each accepted or refused resource is acknowledged to the server.

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use api::xds::{Any, ResourceKind, unpack};
-use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use envoy_types::pb::envoy::config::core::v3::config_source::ConfigSourceSpecifier;
 use envoy_types::pb::envoy::config::core::v3::{ConfigSource, TransportSocket, transport_socket};
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
@@ -13,7 +13,9 @@ use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_context::ValidationContextType;
-use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, UpstreamTlsContext};
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+    CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, UpstreamTlsContext,
+};
 
 /// A resource pointed at.
 pub type Reference = (ResourceKind, String);
@@ -23,7 +25,9 @@ pub fn of(kind: ResourceKind, body: &Any) -> BTreeSet<Reference> {
     let mut found = BTreeSet::new();
     match kind {
         ResourceKind::Cluster => unpack::<Cluster>(body).iter().for_each(|cluster| of_cluster(cluster, &mut found)),
-        ResourceKind::Listener => unpack::<Listener>(body).iter().for_each(|listener| of_listener(listener, &mut found)),
+        ResourceKind::Listener => {
+            unpack::<Listener>(body).iter().for_each(|listener| of_listener(listener, &mut found))
+        }
         ResourceKind::Endpoint | ResourceKind::Route | ResourceKind::Secret => {}
     }
     found
@@ -31,7 +35,8 @@ pub fn of(kind: ResourceKind, body: &Any) -> BTreeSet<Reference> {
 
 fn of_cluster(cluster: &Cluster, found: &mut BTreeSet<Reference>) {
     if cluster.cluster_discovery_type == Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)) {
-        let named = cluster.eds_cluster_config.as_ref().map(|eds| eds.service_name.as_str()).filter(|name| !name.is_empty());
+        let named =
+            cluster.eds_cluster_config.as_ref().map(|eds| eds.service_name.as_str()).filter(|name| !name.is_empty());
         found.insert((ResourceKind::Endpoint, named.unwrap_or(&cluster.name).to_owned()));
     }
     let matches = cluster.transport_socket_matches.iter().filter_map(|choice| choice.transport_socket.as_ref());
@@ -71,7 +76,9 @@ fn of_transport_socket(socket: &TransportSocket, found: &mut BTreeSet<Reference>
 fn of_tls(tls: &CommonTlsContext, found: &mut BTreeSet<Reference>) {
     let roots = match &tls.validation_context_type {
         Some(ValidationContextType::ValidationContextSdsSecretConfig(sds)) => Some(sds),
-        Some(ValidationContextType::CombinedValidationContext(both)) => both.validation_context_sds_secret_config.as_ref(),
+        Some(ValidationContextType::CombinedValidationContext(both)) => {
+            both.validation_context_sds_secret_config.as_ref()
+        }
         _ => None,
     };
     for sds in tls.tls_certificate_sds_secret_configs.iter().chain(roots).filter(|sds| from_this_server(sds)) {

@@ -73,7 +73,8 @@ impl Session {
             state.asked = false;
             state.subscribed.clear();
         }
-        let mut requests: Vec<_> = KINDS.iter().filter(|row| row.wildcard).map(|row| self.first_request(row.kind, BTreeSet::new())).collect();
+        let mut requests: Vec<_> =
+            KINDS.iter().filter(|row| row.wildcard).map(|row| self.first_request(row.kind, BTreeSet::new())).collect();
         requests.extend(self.resubscribe());
         requests
     }
@@ -95,9 +96,17 @@ impl Session {
         };
         let mut faults = self.take(kind, response.resources, response.removed_resources);
         if self.settle() {
-            faults.extend(apply(&self.effective).iter().map(|reject| format!("{} {:?}: {}", reject.kind.row().short, reject.name, reject.reason)));
+            faults.extend(
+                apply(&self.effective)
+                    .iter()
+                    .map(|reject| format!("{} {:?}: {}", reject.kind.row().short, reject.name, reject.reason)),
+            );
         }
-        let error_detail = (!faults.is_empty()).then(|| Status { code: INVALID_ARGUMENT, message: faults.join("; "), ..Status::default() });
+        let error_detail = (!faults.is_empty()).then(|| Status {
+            code: INVALID_ARGUMENT,
+            message: faults.join("; "),
+            ..Status::default()
+        });
         // New subscriptions go out before the acknowledgement: a server that pushes in order (clusters, their endpoints,
         // then routes) learns of them before it goes on.
         let mut requests = self.resubscribe();
@@ -126,7 +135,9 @@ impl Session {
             };
             self.references.insert((kind, resource.name.clone()), references::of(kind, &body));
             state.answered.insert(resource.name.clone());
-            self.received.of_mut(kind).insert(resource.name, Resource { version: resource.version, body: Arc::new(body) });
+            self.received
+                .of_mut(kind)
+                .insert(resource.name, Resource { version: resource.version, body: Arc::new(body) });
         }
         for name in removed {
             self.references.remove(&(kind, name.clone()));

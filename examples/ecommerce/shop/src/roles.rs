@@ -78,7 +78,8 @@ impl Shop {
     /// Who answered, and whom it saw: the caller's identity as its own sidecar verified it.
     fn served(&self, headers: &HeaderMap) -> Value {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let caller = text("x-forwarded-client-cert").and_then(|xfcc| xfcc.split([';', ',']).rev().find_map(|part| part.strip_prefix("URI=")));
+        let caller = text("x-forwarded-client-cert")
+            .and_then(|xfcc| xfcc.split([';', ',']).rev().find_map(|part| part.strip_prefix("URI=")));
         json!({
             "service": format!("{:?}", self.role).to_lowercase(),
             "version": self.version,
@@ -96,7 +97,9 @@ pub(crate) fn router(shop: Arc<Shop>) -> Router {
         Role::User => router.route("/api/v1/users/{id}", get(user)),
         Role::Product => router.route("/api/v1/products", get(products)).route("/api/v1/products/{id}", get(product)),
         Role::Order => router.route("/api/v1/orders", post(create_order)).route("/api/v1/orders/{id}", get(order)),
-        Role::Payment => router.route("/api/v1/payments/create", post(create_payment)).route("/api/v1/payments/history/{user}", get(history)),
+        Role::Payment => router
+            .route("/api/v1/payments/create", post(create_payment))
+            .route("/api/v1/payments/history/{user}", get(history)),
         Role::Recommendation => router.route("/api/v1/recommendations/{user}", get(recommend)),
     };
     router.fallback(|| async { refuse(StatusCode::NOT_FOUND, "there is no such page") }).with_state(shop)
@@ -143,14 +146,18 @@ async fn create_payment(State(shop): App, headers: HeaderMap, Json(payment): Jso
         return refuse(StatusCode::SERVICE_UNAVAILABLE, "failing once, as the header x-demo-flaky asks");
     }
     // Asked twice for one order, the first answer stands.
-    let paid = book.payments.entry(payment.order).or_insert_with(|| json!({"order": payment.order, "user": payment.user, "amount_cents": payment.amount_cents}));
+    let paid = book
+        .payments
+        .entry(payment.order)
+        .or_insert_with(|| json!({"order": payment.order, "user": payment.user, "amount_cents": payment.amount_cents}));
     let mut answer = paid.clone();
     answer["served"] = shop.served(&headers);
     (StatusCode::CREATED, Json(answer)).into_response()
 }
 
 async fn history(State(shop): App, headers: HeaderMap, Path(user): Path<u64>) -> Response {
-    let payments: Vec<Value> = shop.book().payments.values().filter(|payment| payment["user"] == user).cloned().collect();
+    let payments: Vec<Value> =
+        shop.book().payments.values().filter(|payment| payment["user"] == user).cloned().collect();
     Json(json!({"payments": payments, "served": shop.served(&headers)})).into_response()
 }
 
@@ -194,10 +201,19 @@ async fn place(shop: &Shop, headers: &HeaderMap, new: NewOrder) -> Result<Value,
     Ok(json!({"order": order, "calls": calls, "served": shop.served(headers)}))
 }
 
-async fn step(shop: &Shop, headers: &HeaderMap, method: Method, host: &str, path: String, body: Option<Value>) -> Result<Value, Box<Response>> {
+async fn step(
+    shop: &Shop,
+    headers: &HeaderMap,
+    method: Method,
+    host: &str,
+    path: String,
+    body: Option<Value>,
+) -> Result<Value, Box<Response>> {
     match call(shop.proxy.as_deref(), method, host, &path, headers, body).await {
         Ok((200..=299, answer)) => Ok(answer),
-        Ok((status, answer)) => Err(Box::new(refuse(StatusCode::BAD_GATEWAY, format!("{host} answered {status}: {answer}")))),
+        Ok((status, answer)) => {
+            Err(Box::new(refuse(StatusCode::BAD_GATEWAY, format!("{host} answered {status}: {answer}"))))
+        }
         Err(error) => Err(Box::new(refuse(StatusCode::BAD_GATEWAY, format!("{error:#}")))),
     }
 }

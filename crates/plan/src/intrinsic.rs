@@ -14,8 +14,24 @@ use api::object::{Body, Object};
 use api::problem::{Code, Problem, Severity};
 use api::value::{Duration, StringMatch};
 
-use super::problem;
 use crate::model::{Protocol, grpc_status};
+
+/// A problem of an object.
+pub(crate) fn problem(object: &Object, field: &str, code: Code, severity: Severity, message: String) -> Problem {
+    Problem {
+        object: object.reference(),
+        origin: object.origin.clone(),
+        field: field.to_owned(),
+        code,
+        severity,
+        message,
+    }
+}
+
+/// Whether the object comes into the world in spite of an Error: what is not built yet is stored and listed.
+pub(crate) fn keeps_effect(problem: &Problem) -> bool {
+    problem.code == Code::NotBuilt
+}
 
 /// Everything that can be said of the object alone.
 pub(crate) fn intrinsic(object: &Object) -> Vec<Problem> {
