@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::HOST;
@@ -58,6 +59,7 @@ pub async fn serve(
 ) -> Result<Response<ResponseBody>, Hangup> {
     let watch = &connection.watch;
     watch.head_since.set(None);
+    watch.beginning.store(false, Ordering::Relaxed);
     watch.active.set(watch.active.get() + 1);
     watch.requests.set(watch.requests.get() + 1);
     if connection.chain.max_requests_per_connection > 0

@@ -427,3 +427,20 @@ async fn a_route_to_nowhere_names_its_object() {
     let page = support::admin(mesh.client.admin_addr(), "/why?request_id=find-me").await;
     assert!(page.contains("VirtualService shop/route") && page.contains("\"NC\"") && page.contains("ghost"), "{page}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_chain_keeps_its_socket_and_counts_for_open_connections() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let before = mesh.inbound();
+    let mut client = http1(mesh.outbound()).await;
+    for value in ["one", "two"] {
+        mesh.apply_inbound_header(value);
+        let response = request_on(&mut client, get("/")).await;
+        assert_eq!(response.headers()["x-inbound"], value);
+        response.into_body().collect().await.unwrap();
+    }
+    assert_eq!(mesh.inbound(), before);
+    assert_eq!(mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections), 1);
+    assert_eq!(mesh.server.shared().metrics.total(|process| &process.connections), 1, "no connection was closed");
+}

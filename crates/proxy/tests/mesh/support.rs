@@ -91,6 +91,7 @@ pub(crate) struct Mesh {
     pub client: Running,
     pub server: Running,
     resources: Mutex<ResourceSet>,
+    inbound: Mutex<ResourceSet>,
 }
 
 struct Authority {
@@ -375,29 +376,50 @@ fn insert(set: &mut ResourceSet, kind: ResourceKind, name: &str, version: &str, 
     set.of_mut(kind).insert(name.to_owned(), Resource { version: version.to_owned(), body });
 }
 
-impl Mesh {
-    /// HTTP from the client's listener through mutual TLS to the application.
-    pub(crate) async fn start(app: &App, route: Route) -> Mesh {
-        let inline = RouteConfiguration {
-            virtual_hosts: vec![VirtualHost {
-                name: "inbound".into(),
-                domains: vec!["*".into()],
-                routes: vec![XdsRoute {
-                    r#match: Some(RouteMatch {
-                        path_specifier: Some(PathSpecifier::Prefix("/".into())),
-                        ..Default::default()
-                    }),
-                    action: Some(Action::Route(RouteAction {
-                        cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
-                        timeout: Some(ProtoDuration::default()),
-                        ..Default::default()
-                    })),
+fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
+    use api::xds::core::{HeaderValue as XdsHeader, HeaderValueOption};
+    let added = |value: &str| HeaderValueOption {
+        header: Some(XdsHeader { key: "x-inbound".into(), value: value.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    RouteConfiguration {
+        virtual_hosts: vec![VirtualHost {
+            name: "inbound".into(),
+            domains: vec!["*".into()],
+            response_headers_to_add: header.into_iter().map(added).collect(),
+            routes: vec![XdsRoute {
+                r#match: Some(RouteMatch {
+                    path_specifier: Some(PathSpecifier::Prefix("/".into())),
                     ..Default::default()
-                }],
+                }),
+                action: Some(Action::Route(RouteAction {
+                    cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
+                    timeout: Some(ProtoDuration::default()),
+                    ..Default::default()
+                })),
                 ..Default::default()
             }],
             ..Default::default()
-        };
+        }],
+        ..Default::default()
+    }
+}
+
+impl Mesh {
+    /// Other routes in the chain of the server's listener.
+    pub(crate) fn apply_inbound_header(&self, value: &str) {
+        let mut set = self.inbound.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["inbound"].body.clone();
+        let mut listener: Listener = api::xds::unpack(&old).unwrap();
+        let manager = manager(RouteSpecifier::RouteConfig(inbound_routes(Some(value))), true);
+        listener.filter_chains[0].filters = vec![network(pack(&manager))];
+        insert(&mut set, ResourceKind::Listener, "inbound", value, pack(&listener));
+        assert_eq!(self.server.apply(&set), []);
+    }
+
+    /// HTTP from the client's listener through mutual TLS to the application.
+    pub(crate) async fn start(app: &App, route: Route) -> Mesh {
+        let inline = inbound_routes(None);
         let inbound = network(pack(&manager(RouteSpecifier::RouteConfig(inline), true)));
         let outbound = network(pack(&manager(
             RouteSpecifier::Rds(Rds { route_config_name: "80".into(), ..Default::default() }),
@@ -445,6 +467,7 @@ impl Mesh {
         );
         insert(&mut set, ResourceKind::Listener, "inbound", "1", pack(&listener("inbound", 1, vec![chain], true)));
         assert_eq!(server.apply(&set), []);
+        let inbound_set = set;
         let to = server.listener_addr("inbound").unwrap();
 
         let client = Running::start(settings("client"), authority.store("client")).await.unwrap();
@@ -484,7 +507,7 @@ impl Mesh {
         }
         insert(&mut set, ResourceKind::Listener, "outbound", "1", pack(&listener("outbound", 2, chains, inspect)));
         assert_eq!(client.apply(&set), []);
-        Mesh { client, server, resources: Mutex::new(set) }
+        Mesh { client, server, resources: Mutex::new(set), inbound: Mutex::new(inbound_set) }
     }
 
     /// Another route under the same listener.
