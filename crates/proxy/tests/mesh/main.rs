@@ -37,7 +37,7 @@ async fn http1_rides_the_multiplexed_hop_and_reaches_the_application_as_http1() 
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "GET /hello?x=1");
     }
     let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
-    assert_eq!(connections, 1, "three requests share one connection");
+    assert_eq!(connections, 1, "three requests of one connection share one connection");
     let metrics = mesh.server.shared().metrics.prometheus("test");
     let line = metrics
         .lines()
@@ -443,4 +443,52 @@ async fn a_changed_chain_keeps_its_socket_and_counts_for_open_connections() {
     assert_eq!(mesh.inbound(), before);
     assert_eq!(mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections), 1);
     assert_eq!(mesh.server.shared().metrics.total(|process| &process.connections), 1, "no connection was closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_wait_for_the_only_connection_that_is_allowed() {
+    let app = App::slow(Duration::from_millis(10)).await;
+    let mesh = Mesh::start(&app, Route { direct: Some(1), ..Route::default() }).await;
+    // One client connection each: both workers want the one upstream connection.
+    let mut client = support::http2(mesh.outbound()).await;
+    let running: Vec<_> = (0..8)
+        .map(|_| {
+            let request =
+                Request::builder().uri("http://server.shop/").version(Version::HTTP_2).body(support::zeros(0)).unwrap();
+            client.send_request(request)
+        })
+        .collect();
+    for running in running {
+        let response = running.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.unwrap();
+    }
+    assert_eq!(mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_at_once_are_all_answered() {
+    let app = App::echo().await;
+    for direct in [None, Some(1000)] {
+        let mesh = Mesh::start(&app, Route { direct, ..Route::default() }).await;
+        let clients: Vec<_> = (0..64)
+            .map(|number| {
+                let to = mesh.outbound();
+                tokio::spawn(async move {
+                    let mut client = http1(to).await;
+                    for turn in 0..25 {
+                        let path = format!("/{number}/{turn}");
+                        let response = request_on(&mut client, get(&path)).await;
+                        assert_eq!(response.status(), StatusCode::OK);
+                        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), format!("GET {path}"));
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.unwrap();
+        }
+        let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
+        assert!(direct.is_some() || connections <= 4, "at most two connections a worker, not {connections}");
+    }
 }

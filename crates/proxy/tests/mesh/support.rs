@@ -69,6 +69,8 @@ pub(crate) struct Route {
     pub mirror: Option<SocketAddr>,
     pub max_requests: Option<u32>,
     pub eject_after: Option<u32>,
+    /// The application is called in the clear, over so many connections at most.
+    pub direct: Option<u32>,
 }
 
 impl Default for Route {
@@ -82,6 +84,7 @@ impl Default for Route {
             mirror: None,
             max_requests: None,
             eject_after: None,
+            direct: None,
         }
     }
 }
@@ -140,7 +143,7 @@ fn settings(name: &str) -> Settings {
         status: any,
         ready: any,
         prometheus: any,
-        workers: 1,
+        workers: 2,
         drain: Duration::from_secs(10),
         drain_delay: Duration::ZERO,
     }
@@ -472,10 +475,16 @@ impl Mesh {
 
         let client = Running::start(settings("client"), authority.store("client")).await.unwrap();
         let mut set = ResourceSet::default();
-        let mut outbound_cluster = cluster("outbound", None, Some(route.expected));
+        let mut outbound_cluster = cluster("outbound", None, route.direct.is_none().then_some(route.expected));
         let value = |value| Some(UInt32Value { value });
-        outbound_cluster.circuit_breakers = route.max_requests.map(|most| CircuitBreakers {
-            thresholds: vec![circuit_breakers::Thresholds { max_requests: value(most), ..Default::default() }],
+        let to = if route.direct.is_some() { app.address } else { to };
+        let limited = route.max_requests.is_some() || route.direct.is_some();
+        outbound_cluster.circuit_breakers = limited.then(|| CircuitBreakers {
+            thresholds: vec![circuit_breakers::Thresholds {
+                max_requests: route.max_requests.map(|value| UInt32Value { value }),
+                max_connections: route.direct.map(|value| UInt32Value { value }),
+                ..Default::default()
+            }],
             ..Default::default()
         });
         outbound_cluster.outlier_detection = route.eject_after.map(|failures| OutlierDetection {
