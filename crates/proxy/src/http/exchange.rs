@@ -207,8 +207,8 @@ async fn forward_request(
         response
     };
     let Some(target) = target else { return local(Failure::ClusterNotFound, story) };
-    story.cluster_name = Some(target.cluster.as_ref().into());
     let Some(upstream) = worker.upstreams.get(&target.cluster, snapshot) else {
+        story.cluster_name = Some(target.cluster.as_ref().into());
         let mut reply = Reply::failure(Failure::ClusterNotFound);
         reply.status = forward.not_found_status;
         let mut response = reply::respond(reply, story);

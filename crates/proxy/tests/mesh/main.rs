@@ -52,6 +52,36 @@ async fn http1_rides_the_multiplexed_hop_and_reaches_the_application_as_http1() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_knows_the_destination_and_writes_its_log() {
+    let app = App::echo().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let mesh = Mesh::start(&app, Route { log: Some(path.to_str().unwrap().to_owned()), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let response = request_on(&mut client, get("/logged")).await;
+    response.into_body().collect().await.unwrap();
+    let metrics = mesh.client.shared().metrics.prometheus("test");
+    let line = metrics.lines().find(|line| line.starts_with("istio_requests_total{reporter=\"source\"")).unwrap();
+    for label in [
+        "source_workload=\"client-v1\"",
+        "destination_workload=\"server-v1\"",
+        "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
+        "response_code=\"200\"",
+        "request_protocol=\"http\"",
+    ] {
+        assert!(line.contains(label), "{label} is not in {line}");
+    }
+    support::until("the line is written", || std::fs::read_to_string(&path).unwrap_or_default().ends_with('\n')).await;
+    let line = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        line.contains("\"GET /logged HTTP/1.1\" 200 - via_upstream - \"-\" 0 11 ")
+            && line.contains("\"server.shop\"")
+            && line.ends_with(" default\n"),
+        "{line}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_streams_with_trailers_both_ways() {
     let app = App::echo().await;
     let mesh = Mesh::start(&app, Route::default()).await;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use api::xds::core::{Address, SocketAddress, TransportSocket, address, socket_address, transport_socket};
 use api::xds::{Any, ResourceKind, pack};
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, CommonLbConfig, EdsClusterConfig};
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection, circuit_breakers};
 use envoy_types::pb::envoy::config::endpoint::v3::{
@@ -22,6 +23,7 @@ use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
     RetryPolicy, Route as XdsRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -71,6 +73,8 @@ pub(crate) struct Route {
     pub eject_after: Option<u32>,
     /// The application is called in the clear, over so many connections at most.
     pub direct: Option<u32>,
+    /// File of the client's access log.
+    pub log: Option<String>,
 }
 
 impl Default for Route {
@@ -85,6 +89,7 @@ impl Default for Route {
             max_requests: None,
             eject_after: None,
             direct: None,
+            log: None,
         }
     }
 }
@@ -424,10 +429,21 @@ impl Mesh {
     pub(crate) async fn start(app: &App, route: Route) -> Mesh {
         let inline = inbound_routes(None);
         let inbound = network(pack(&manager(RouteSpecifier::RouteConfig(inline), true)));
-        let outbound = network(pack(&manager(
-            RouteSpecifier::Rds(Rds { route_config_name: "80".into(), ..Default::default() }),
-            false,
-        )));
+        let mut manager =
+            manager(RouteSpecifier::Rds(Rds { route_config_name: "80".into(), ..Default::default() }), false);
+        manager.access_log = route
+            .log
+            .iter()
+            .map(|path| AccessLog {
+                name: "file".into(),
+                config_type: Some(access_log::ConfigType::TypedConfig(pack(&FileAccessLog {
+                    path: path.clone(),
+                    ..Default::default()
+                }))),
+                ..Default::default()
+            })
+            .collect();
+        let outbound = network(pack(&manager));
         Self::with(app, route, inbound, outbound, false).await
     }
 
