@@ -7,6 +7,7 @@ pub mod failure;
 pub mod telemetry;
 pub mod filter;
 pub mod snapshot;
+pub mod leaf;
 pub mod filters;
 pub mod secret;
 pub mod xds;
