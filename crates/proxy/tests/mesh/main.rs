@@ -522,3 +522,34 @@ async fn many_clients_at_once_are_all_answered() {
         assert!(direct.is_some() || connections <= 4, "at most two connections a worker, not {connections}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_listener_of_the_original_destination_takes_over() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.hand_over();
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: server.shop\r\n\r\n").await.unwrap();
+    assert_eq!(support::read_head(&mut stream).await, "", "the catch-all leads nowhere");
+    mesh.hand_over_to();
+    let response = request_on(&mut http1(mesh.outbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permissive_port_takes_both() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.make_permissive();
+    let response = request_on(&mut http1(mesh.outbound()).await, get("/")).await;
+    assert!(response.headers().contains_key("x-echo-x-forwarded-client-cert"));
+    let response = request_on(&mut http1(mesh.inbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(!response.headers().contains_key("x-echo-x-forwarded-client-cert"));
+    // What claims to come over the private protocol without it is not believed, and not passed on.
+    let mut request = get("/");
+    request.headers_mut().insert("x-mesh-protocol", http::HeaderValue::from_static("HTTP/1.0"));
+    let response = request_on(&mut http1(mesh.inbound()).await, request).await;
+    assert_eq!(response.headers()["x-version"], "HTTP/1.1");
+    assert!(!response.headers().contains_key("x-echo-x-mesh-protocol"));
+}

@@ -414,6 +414,58 @@ fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
 }
 
 impl Mesh {
+    /// As `virtualOutbound`: the socket's own listener leads nowhere, another without a socket has its address.
+    pub(crate) fn hand_over(&self) {
+        use envoy_types::pb::envoy::config::listener::v3::ListenerFilter;
+        use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+        use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+        let mut set = self.resources.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["outbound"].body.clone();
+        let mut catch_all: Listener = api::xds::unpack(&old).unwrap();
+        let mut handed = catch_all.clone();
+        handed.name = "handed".into();
+        handed.address = Some(address(self.outbound()));
+        handed.bind_to_port = Some(BoolValue { value: false });
+        catch_all.use_original_dst = Some(BoolValue { value: true });
+        catch_all.listener_filters.push(ListenerFilter {
+            name: "original_dst".into(),
+            config_type: Some(ConfigType::TypedConfig(pack(&OriginalDst::default()))),
+            ..Default::default()
+        });
+        let nowhere = TcpProxy {
+            stat_prefix: "nowhere".into(),
+            cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster("BlackHoleCluster".into())),
+            ..Default::default()
+        };
+        catch_all.filter_chains = vec![FilterChain { filters: vec![network(pack(&nowhere))], ..Default::default() }];
+        insert(&mut set, ResourceKind::Listener, "outbound", "handing", pack(&catch_all));
+        assert_eq!(self.client.apply(&set), []);
+        insert(&mut set, ResourceKind::Listener, "handed", "1", pack(&handed));
+    }
+
+    /// The listener without a socket comes into effect.
+    pub(crate) fn hand_over_to(&self) {
+        assert_eq!(self.client.apply(&self.resources.lock().unwrap()), []);
+    }
+
+    /// The server takes plaintext beside mutual TLS, told apart by the first bytes.
+    pub(crate) fn make_permissive(&self) {
+        let mut set = self.inbound.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["inbound"].body.clone();
+        let mut listener: Listener = api::xds::unpack(&old).unwrap();
+        let mut plain = listener.filter_chains[0].clone();
+        plain.name = "inbound-plain".into();
+        plain.transport_socket = None;
+        plain.filter_chain_match = Some(FilterChainMatch {
+            transport_protocol: "raw_buffer".into(),
+            application_protocols: vec!["http/1.1".into(), "h2c".into()],
+            ..Default::default()
+        });
+        listener.filter_chains.push(plain);
+        insert(&mut set, ResourceKind::Listener, "inbound", "permissive", pack(&listener));
+        assert_eq!(self.server.apply(&set), []);
+    }
+
     /// Other routes in the chain of the server's listener.
     pub(crate) fn apply_inbound_header(&self, value: &str) {
         let mut set = self.inbound.lock().unwrap();
