@@ -49,8 +49,12 @@ impl Running {
             threads.push(thread.spawn(move || work(&shared, number, receiver)).context("a worker thread")?);
         }
         let admin_stop = CancellationToken::new();
-        let admin = admin::serve(Arc::new(Admin { shared: Arc::clone(&shared) }), &admin_stop).await?;
-        Ok(Running { shared, admin, admin_stop, threads: Mutex::new(threads) })
+        let admin = admin::serve(Arc::new(Admin { shared: Arc::clone(&shared) }), &admin_stop).await;
+        // From here on a failure ends what was started.
+        let mut running =
+            Running { shared, admin: [([0, 0, 0, 0], 0).into(); 4], admin_stop, threads: Mutex::new(threads) };
+        running.admin = admin?;
+        Ok(running)
     }
 
     /// Compiles, publishes, opens and closes sockets. Returns when every worker goes by the new configuration (or a second has

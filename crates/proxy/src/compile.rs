@@ -5,7 +5,6 @@
 // Servers still send the older spelling of many fields; all of them are read.
 #![allow(deprecated)]
 
-pub mod matcher;
 pub mod edits;
 pub mod tls;
 pub mod endpoint;
@@ -16,7 +15,6 @@ pub mod chain;
 pub mod listener;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::xds::{Any, ResourceKind};
 
@@ -66,27 +64,6 @@ fn section<T>(
         }
     }
     section
-}
-
-/// A protobuf duration; negative ones and such beyond 10,000 years are refused.
-///
-/// # Errors
-/// The sentence names the value.
-pub fn duration(time: &envoy_types::pb::google::protobuf::Duration) -> Result<Duration, String> {
-    match (u64::try_from(time.seconds), u32::try_from(time.nanos)) {
-        (Ok(seconds), Ok(nanos)) if seconds <= 315_576_000_000 && nanos < 1_000_000_000 => {
-            Ok(Duration::new(seconds, nanos))
-        }
-        _ => Err(format!("{}s {}ns is not a duration", time.seconds, time.nanos)),
-    }
-}
-
-/// A duration that may be missing.
-pub(crate) fn duration_or(
-    time: &Option<envoy_types::pb::google::protobuf::Duration>,
-    default: Duration,
-) -> Result<Duration, String> {
-    time.as_ref().map_or(Ok(default), duration)
 }
 
 /// The object that Istio's metadata names: `filter_metadata.istio.config`

@@ -11,6 +11,7 @@ pub mod failure;
 pub mod telemetry;
 pub mod filter;
 pub mod snapshot;
+pub mod leaf;
 pub mod filters;
 pub mod compile;
 pub mod tls;

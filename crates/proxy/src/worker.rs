@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
@@ -90,6 +91,8 @@ pub struct Watch {
     pub idle_since: Cell<Instant>,
     /// When the first byte of a request's head came, until it is complete.
     pub head_since: Cell<Option<Instant>>,
+    /// Bytes came since the last request's head or end. Set by the stream, which hyper wants to be able to send.
+    pub beginning: Arc<AtomicBool>,
     /// Longest idle time; zero: no bound.
     pub idle_timeout: Duration,
     /// Longest time for a head; zero: no bound.
@@ -170,6 +173,7 @@ impl Worker {
             requests: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             head_since: Cell::new(None),
+            beginning: Arc::default(),
             idle_timeout,
             head_timeout: if head_timeout.is_zero() { HEAD_TIMEOUT } else { head_timeout },
             kick: Notify::new(),
@@ -185,6 +189,10 @@ impl Worker {
         let now = Instant::now();
         self.watched.borrow_mut().retain(|weak| {
             let Some(watch) = weak.upgrade() else { return false };
+            let begun = watch.active.get() == 0 && watch.beginning.load(Ordering::Relaxed);
+            if begun && watch.head_since.get().is_none() {
+                watch.head_since.set(Some(now));
+            }
             let slow = watch.head_since.get().is_some_and(|since| now.duration_since(since) >= watch.head_timeout);
             let idle = watch.active.get() == 0
                 && !watch.idle_timeout.is_zero()

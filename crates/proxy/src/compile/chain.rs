@@ -16,8 +16,9 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use http::HeaderValue;
 use ipnet::IpNet;
 
-use super::{access_log, duration_or, route, tls};
+use super::{access_log, route, tls};
 use crate::filters::{self, Compiled};
+use crate::leaf::duration_or;
 use crate::snapshot::chain::{
     Chain, ChainMatch, ClientCert, ClientCertMode, Codec, EscapedSlashes, HttpChain, Network, PeerMetadata,
     RouteSource, ServerHeader, StripPort, TcpChain, Transport,

@@ -18,7 +18,8 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 use envoy_types::pb::google::protobuf::UInt32Value;
 use envoy_types::pb::google::protobuf::value::Kind;
 
-use super::{duration_or, endpoint, tls};
+use super::{endpoint, tls};
+use crate::leaf::duration_or;
 use crate::snapshot::cluster::{Balance, Budget, Cluster, Discovery, Limits, Outlier, Protocol, Service, SocketChoice};
 
 /// Compiles a CDS resource.
@@ -50,7 +51,7 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             .common
             .max_connection_duration
             .as_ref()
-            .map(super::duration)
+            .map(crate::leaf::duration)
             .transpose()?
             .filter(|time| !time.is_zero()),
         max_concurrent_streams: http.http2.max_concurrent_streams.map_or(u32::MAX, |streams| streams.value.max(1)),

@@ -42,7 +42,7 @@ pub(crate) fn compile(assignment: &ClusterLoadAssignment) -> Result<Endpoints, S
         .drop_overloads
         .iter()
         .filter_map(|overload| overload.drop_percentage.as_ref())
-        .map(super::matcher::millionths);
+        .map(crate::leaf::millionths);
     Ok(Endpoints {
         priorities,
         drop_millionths: drops.fold(0, u32::saturating_add).min(1_000_000),

@@ -8,8 +8,9 @@ use api::xds::Any;
 use envoy_types::pb::envoy::config::listener::v3::Listener as XdsListener;
 use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType;
 
-use super::{access_log, chain, duration_or, endpoint};
+use super::{access_log, chain, endpoint};
 use crate::facts::Direction;
+use crate::leaf::duration_or;
 use crate::snapshot::endpoint::Place;
 use crate::snapshot::listener::Listener;
 

@@ -20,9 +20,9 @@ use envoy_types::pb::envoy::config::route::v3::{
 use http::HeaderValue;
 
 use super::edits::header_edits;
-use super::matcher::{fraction, route_match, substitution};
-use super::{duration, duration_or};
 use crate::filters::{self, Compiled};
+use crate::leaf::{duration, duration_or};
+use crate::leaf::{fraction, route_match, substitution};
 use crate::snapshot::route::action::{
     Action, ClusterChoice, Forward, HostRewrite, Mirror, PathRewrite, Redirect, WeightedCluster,
 };

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, UpstreamTlsContext,
 };
 
-use super::matcher::text_match;
+use crate::leaf::text_match;
 use crate::snapshot::tls_terms::{ClientTerms, SanKind, SanMatch, ServerTerms, Source};
 
 /// Terms of an upstream transport socket; `None` for plaintext.

@@ -13,8 +13,8 @@ use http::response::Parts as ResponseHead;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::Compiled;
-use crate::compile::matcher::text_match;
 use crate::filter::{Exchange, HttpFilter, Notes, Reply, Step};
+use crate::leaf::text_match;
 use crate::snapshot::text_match::TextMatch;
 
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub fn compile(any: &Any) -> Result<Compiled, String> {
         .filter_enabled
         .as_ref()
         .and_then(|enabled| enabled.default_value.as_ref())
-        .map_or(1_000_000, crate::compile::matcher::millionths);
+        .map_or(1_000_000, crate::leaf::millionths);
     match share {
         0 => return Ok(Compiled::Idle),
         1_000_000 => {}

@@ -10,9 +10,9 @@ use envoy_types::pb::envoy::extensions::filters::http::fault::v3::fault_abort::E
 use rand::RngExt;
 
 use super::Compiled;
-use crate::compile::matcher::{header_match, millionths};
 use crate::failure::Failure;
 use crate::filter::{Exchange, HttpFilter, Reply, Step};
+use crate::leaf::{header_match, millionths};
 use crate::snapshot::route::matcher::{HeaderMatch, RequestView};
 
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub fn compile(any: &Any) -> Result<Compiled, String> {
         None => None,
         Some(delay) => match &delay.fault_delay_secifier {
             Some(FaultDelaySecifier::FixedDelay(time)) => {
-                Some((crate::compile::duration(time)?, delay.percentage.as_ref().map_or(0, millionths)))
+                Some((crate::leaf::duration(time)?, delay.percentage.as_ref().map_or(0, millionths)))
             }
             Some(FaultDelaySecifier::HeaderDelay(_)) => {
                 return Err("delays that a header asks for are not built".to_owned());

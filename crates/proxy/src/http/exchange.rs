@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::header::HOST;
@@ -58,6 +59,7 @@ pub async fn serve(
 ) -> Result<Response<ResponseBody>, Hangup> {
     let watch = &connection.watch;
     watch.head_since.set(None);
+    watch.beginning.store(false, Ordering::Relaxed);
     watch.active.set(watch.active.get() + 1);
     watch.requests.set(watch.requests.get() + 1);
     if connection.chain.max_requests_per_connection > 0
@@ -205,8 +207,8 @@ async fn forward_request(
         response
     };
     let Some(target) = target else { return local(Failure::ClusterNotFound, story) };
-    story.cluster_name = Some(target.cluster.as_ref().into());
     let Some(upstream) = worker.upstreams.get(&target.cluster, snapshot) else {
+        story.cluster_name = Some(target.cluster.as_ref().into());
         let mut reply = Reply::failure(Failure::ClusterNotFound);
         reply.status = forward.not_found_status;
         let mut response = reply::respond(reply, story);

@@ -1,11 +1,13 @@
 //! A client's HTTP connection: hyper below, one exchange for each request.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
@@ -15,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::exchange::{HttpConnection, serve};
 use crate::facts::ConnFacts;
-use crate::snapshot::chain::{Codec, HttpChain};
+use crate::snapshot::chain::{Codec, HttpChain, Network};
 use crate::upstream::io::Io;
 use crate::upstream::pool::LocalExec;
 use crate::worker::{Watch, Worker};
@@ -27,19 +29,16 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug)]
 struct Watched {
     io: Io,
-    beginning: Arc<Beginning>,
+    /// Only on HTTP/1: an HTTP/2 connection also moves when no request is under way.
+    beginning: Option<Arc<AtomicBool>>,
 }
-
-/// hyper wants streams that can be sent; this is only ever touched by its own thread.
-#[derive(Debug, Default)]
-struct Beginning(std::sync::atomic::AtomicBool);
 
 impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.io).poll_read(context, out);
-        if result.is_ready() {
-            this.beginning.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let (true, Some(beginning)) = (result.is_ready(), &this.beginning) {
+            beginning.store(true, Ordering::Relaxed);
         }
         result
     }
@@ -71,8 +70,53 @@ impl AsyncWrite for Watched {
     }
 }
 
+/// Where a connection's chain stands in the configuration.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The listener.
+    pub listener: Arc<str>,
+    /// The chain.
+    pub chain: Arc<str>,
+}
+
+/// The connection as of the newest configuration: a chain of the same name takes the place of the one it began with, so that
+/// routes and filters in it count for every new request. A chain that is gone goes on serving its connections.
+struct Current {
+    connection: RefCell<(u64, Rc<HttpConnection>)>,
+    place: Place,
+}
+
+impl Current {
+    fn get(&self) -> Rc<HttpConnection> {
+        let mut known = self.connection.borrow_mut();
+        let snapshot = known.1.worker.snapshot.borrow();
+        if snapshot.generation == known.0 {
+            return Rc::clone(&known.1);
+        }
+        let generation = snapshot.generation;
+        let listener = snapshot.listeners.get(&self.place.listener).map(|listener| Arc::clone(&listener.value));
+        drop(snapshot);
+        let now =
+            listener.as_ref().and_then(|listener| listener.all_chains().find(|chain| chain.name == self.place.chain));
+        if let Some(Network::Http(chain)) = now.map(|chain| &chain.network)
+            && !Arc::ptr_eq(chain, &known.1.chain)
+        {
+            let old = &known.1;
+            known.1 = Rc::new(HttpConnection {
+                worker: Rc::clone(&old.worker),
+                facts: Rc::clone(&old.facts),
+                chain: Arc::clone(chain),
+                watch: Rc::clone(&old.watch),
+                mux: old.mux,
+            });
+        }
+        known.0 = generation;
+        Rc::clone(&known.1)
+    }
+}
+
 /// Serves a connection to its end.
-pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Arc<HttpChain>) {
+pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Arc<HttpChain>, place: Place) {
     let mux = facts.alpn.as_deref() == Some(crate::tls::MUX) && facts.peer.is_some();
     let watch = worker.watch(chain.idle_timeout, chain.request_headers_timeout);
     let http2 = match (chain.codec, facts.alpn.as_deref()) {
@@ -89,12 +133,9 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     };
     let connection =
         Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux });
-    let beginning = Arc::new(Beginning::default());
-    let io = TokioIo::new(Watched { io, beginning: Arc::clone(&beginning) });
-    let service = service_fn(|request| {
-        beginning.0.store(false, std::sync::atomic::Ordering::Relaxed);
-        serve(Rc::clone(&connection), request)
-    });
+    let io = TokioIo::new(Watched { io, beginning: (!http2).then(|| Arc::clone(&watch.beginning)) });
+    let current = Current { connection: RefCell::new((0, Rc::clone(&connection))), place };
+    let service = service_fn(|request| serve(current.get(), request));
     let mut draining = worker.draining.clone();
     if http2 {
         let served = http2::Builder::new(LocalExec)
@@ -123,8 +164,6 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         .with_upgrades();
     let mut served = std::pin::pin!(served);
     let mut ending = false;
-    let mut tick = tokio::time::interval(HEAD_TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             result = &mut served => { log_end(result.as_ref().err()); return; }
@@ -135,20 +174,7 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
                 ending = true;
                 served.as_mut().graceful_shutdown();
             }
-            _ = tick.tick() => note_head(&beginning, &watch),
         }
-    }
-}
-
-/// How often it is looked whether a head has begun. Coarse: it bounds slow clients, it times nothing.
-const HEAD_TICK: Duration = Duration::from_secs(2);
-
-fn note_head(beginning: &Beginning, watch: &Watch) {
-    let begun = beginning.0.load(std::sync::atomic::Ordering::Relaxed) && watch.active.get() == 0;
-    match (begun, watch.head_since.get()) {
-        (true, None) => watch.head_since.set(Some(Instant::now())),
-        (false, Some(_)) => watch.head_since.set(None),
-        _ => {}
     }
 }
 

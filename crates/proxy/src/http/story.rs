@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
@@ -301,6 +302,8 @@ impl Drop for Story {
     fn drop(&mut self) {
         self.busy = None;
         self.watch.active.set(self.watch.active.get().saturating_sub(1));
+        // What came while the request was under way was its body.
+        self.watch.beginning.store(false, Ordering::Relaxed);
         let now = Instant::now();
         self.watch.idle_since.set(now);
         let duration = now.duration_since(self.start);

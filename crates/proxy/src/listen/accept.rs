@@ -150,7 +150,11 @@ impl Begin {
         };
         let facts = Rc::new(facts);
         match &chain.network {
-            Network::Http(http) => http::server::run(self.worker, io, facts, Arc::clone(http)).await,
+            Network::Http(http) => {
+                let place =
+                    http::server::Place { listener: Arc::clone(&self.listener.name), chain: Arc::clone(&chain.name) };
+                http::server::run(self.worker, io, facts, Arc::clone(http), place).await;
+            }
             Network::Tcp(tcp) => {
                 proxy::run(self.worker, io, facts, Arc::clone(tcp), seen.ahead.map(|(_, reached)| reached)).await
             }

@@ -2,9 +2,9 @@
 //! decision for a request's head; it borrows from the table and allocates nothing unless it rewrites.
 
 pub mod matcher;
-pub mod action;
 pub mod edit;
 pub mod retry;
+pub mod action;
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -37,7 +37,7 @@ async fn http1_rides_the_multiplexed_hop_and_reaches_the_application_as_http1() 
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "GET /hello?x=1");
     }
     let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
-    assert_eq!(connections, 1, "three requests share one connection");
+    assert_eq!(connections, 1, "three requests of one connection share one connection");
     let metrics = mesh.server.shared().metrics.prometheus("test");
     let line = metrics
         .lines()
@@ -47,6 +47,36 @@ async fn http1_rides_the_multiplexed_hop_and_reaches_the_application_as_http1() 
         line.contains("source_workload=\"client-v1\"")
             && line.contains("connection_security_policy=\"mutual_tls\"")
             && line.ends_with(" 3"),
+        "{line}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_source_knows_the_destination_and_writes_its_log() {
+    let app = App::echo().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let mesh = Mesh::start(&app, Route { log: Some(path.to_str().unwrap().to_owned()), ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let response = request_on(&mut client, get("/logged")).await;
+    response.into_body().collect().await.unwrap();
+    let metrics = mesh.client.shared().metrics.prometheus("test");
+    let line = metrics.lines().find(|line| line.starts_with("istio_requests_total{reporter=\"source\"")).unwrap();
+    for label in [
+        "source_workload=\"client-v1\"",
+        "destination_workload=\"server-v1\"",
+        "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
+        "response_code=\"200\"",
+        "request_protocol=\"http\"",
+    ] {
+        assert!(line.contains(label), "{label} is not in {line}");
+    }
+    support::until("the line is written", || std::fs::read_to_string(&path).unwrap_or_default().ends_with('\n')).await;
+    let line = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        line.contains("\"GET /logged HTTP/1.1\" 200 - via_upstream - \"-\" 0 11 ")
+            && line.contains("\"server.shop\"")
+            && line.ends_with(" default\n"),
         "{line}"
     );
 }
@@ -426,4 +456,100 @@ async fn a_route_to_nowhere_names_its_object() {
     response.into_body().collect().await.unwrap();
     let page = support::admin(mesh.client.admin_addr(), "/why?request_id=find-me").await;
     assert!(page.contains("VirtualService shop/route") && page.contains("\"NC\"") && page.contains("ghost"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_chain_keeps_its_socket_and_counts_for_open_connections() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let before = mesh.inbound();
+    let mut client = http1(mesh.outbound()).await;
+    for value in ["one", "two"] {
+        mesh.apply_inbound_header(value);
+        let response = request_on(&mut client, get("/")).await;
+        assert_eq!(response.headers()["x-inbound"], value);
+        response.into_body().collect().await.unwrap();
+    }
+    assert_eq!(mesh.inbound(), before);
+    assert_eq!(mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections), 1);
+    assert_eq!(mesh.server.shared().metrics.total(|process| &process.connections), 1, "no connection was closed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_wait_for_the_only_connection_that_is_allowed() {
+    let app = App::slow(Duration::from_millis(10)).await;
+    let mesh = Mesh::start(&app, Route { direct: Some(1), ..Route::default() }).await;
+    // One client connection each: both workers want the one upstream connection.
+    let mut client = support::http2(mesh.outbound()).await;
+    let running: Vec<_> = (0..8)
+        .map(|_| {
+            let request =
+                Request::builder().uri("http://server.shop/").version(Version::HTTP_2).body(support::zeros(0)).unwrap();
+            client.send_request(request)
+        })
+        .collect();
+    for running in running {
+        let response = running.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.unwrap();
+    }
+    assert_eq!(mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_at_once_are_all_answered() {
+    let app = App::echo().await;
+    for direct in [None, Some(1000)] {
+        let mesh = Mesh::start(&app, Route { direct, ..Route::default() }).await;
+        let clients: Vec<_> = (0..64)
+            .map(|number| {
+                let to = mesh.outbound();
+                tokio::spawn(async move {
+                    let mut client = http1(to).await;
+                    for turn in 0..25 {
+                        let path = format!("/{number}/{turn}");
+                        let response = request_on(&mut client, get(&path)).await;
+                        assert_eq!(response.status(), StatusCode::OK);
+                        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), format!("GET {path}"));
+                    }
+                })
+            })
+            .collect();
+        for client in clients {
+            client.await.unwrap();
+        }
+        let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
+        assert!(direct.is_some() || connections <= 4, "at most two connections a worker, not {connections}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_listener_of_the_original_destination_takes_over() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.hand_over();
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: server.shop\r\n\r\n").await.unwrap();
+    assert_eq!(support::read_head(&mut stream).await, "", "the catch-all leads nowhere");
+    mesh.hand_over_to();
+    let response = request_on(&mut http1(mesh.outbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permissive_port_takes_both() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.make_permissive();
+    let response = request_on(&mut http1(mesh.outbound()).await, get("/")).await;
+    assert!(response.headers().contains_key("x-echo-x-forwarded-client-cert"));
+    let response = request_on(&mut http1(mesh.inbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(!response.headers().contains_key("x-echo-x-forwarded-client-cert"));
+    // What claims to come over the private protocol without it is not believed, and not passed on.
+    let mut request = get("/");
+    request.headers_mut().insert("x-mesh-protocol", http::HeaderValue::from_static("HTTP/1.0"));
+    let response = request_on(&mut http1(mesh.inbound()).await, request).await;
+    assert_eq!(response.headers()["x-version"], "HTTP/1.1");
+    assert!(!response.headers().contains_key("x-echo-x-mesh-protocol"));
 }

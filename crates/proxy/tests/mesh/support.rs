@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use api::xds::core::{Address, SocketAddress, TransportSocket, address, socket_address, transport_socket};
 use api::xds::{Any, ResourceKind, pack};
 use bytes::Bytes;
+use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, CommonLbConfig, EdsClusterConfig};
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster, OutlierDetection, circuit_breakers};
 use envoy_types::pb::envoy::config::endpoint::v3::{
@@ -22,6 +23,7 @@ use envoy_types::pb::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use envoy_types::pb::envoy::config::route::v3::{
     RetryPolicy, Route as XdsRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
+use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -69,6 +71,10 @@ pub(crate) struct Route {
     pub mirror: Option<SocketAddr>,
     pub max_requests: Option<u32>,
     pub eject_after: Option<u32>,
+    /// The application is called in the clear, over so many connections at most.
+    pub direct: Option<u32>,
+    /// File of the client's access log.
+    pub log: Option<String>,
 }
 
 impl Default for Route {
@@ -82,6 +88,8 @@ impl Default for Route {
             mirror: None,
             max_requests: None,
             eject_after: None,
+            direct: None,
+            log: None,
         }
     }
 }
@@ -91,6 +99,7 @@ pub(crate) struct Mesh {
     pub client: Running,
     pub server: Running,
     resources: Mutex<ResourceSet>,
+    inbound: Mutex<ResourceSet>,
 }
 
 struct Authority {
@@ -139,7 +148,7 @@ fn settings(name: &str) -> Settings {
         status: any,
         ready: any,
         prometheus: any,
-        workers: 1,
+        workers: 2,
         drain: Duration::from_secs(10),
         drain_delay: Duration::ZERO,
     }
@@ -375,34 +384,118 @@ fn insert(set: &mut ResourceSet, kind: ResourceKind, name: &str, version: &str, 
     set.of_mut(kind).insert(name.to_owned(), Resource { version: version.to_owned(), body: body.into() });
 }
 
-impl Mesh {
-    /// HTTP from the client's listener through mutual TLS to the application.
-    pub(crate) async fn start(app: &App, route: Route) -> Mesh {
-        let inline = RouteConfiguration {
-            virtual_hosts: vec![VirtualHost {
-                name: "inbound".into(),
-                domains: vec!["*".into()],
-                routes: vec![XdsRoute {
-                    r#match: Some(RouteMatch {
-                        path_specifier: Some(PathSpecifier::Prefix("/".into())),
-                        ..Default::default()
-                    }),
-                    action: Some(Action::Route(RouteAction {
-                        cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
-                        timeout: Some(ProtoDuration::default()),
-                        ..Default::default()
-                    })),
+fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
+    use api::xds::core::{HeaderValue as XdsHeader, HeaderValueOption};
+    let added = |value: &str| HeaderValueOption {
+        header: Some(XdsHeader { key: "x-inbound".into(), value: value.into(), ..Default::default() }),
+        ..Default::default()
+    };
+    RouteConfiguration {
+        virtual_hosts: vec![VirtualHost {
+            name: "inbound".into(),
+            domains: vec!["*".into()],
+            response_headers_to_add: header.into_iter().map(added).collect(),
+            routes: vec![XdsRoute {
+                r#match: Some(RouteMatch {
+                    path_specifier: Some(PathSpecifier::Prefix("/".into())),
                     ..Default::default()
-                }],
+                }),
+                action: Some(Action::Route(RouteAction {
+                    cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
+                    timeout: Some(ProtoDuration::default()),
+                    ..Default::default()
+                })),
                 ..Default::default()
             }],
             ..Default::default()
+        }],
+        ..Default::default()
+    }
+}
+
+impl Mesh {
+    /// As `virtualOutbound`: the socket's own listener leads nowhere, another without a socket has its address.
+    pub(crate) fn hand_over(&self) {
+        use envoy_types::pb::envoy::config::listener::v3::ListenerFilter;
+        use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+        use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+        let mut set = self.resources.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["outbound"].body.clone();
+        let mut catch_all: Listener = api::xds::unpack(&old).unwrap();
+        let mut handed = catch_all.clone();
+        handed.name = "handed".into();
+        handed.address = Some(address(self.outbound()));
+        handed.bind_to_port = Some(BoolValue { value: false });
+        catch_all.use_original_dst = Some(BoolValue { value: true });
+        catch_all.listener_filters.push(ListenerFilter {
+            name: "original_dst".into(),
+            config_type: Some(ConfigType::TypedConfig(pack(&OriginalDst::default()))),
+            ..Default::default()
+        });
+        let nowhere = TcpProxy {
+            stat_prefix: "nowhere".into(),
+            cluster_specifier: Some(tcp_proxy::ClusterSpecifier::Cluster("BlackHoleCluster".into())),
+            ..Default::default()
         };
+        catch_all.filter_chains = vec![FilterChain { filters: vec![network(pack(&nowhere))], ..Default::default() }];
+        insert(&mut set, ResourceKind::Listener, "outbound", "handing", pack(&catch_all));
+        assert_eq!(self.client.apply(&set), []);
+        insert(&mut set, ResourceKind::Listener, "handed", "1", pack(&handed));
+    }
+
+    /// The listener without a socket comes into effect.
+    pub(crate) fn hand_over_to(&self) {
+        assert_eq!(self.client.apply(&self.resources.lock().unwrap()), []);
+    }
+
+    /// The server takes plaintext beside mutual TLS, told apart by the first bytes.
+    pub(crate) fn make_permissive(&self) {
+        let mut set = self.inbound.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["inbound"].body.clone();
+        let mut listener: Listener = api::xds::unpack(&old).unwrap();
+        let mut plain = listener.filter_chains[0].clone();
+        plain.name = "inbound-plain".into();
+        plain.transport_socket = None;
+        plain.filter_chain_match = Some(FilterChainMatch {
+            transport_protocol: "raw_buffer".into(),
+            application_protocols: vec!["http/1.1".into(), "h2c".into()],
+            ..Default::default()
+        });
+        listener.filter_chains.push(plain);
+        insert(&mut set, ResourceKind::Listener, "inbound", "permissive", pack(&listener));
+        assert_eq!(self.server.apply(&set), []);
+    }
+
+    /// Other routes in the chain of the server's listener.
+    pub(crate) fn apply_inbound_header(&self, value: &str) {
+        let mut set = self.inbound.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["inbound"].body.clone();
+        let mut listener: Listener = api::xds::unpack(&old).unwrap();
+        let manager = manager(RouteSpecifier::RouteConfig(inbound_routes(Some(value))), true);
+        listener.filter_chains[0].filters = vec![network(pack(&manager))];
+        insert(&mut set, ResourceKind::Listener, "inbound", value, pack(&listener));
+        assert_eq!(self.server.apply(&set), []);
+    }
+
+    /// HTTP from the client's listener through mutual TLS to the application.
+    pub(crate) async fn start(app: &App, route: Route) -> Mesh {
+        let inline = inbound_routes(None);
         let inbound = network(pack(&manager(RouteSpecifier::RouteConfig(inline), true)));
-        let outbound = network(pack(&manager(
-            RouteSpecifier::Rds(Rds { route_config_name: "80".into(), ..Default::default() }),
-            false,
-        )));
+        let mut manager =
+            manager(RouteSpecifier::Rds(Rds { route_config_name: "80".into(), ..Default::default() }), false);
+        manager.access_log = route
+            .log
+            .iter()
+            .map(|path| AccessLog {
+                name: "file".into(),
+                config_type: Some(access_log::ConfigType::TypedConfig(pack(&FileAccessLog {
+                    path: path.clone(),
+                    ..Default::default()
+                }))),
+                ..Default::default()
+            })
+            .collect();
+        let outbound = network(pack(&manager));
         Self::with(app, route, inbound, outbound, false).await
     }
 
@@ -445,14 +538,21 @@ impl Mesh {
         );
         insert(&mut set, ResourceKind::Listener, "inbound", "1", pack(&listener("inbound", 1, vec![chain], true)));
         assert_eq!(server.apply(&set), []);
+        let inbound_set = set;
         let to = server.listener_addr("inbound").unwrap();
 
         let client = Running::start(settings("client"), authority.store("client")).await.unwrap();
         let mut set = ResourceSet::default();
-        let mut outbound_cluster = cluster("outbound", None, Some(route.expected));
+        let mut outbound_cluster = cluster("outbound", None, route.direct.is_none().then_some(route.expected));
         let value = |value| Some(UInt32Value { value });
-        outbound_cluster.circuit_breakers = route.max_requests.map(|most| CircuitBreakers {
-            thresholds: vec![circuit_breakers::Thresholds { max_requests: value(most), ..Default::default() }],
+        let to = if route.direct.is_some() { app.address } else { to };
+        let limited = route.max_requests.is_some() || route.direct.is_some();
+        outbound_cluster.circuit_breakers = limited.then(|| CircuitBreakers {
+            thresholds: vec![circuit_breakers::Thresholds {
+                max_requests: route.max_requests.map(|value| UInt32Value { value }),
+                max_connections: route.direct.map(|value| UInt32Value { value }),
+                ..Default::default()
+            }],
             ..Default::default()
         });
         outbound_cluster.outlier_detection = route.eject_after.map(|failures| OutlierDetection {
@@ -484,7 +584,7 @@ impl Mesh {
         }
         insert(&mut set, ResourceKind::Listener, "outbound", "1", pack(&listener("outbound", 2, chains, inspect)));
         assert_eq!(client.apply(&set), []);
-        Mesh { client, server, resources: Mutex::new(set) }
+        Mesh { client, server, resources: Mutex::new(set), inbound: Mutex::new(inbound_set) }
     }
 
     /// Another route under the same listener.

@@ -1,4 +1,11 @@
-//! Matchers: texts, headers, query parameters, routes.
+//! The leaves of xDS messages that filters and resources share: durations, shares, matchers of texts, headers, query parameters
+//! and routes, read into their compiled forms.
+
+#![deny(clippy::disallowed_methods)]
+// Servers still send the older spelling of many fields; all of them are read.
+#![allow(deprecated)]
+
+use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::RuntimeFractionalPercent;
 use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecifier;
@@ -12,6 +19,27 @@ use regex::Regex;
 
 use crate::snapshot::route::matcher::{Condition, Field, HeaderMatch, PathMatch, QueryMatch, RouteMatch};
 use crate::snapshot::text_match::{Pattern, TextMatch};
+
+/// A protobuf duration; negative ones and such beyond 10,000 years are refused.
+///
+/// # Errors
+/// The sentence names the value.
+pub fn duration(time: &envoy_types::pb::google::protobuf::Duration) -> Result<Duration, String> {
+    match (u64::try_from(time.seconds), u32::try_from(time.nanos)) {
+        (Ok(seconds), Ok(nanos)) if seconds <= 315_576_000_000 && nanos < 1_000_000_000 => {
+            Ok(Duration::new(seconds, nanos))
+        }
+        _ => Err(format!("{}s {}ns is not a duration", time.seconds, time.nanos)),
+    }
+}
+
+/// A duration that may be missing.
+pub(crate) fn duration_or(
+    time: &Option<envoy_types::pb::google::protobuf::Duration>,
+    default: Duration,
+) -> Result<Duration, String> {
+    time.as_ref().map_or(Ok(default), duration)
+}
 
 /// A share in millionths.
 pub fn millionths(percent: &FractionalPercent) -> u32 {
