@@ -187,7 +187,7 @@ fn registry(pages: &Pages, _: &Arguments) -> Shown {
 /// Each service with its endpoints only.
 fn endpoints(pages: &Pages, _: &Arguments) -> Shown {
     let services = registry(pages, &Arguments::default())?;
-    let one = |service: &Value| json!({"svc": service["host"], "endpoints": service["endpoints"]});
+    let one = |service: &Value| json!({"svc": service["hostname"], "endpoints": service["endpoints"]});
     Ok(services.as_array().into_iter().flatten().map(one).collect())
 }
 
