@@ -216,3 +216,23 @@ async fn pages_answer_and_wrong_questions_get_a_sentence() {
     assert!(services.contains("user.shop.svc.cluster.local"), "{services}");
     assert!(get(&control_plane.addresses.monitoring, "/metrics").await.1.contains("pilot_services 1"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_map_takes_the_place_of_the_settings_and_a_bad_one_changes_nothing() {
+    let control_plane = ControlPlane::start_with(&[("services.yaml", SERVICES)], "proxyHttpPort: 15080").await;
+    let map = |port: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    proxyHttpPort: {port}\n"
+        )
+    };
+    let port = || control_plane.published.borrow().as_ref().unwrap().snapshot.mesh().proxy_http_port;
+    assert_eq!(port(), 15080);
+    control_plane.write("mesh.yaml", &map("15081"));
+    until("the new port", async || if port() == 15081 { Ok(()) } else { Err(port()) }).await;
+    control_plane.write("mesh.yaml", &map("none"));
+    let told = || control_plane.problems().into_iter().find(|problem| problem.field == "data.mesh.proxyHttpPort");
+    until("the problem", async || told().ok_or("none yet")).await;
+    assert_eq!(port(), 15081);
+    std::fs::remove_file(control_plane.path("config").join("mesh.yaml")).unwrap();
+    until("the old port", async || if port() == 15080 { Ok(()) } else { Err(port()) }).await;
+}
