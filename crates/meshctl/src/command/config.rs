@@ -81,8 +81,8 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
 async fn section(mesh: &Mesh, of: &OfProxy, kind: &str) -> Result<Value> {
     let proxy = mesh.proxy(&of.proxy).await?;
     let dump = mesh.admin(&proxy, "/config_dump").await?;
-    let parts = dump["configs"].as_array().into_iter().flatten();
-    Ok(parts.filter(|part| text(&part["@type"]).ends_with(kind)).next().cloned().unwrap_or(Value::Null))
+    let mut parts = dump["configs"].as_array().into_iter().flatten();
+    Ok(parts.find(|part| text(&part["@type"]).ends_with(kind)).cloned().unwrap_or(Value::Null))
 }
 
 fn resources<'a>(section: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
