@@ -1,5 +1,4 @@
 //! Tests of the whole mesh: its parts in one process, its programs on one machine. Nobody depends on this crate.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "all of this crate is test code")]
 
 pub mod wait;
 pub mod control_plane;
