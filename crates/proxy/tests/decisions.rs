@@ -83,6 +83,9 @@ struct Decision {
     object: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<String>,
+    /// How the cluster picks a host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    balance: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -393,6 +396,7 @@ fn forwarded(
         decision.status = Some(forward.not_found_status);
         return;
     }
+    decision.balance = Some(format!("{:?}", snapshot.clusters[target.cluster.as_ref()].value.balance));
     decision.path = forward.path.apply(head.uri.path(), head.uri.query());
     let host = match target.weighted.map_or(&forward.host, |weighted| match &weighted.host {
         HostRewrite::None => &forward.host,
