@@ -1,6 +1,8 @@
 //! The whole mesh at one moment: services, routing objects and policies with their relations resolved and indexed, and
 //! all problems. Immutable.
 
+mod held;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -85,6 +87,8 @@ pub struct Snapshot {
     pub(crate) peer_authentications: Vec<Arc<Plain<crd::PeerAuthentication>>>,
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
     pub(crate) made: Arc<Made>,
+    /// Subsets for which rules keep the routes they had.
+    pub(crate) awaited: BTreeSet<held::Awaited>,
     problems: Vec<Problem>,
 }
 
@@ -110,7 +114,7 @@ impl Snapshot {
                 }
             }
         }
-        let snapshot = Snapshot {
+        let mut snapshot = Snapshot {
             mesh_digest: digest_of(&format!("{:?}{}", world.mesh(), world.domain)),
             mesh: world.mesh().clone(),
             domain: world.domain.clone(),
@@ -138,8 +142,12 @@ impl Snapshot {
                 .map(|object| ((object.meta.namespace.clone(), object.meta.name.clone()), (*object).clone()))
                 .collect(),
             made: previous.map(|previous| previous.made.clone()).unwrap_or_default(),
+            awaited: BTreeSet::new(),
             problems: registry.problems,
         };
+        if let Some(previous) = previous {
+            snapshot.hold_routes(previous);
+        }
         snapshot.made.next();
         snapshot
     }

@@ -1,10 +1,12 @@
 //! Objects and a proxy in, resources out: `tests/golden/CASE/{input.yaml, proxy.yaml}` to `resources.json`.
+//! `include.txt` names further files, from the repository's root; objects without a namespace are of `ecommerce` there.
 //! `UPDATE_GOLDEN=1` rewrites the expected files. With `ENVOY=path`, the ignored test shows them to a real Envoy.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
 use api::mesh_config::MeshConfig;
+use api::problem::Severity;
 use api::xds::{ResourceKind, core};
 use plan::{Change, ProxyIdentity, Scope, Snapshot, Want, World};
 use serde_json::{Map, Value, json};
@@ -41,6 +43,12 @@ fn world(case: &Path, order: impl Fn(&mut Vec<api::object::Object>)) -> World {
     let decoded = api::decode::documents(&text, "input.yaml", "default");
     assert!(decoded.problems.is_empty(), "{:?}", decoded.problems);
     let mut objects = decoded.objects;
+    for file in std::fs::read_to_string(case.join("include.txt")).unwrap_or_default().lines() {
+        let text = std::fs::read(folder().join("../..").join(file)).unwrap();
+        let decoded = api::decode::documents(&text, file, "ecommerce");
+        assert!(decoded.problems.iter().all(|one| one.severity < Severity::Error), "{:?}", decoded.problems);
+        objects.extend(decoded.objects);
+    }
     order(&mut objects);
     let mut world = World::new(mesh, "cluster.local");
     for object in objects {

@@ -253,6 +253,69 @@ fn a_bad_version_never_replaces_a_good_one() {
 }
 
 #[test]
+fn a_rule_keeps_its_route_until_its_new_subset_is_there() {
+    let rules = |rules: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: one}}\nspec: {{hosts: [a], http: [{rules}]}}\n"
+        )
+    };
+    let subsets = |names: &[&str]| {
+        let one = |name: &&str| format!("{{name: {name}, labels: {{version: {name}}}}}");
+        let list: Vec<String> = names.iter().map(one).collect();
+        let list = list.join(", ");
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: a}}\nspec: {{host: a, subsets: [{list}]}}\n"
+        )
+    };
+    let to = |subset: &str| format!("route: [{{destination: {{host: a, subset: {subset}, port: {{number: 80}}}}}}]");
+    let apply = |world: &mut World, text: &str| {
+        for object in objects(text) {
+            world.apply(Change::Upsert(Box::new(object)));
+        }
+    };
+    let routed = |snapshot: &Arc<Snapshot>| -> Vec<String> {
+        let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Route, &Want::All);
+        let table = all.iter().find(|one| one.name == "80").unwrap();
+        let table = api::json::to_json(&table.body).unwrap();
+        let hosts = table["virtual_hosts"].as_array().unwrap();
+        let host = hosts.iter().find(|host| host["name"].as_str().unwrap().starts_with("a.shop")).unwrap();
+        let cluster = |route: &serde_json::Value| route["route"]["cluster"].as_str().unwrap().to_owned();
+        host["routes"].as_array().unwrap().iter().map(cluster).collect()
+    };
+    let said = |snapshot: &Arc<Snapshot>| -> Vec<String> {
+        let mine = |problem: &&api::problem::Problem| problem.code == Code::SubsetNotFound;
+        snapshot.problems().iter().filter(mine).map(|problem| problem.message.clone()).collect()
+    };
+    let (v1, v2) = ("outbound|80|v1|a.shop.svc.cluster.local", "outbound|80|v2|a.shop.svc.cluster.local");
+    let mut world = world(objects(COMPETING.split("---").next().unwrap()));
+    apply(&mut world, &subsets(&["v1"]));
+    apply(&mut world, &rules(&format!("{{{}}}", to("v1"))));
+    let first = Snapshot::build(&world, None);
+    assert_eq!(routed(&first), [v1]);
+    assert_eq!(said(&first), [""; 0]);
+
+    // The rule's new subset is not there yet; a rule that is new has nothing to keep.
+    let new = format!("{{match: [{{uri: {{prefix: /new}}}}], {}}}", to("v3"));
+    apply(&mut world, &rules(&format!("{new}, {{{}, timeout: 7s}}", to("v2"))));
+    let second = Snapshot::build(&world, Some(&first));
+    assert_eq!(routed(&second), [v2.replace("v2", "v3"), v1.to_owned()]);
+    let messages = said(&second);
+    assert_eq!(messages.len(), 2, "{messages:?}");
+    assert!(messages.iter().any(|message| message.contains("\"v2\"") && message.contains("keeps the destinations")));
+    assert!(messages.iter().any(|message| message.contains("\"v3\"") && message.contains("503")));
+    assert_ne!(all(&first), all(&second), "the rest of the rule is the new one");
+
+    // It stays for as long as it takes, and goes when the subset comes.
+    let third = Snapshot::build(&world, Some(&second));
+    assert_eq!(all(&second), all(&third));
+    apply(&mut world, &subsets(&["v1", "v2", "v3"]));
+    let fourth = Snapshot::build(&world, Some(&third));
+    assert_eq!(routed(&fourth), [v2.replace("v2", "v3"), v2.to_owned()]);
+    assert_eq!(said(&fourth), [""; 0]);
+    assert_eq!(all(&fourth), all(&Snapshot::build(&world, None)), "nothing of what was kept is left");
+}
+
+#[test]
 fn scopes_may_go_to_any_task() {
     fn goes<T: Send + Sync + 'static>() {}
     goes::<Scope>();

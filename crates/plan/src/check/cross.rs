@@ -224,10 +224,18 @@ impl Found<'_> {
                 (_, Some(near)) => format!(" Did you mean {near}?"),
                 _ => String::new(),
             };
-            let message = format!(
-                "no DestinationRule defines subset {:?} of {host}; requests to it are answered 503.{known}",
-                destination.subset
-            );
+            // What a delegate waits for is known of its root.
+            let waits = self.snapshot.awaited.iter().any(|awaited| {
+                let own =
+                    (awaited.rules.0.as_str(), awaited.rules.1.as_str()) == (namespace, object.meta.name.as_str());
+                awaited.host == host && awaited.subset == destination.subset && (own || is_delegate(object))
+            });
+            let then = match waits {
+                true => "the rule keeps the destinations it had before until there is one",
+                false => "requests to it are answered 503",
+            };
+            let message =
+                format!("no DestinationRule defines subset {:?} of {host}; {then}.{known}", destination.subset);
             self.tell(object, &format!("{field}.subset"), Code::SubsetNotFound, Severity::Warning, message);
         }
     }
@@ -393,6 +401,10 @@ impl Found<'_> {
             self.tell(object, "spec.hosts", Code::MissingField, Severity::Warning, message);
         }
     }
+}
+
+fn is_delegate(object: &Object) -> bool {
+    matches!(&object.body, Body::VirtualService(spec) if spec.hosts.is_empty())
 }
 
 fn takes_all(one: &HttpMatchRequest) -> bool {

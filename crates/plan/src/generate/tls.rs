@@ -7,7 +7,7 @@ use api::crd::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol};
 use api::xds::core::{DataSource, TransportSocket, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
-    TlsCertificate, TlsParameters, UpstreamTlsContext,
+    TlsParameters, UpstreamTlsContext,
     certificate_validation_context::TrustChainVerification,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
@@ -53,9 +53,6 @@ pub(super) fn mutual_client(sni: &str, names: &BTreeSet<String>, http2: bool) ->
 
 /// Client side as a DestinationRule says (SIMPLE, MUTUAL).
 pub(super) fn client(settings: &ClientTlsSettings, host: &str, http2: bool) -> Option<TransportSocket> {
-    let file = |path: &str| {
-        Some(DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() })
-    };
     let names: Vec<SubjectAltNameMatcher> = settings
         .subject_alt_names
         .iter()
@@ -85,27 +82,20 @@ pub(super) fn client(settings: &ClientTlsSettings, host: &str, http2: bool) -> O
             Some(combined(validation, SdsSecretConfig { name: format!("{name}-cacert"), sds_config: ads() }));
     } else {
         if settings.mode == ClientTlsMode::Mutual {
-            common.tls_certificates = vec![TlsCertificate {
-                certificate_chain: file(&settings.client_certificate),
-                private_key: file(&settings.private_key),
-                ..TlsCertificate::default()
-            }];
+            common.tls_certificate_sds_secret_configs =
+                vec![certificate_file(&settings.client_certificate, &settings.private_key)];
         }
-        if insecure {
-            common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
+        common.validation_context_type = Some(if insecure {
+            ValidationContextType::ValidationContext(validation)
         } else {
-            // Without authorities of its own, those of the system count.
-            let path = if settings.ca_certificates.is_empty() {
-                "/etc/ssl/certs/ca-certificates.crt"
-            } else {
-                &settings.ca_certificates
-            };
-            validation.trusted_ca = file(path);
             if !settings.ca_crl.is_empty() {
-                validation.crl = file(&settings.ca_crl);
+                validation.crl = Some(DataSource {
+                    specifier: Some(Specifier::Filename(settings.ca_crl.clone())),
+                    ..DataSource::default()
+                });
             }
-            common.validation_context_type = Some(ValidationContextType::ValidationContext(validation));
-        }
+            combined(validation, authorities_file(&settings.ca_certificates))
+        });
     }
     let sni = if settings.sni.is_empty() && !host.starts_with('*') { host } else { &settings.sni };
     Some(transport_socket(
@@ -123,28 +113,16 @@ pub(super) fn server(settings: &ServerTlsSettings, trust_domains: &[&str], http:
     if http {
         common.alpn_protocols = vec!["h2".into(), "http/1.1".into()];
     }
-    let file = |path: &str| {
-        Some(DataSource { specifier: Some(Specifier::Filename(path.to_owned())), ..DataSource::default() })
-    };
-    let certificate = |chain: &str, key: &str| TlsCertificate {
-        certificate_chain: file(chain),
-        private_key: file(key),
-        ..TlsCertificate::default()
-    };
     let credentials: Vec<&String> =
         settings.credential_names.iter().chain([&settings.credential_name]).filter(|name| !name.is_empty()).collect();
     let asks = matches!(settings.mode, ServerTlsMode::Mutual | ServerTlsMode::OptionalMutual);
     common.tls_certificate_sds_secret_configs =
         credentials.iter().map(|name| SdsSecretConfig { name: secret_name(name), sds_config: ads() }).collect();
     if credentials.is_empty() {
-        common.tls_certificates = settings
-            .tls_certificates
-            .iter()
-            .map(|one| certificate(&one.server_certificate, &one.private_key))
-            .collect();
-        if !settings.server_certificate.is_empty() {
-            common.tls_certificates.push(certificate(&settings.server_certificate, &settings.private_key));
-        }
+        let files = settings.tls_certificates.iter().map(|one| (&one.server_certificate, &one.private_key));
+        let files = files.chain([(&settings.server_certificate, &settings.private_key)]);
+        common.tls_certificate_sds_secret_configs =
+            files.filter(|(chain, _)| !chain.is_empty()).map(|(chain, key)| certificate_file(chain, key)).collect();
     }
     if asks {
         let names = settings
@@ -158,17 +136,11 @@ pub(super) fn server(settings: &ServerTlsSettings, trust_domains: &[&str], http:
             ..CertificateValidationContext::default()
         };
         let authorities = match (settings.ca_cert_credential_name.as_str(), credentials.first()) {
-            ("", Some(name)) => Some(format!("{}-cacert", secret_name(name))),
-            ("", None) => None,
-            (name, _) => Some(secret_name(name)),
+            ("", None) => authorities_file(&settings.ca_certificates),
+            ("", Some(name)) => SdsSecretConfig { name: format!("{}-cacert", secret_name(name)), sds_config: ads() },
+            (name, _) => SdsSecretConfig { name: secret_name(name), sds_config: ads() },
         };
-        common.validation_context_type = Some(match authorities {
-            Some(name) => combined(validation, SdsSecretConfig { name, sds_config: ads() }),
-            None => ValidationContextType::ValidationContext(CertificateValidationContext {
-                trusted_ca: file(&settings.ca_certificates),
-                ..validation
-            }),
-        });
+        common.validation_context_type = Some(combined(validation, authorities));
     }
     let context = DownstreamTlsContext {
         common_tls_context: Some(common),
@@ -192,6 +164,17 @@ fn own(peers: Vec<SubjectAltNameMatcher>) -> CommonTlsContext {
         )),
         ..CommonTlsContext::default()
     }
+}
+
+/// A certificate and its key in files of the proxy's machine: its agent serves them under Istio's name for them.
+fn certificate_file(chain: &str, key: &str) -> SdsSecretConfig {
+    SdsSecretConfig { name: format!("file-cert:{chain}~{key}"), sds_config: agent() }
+}
+
+/// Authorities in a file of the proxy's machine; without one, those of its system.
+fn authorities_file(path: &str) -> SdsSecretConfig {
+    let path = if path.is_empty() { "system" } else { path };
+    SdsSecretConfig { name: format!("file-root:{path}"), sds_config: agent() }
 }
 
 fn combined(validation: CertificateValidationContext, authorities: SdsSecretConfig) -> ValidationContextType {

@@ -130,9 +130,12 @@ fn takings(protocol: Protocol, mode: MutualTlsMode) -> Vec<Taking> {
         (Protocol::Sniffed, MutualTlsMode::Strict) => {
             vec![taking(TLS, &MESH_HTTP, true, true), taking(TLS, &[], true, false)]
         }
-        (Protocol::Sniffed, MutualTlsMode::Disable) => {
-            vec![taking(PLAIN, &PLAIN_HTTP, false, true), taking("", &[], false, false)]
-        }
+        // The bytes' chain names the transport too: from a chain of the same transport there is no way back to one without.
+        (Protocol::Sniffed, MutualTlsMode::Disable) => vec![
+            taking(PLAIN, &PLAIN_HTTP, false, true),
+            taking(PLAIN, &[], false, false),
+            taking(TLS, &[], false, false),
+        ],
         (Protocol::Sniffed, _) => vec![
             taking(TLS, &MESH_HTTP, true, true),
             taking(PLAIN, &PLAIN_HTTP, false, true),

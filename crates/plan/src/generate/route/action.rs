@@ -106,6 +106,10 @@ fn forward(
         });
     }
     action.retry_policy = retries(scope, rule.retries.as_ref());
+    // Of two ways to write the host, the rewrite counts.
+    if let Some(host) = rule.headers.as_ref().and_then(|headers| headers.request.as_ref()).and_then(host_header) {
+        action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(host));
+    }
     if let Some(rewrite) = &rule.rewrite {
         if !rewrite.authority.is_empty() {
             action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(rewrite.authority.clone()));
@@ -118,9 +122,6 @@ fn forward(
         } else if !rewrite.uri.is_empty() {
             rewrite_uri(&rewrite.uri, one.and_then(|one| one.uri.as_ref()), &mut action);
         }
-    }
-    if let Some(host) = rule.headers.as_ref().and_then(|headers| headers.request.as_ref()).and_then(host_header) {
-        action.host_rewrite_specifier = Some(HostRewriteSpecifier::HostRewriteLiteral(host));
     }
     action.request_mirror_policies = mirrors(scope, rules, rule, port);
     let live: Vec<_> =
