@@ -175,7 +175,6 @@ fn bootstrap(resources: &Value) -> Value {
 }
 
 #[test]
-#[ignore = "needs an Envoy binary: ENVOY=path"]
 #[allow(clippy::disallowed_methods)]
 fn envoy_accepts_all_resources() {
     let envoy = std::env::var("ENVOY").unwrap();
