@@ -116,8 +116,9 @@ impl Running {
             (shown(&http), shown(&monitoring), shown(&webhooks));
         let pages = Pages { published: published.clone(), registry, cache, metrics, addresses: addresses.clone() };
         for (listener, _) in http.into_iter().chain(monitoring) {
-            let served = axum::serve(listener, admin::router(pages.clone()))
-                .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+            let served =
+                axum::serve(listener, admin::router(pages.clone()).into_make_service_with_connect_info::<SocketAddr>())
+                    .with_graceful_shutdown(shutdown.clone().cancelled_owned());
             tasks.spawn(async move { served.await.context("the debug pages ended") });
         }
         if let Some((listener, _)) = webhooks {
