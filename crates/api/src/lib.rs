@@ -3,6 +3,7 @@
 //!
 //! A module may use only modules listed above it.
 #![deny(clippy::disallowed_methods)]
+#![warn(missing_docs)]
 
 pub mod name;
 pub mod spiffe;

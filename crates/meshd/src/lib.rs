@@ -1,6 +1,7 @@
 //! The control plane's shell: reads objects, has `plan` decide, serves xDS, certificates and debug pages.
 //!
 //! A module may use only modules listed above it.
+#![warn(missing_docs)]
 
 pub mod config;
 pub mod telemetry;

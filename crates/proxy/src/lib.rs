@@ -1,6 +1,7 @@
 //! The data plane: takes Envoy's xDS, proxies the traffic of one workload or gateway.
 //!
 //! A module may use only modules listed above it.
+#![warn(missing_docs)]
 
 pub mod capture;
 pub mod secret;
