@@ -101,7 +101,7 @@ impl Scope {
         let labels = workload.as_ref().map_or_else(|| proxy.labels.clone(), |workload| workload.labels.clone());
         let mut scope = Scope {
             snapshot: snapshot.clone(),
-            proxy: proxy.clone(),
+            proxy: ProxyIdentity { interception: proxy.interception.or_of(&snapshot.mesh), ..proxy.clone() },
             labels,
             egress: Vec::new(),
             inbound: Vec::new(),
