@@ -9,7 +9,7 @@ use api::crd::destination_rule::{
 };
 use api::crd::gateway::ServerTlsMode;
 use api::crd::service_entry::Resolution;
-use api::crd::virtual_service::{Destination, Headers, HttpMatchRequest, HttpRoute};
+use api::crd::virtual_service::{DerivePort, Destination, Headers, HttpMatchRequest, HttpRoute};
 use api::object::{Body, Object};
 use api::problem::{Code, Problem, Severity};
 use api::value::{Duration, StringMatch};
@@ -286,6 +286,16 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
                 &format!("{field}.redirect.port"),
                 Code::SchemaValidation,
                 &format!("{port} is not a port number."),
+            );
+        }
+        if redirect.derive_port == Some(DerivePort::FromProtocolDefault)
+            && redirect.scheme.is_empty()
+            && redirect.authority.is_empty()
+        {
+            told.warn(
+                &format!("{field}.redirect.derivePort"),
+                Code::NotBuilt,
+                "without scheme and authority, FROM_PROTOCOL_DEFAULT is not built yet; the request's port stays.",
             );
         }
         if let Some(code) = redirect.redirect_code.filter(|code| ![301, 302, 303, 307, 308].contains(code)) {
