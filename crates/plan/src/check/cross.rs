@@ -11,7 +11,7 @@ use api::selector::selects;
 use api::value::{Labels, StringMatch};
 
 use crate::intrinsic::problem;
-use crate::snapshot::{Snapshot, VirtualService};
+use crate::snapshot::{Plain, Snapshot, VirtualService};
 use crate::world::World;
 
 pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem>) {
@@ -40,6 +40,7 @@ pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem
     }
     found.conflicting_hosts();
     found.conflicting_sidecars();
+    found.conflicting_gateways();
     found.delegates_without_root();
 }
 
@@ -377,6 +378,55 @@ impl Found<'_> {
         }
     }
 
+    /// Servers of several Gateways with one port and host, on the same proxies.
+    fn conflicting_gateways(&mut self) {
+        let mut conflicts = Vec::new();
+        for (place, younger) in self.snapshot.gateways.iter().enumerate() {
+            for older in self.snapshot.gateways.iter().take(place).filter(|older| self.share_proxies(older, younger)) {
+                for (index, server) in younger.spec.servers.iter().enumerate() {
+                    let same = older
+                        .spec
+                        .servers
+                        .iter()
+                        .filter(|other| other.port.number == server.port.number && other.bind == server.bind);
+                    for (other, host) in same.flat_map(|other| server.hosts.iter().map(move |host| (other, host))) {
+                        if !other.hosts.iter().any(|taken| claims_overlap(taken, host)) {
+                            continue;
+                        }
+                        // Plaintext HTTP servers of a port share their routes; of TLS servers the first one's terms count.
+                        let effect = match (&server.tls, &other.tls) {
+                            (None, None) => "the routes of both count, the older one's first",
+                            _ => "the older one's TLS settings count",
+                        };
+                        let message = format!(
+                            "Gateway {}/{}, which is older, has port {} and host {host:?} for the same proxies too; {effect}.",
+                            older.namespace, older.name, server.port.number
+                        );
+                        conflicts.push((younger.namespace.clone(), younger.name.clone(), index, message));
+                    }
+                }
+            }
+        }
+        for (namespace, name, index, message) in conflicts {
+            if let Some(object) = self.object(Kind::Gateway, &namespace, &name).cloned() {
+                self.tell(
+                    &object,
+                    &format!("spec.servers[{index}].hosts"),
+                    Code::ConflictingGateways,
+                    Severity::Warning,
+                    message,
+                );
+            }
+        }
+    }
+
+    fn share_proxies(&self, one: &Plain<api::crd::Gateway>, two: &Plain<api::crd::Gateway>) -> bool {
+        one.spec.selector == two.spec.selector
+            || self.snapshot.workloads.iter().any(|workload| {
+                selects(&one.spec.selector, &workload.labels) && selects(&two.spec.selector, &workload.labels)
+            })
+    }
+
     /// A VirtualService without hosts is a delegate: it needs a root that names it.
     fn delegates_without_root(&mut self) {
         let mut named: BTreeSet<(String, String)> = BTreeSet::new();
@@ -401,6 +451,16 @@ impl Found<'_> {
             self.tell(object, "spec.hosts", Code::MissingField, Severity::Warning, message);
         }
     }
+}
+
+/// Whether two hosts of servers (`NAMESPACE/HOST` or `HOST`) are one for some VirtualService.
+fn claims_overlap(one: &str, two: &str) -> bool {
+    let split = |text: &str| match text.split_once('/') {
+        Some((namespace, host)) => (namespace.to_owned(), host.to_owned()),
+        None => ("*".to_owned(), text.to_owned()),
+    };
+    let ((first, one), (second, two)) = (split(one), split(two));
+    one == two && (first == second || first == "*" || second == "*")
 }
 
 fn is_delegate(object: &Object) -> bool {
