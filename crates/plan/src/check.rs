@@ -60,7 +60,7 @@ fn mesh_config(world: &World) -> Vec<Problem> {
         message,
     };
     let not_built = |field: String| {
-        let message = format!("{field} is not built yet; it has no effect on the proxies' configuration.");
+        let message = format!("The setting {field} is not built yet; it has no effect on the proxies' configuration.");
         tell(field, Code::NotBuilt, message)
     };
     let mut problems: Vec<Problem> =
@@ -70,7 +70,7 @@ fn mesh_config(world: &World) -> Vec<Problem> {
         if name != "interceptionMode" {
             problems.push(not_built(field));
         } else if value.as_str().and_then(Interception::named).is_none() {
-            let message = format!("{value} is not one of REDIRECT, TPROXY, NONE; REDIRECT is taken.");
+            let message = format!("The value {value} is not one of REDIRECT, TPROXY, NONE; REDIRECT is taken.");
             problems.push(tell(field, Code::SchemaValidation, message));
         }
     }

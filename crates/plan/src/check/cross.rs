@@ -87,7 +87,7 @@ impl Found<'_> {
         for (index, rule) in spec.http.iter().enumerate() {
             let field = format!("spec.http[{index}]");
             if let Some(before) = taken_by {
-                let message = format!("http[{before}] takes all requests; this rule is never reached.");
+                let message = format!("The rule http[{before}] takes all requests; this rule is never reached.");
                 self.tell(object, &field, Code::UnreachableRoute, Severity::Warning, message);
             }
             if taken_by.is_none() && (rule.matches.is_empty() || rule.matches.iter().any(takes_all)) {
@@ -100,7 +100,7 @@ impl Found<'_> {
                         &format!("{field}.match[{place}]"),
                         Code::DuplicateMatch,
                         Severity::Warning,
-                        "the same match stands before already; this one is never reached.".into(),
+                        "The same match stands before already; this one is never reached.".into(),
                     );
                 }
                 seen.push(one);
@@ -117,7 +117,7 @@ impl Found<'_> {
             if let Some(delegate) = &rule.delegate {
                 let of = if delegate.namespace.is_empty() { namespace } else { &delegate.namespace };
                 if self.object(Kind::VirtualService, of, &delegate.name).is_none() {
-                    let message = format!("there is no VirtualService {of}/{}; the rule has no effect.", delegate.name);
+                    let message = format!("There is no VirtualService {of}/{}; the rule has no effect.", delegate.name);
                     self.tell(
                         object,
                         &format!("{field}.delegate"),
@@ -155,14 +155,15 @@ impl Found<'_> {
                 Some(other) => format!(" Did you mean {other}?"),
                 None => String::new(),
             };
-            let message = format!("there is no Gateway {full}; the rules have no effect there.{hint}");
+            let message = format!("There is no Gateway {full}; the rules have no effect there.{hint}");
             return self.tell(object, field, Code::ReferencedResourceNotFound, Severity::Warning, message);
         };
         let outside: Vec<String> =
             hosts.iter().filter(|host| !have.iter().any(|one| one.overlaps(&Hostname::new(host)))).cloned().collect();
         for host in outside {
             let index = hosts.iter().position(|one| *one == host).unwrap_or(0);
-            let message = format!("{host:?} is not among the hosts of Gateway {full}; it is not served there.");
+            let message =
+                format!("The host {host:?} is not among the hosts of Gateway {full}; it is not served there.");
             self.tell(object, &format!("spec.hosts[{index}]"), Code::HostNotFoundInGateway, Severity::Warning, message);
         }
     }
@@ -178,7 +179,7 @@ impl Found<'_> {
                 Some(near) => format!(" Did you mean {near}?"),
                 None => String::new(),
             };
-            let message = format!("no service has the host {host}; requests to it are answered 503.{hint}");
+            let message = format!("No service has the host {host}; requests to it are answered 503.{hint}");
             return self.tell(
                 object,
                 &format!("{field}.host"),
@@ -191,7 +192,7 @@ impl Found<'_> {
         let service_namespace = service.namespace.clone();
         match &destination.port {
             Some(port) if !ports.contains(&port.number) => {
-                let message = format!("{host} has no port {}, only {ports:?}.", port.number);
+                let message = format!("The host {host} has no port {}, only {ports:?}.", port.number);
                 self.tell(
                     object,
                     &format!("{field}.port.number"),
@@ -201,8 +202,9 @@ impl Found<'_> {
                 );
             }
             None if ports.len() > 1 => {
-                let message =
-                    format!("{host} has the ports {ports:?}; name one, or the port that the request came to is taken.");
+                let message = format!(
+                    "The host {host} has the ports {ports:?}; name one, or the port that the request came to is taken."
+                );
                 self.tell(
                     object,
                     field,
@@ -236,7 +238,7 @@ impl Found<'_> {
                 false => "requests to it are answered 503",
             };
             let message =
-                format!("no DestinationRule defines subset {:?} of {host}; {then}.{known}", destination.subset);
+                format!("No DestinationRule defines subset {:?} of {host}; {then}.{known}", destination.subset);
             self.tell(object, &format!("{field}.subset"), Code::SubsetNotFound, Severity::Warning, message);
         }
     }
@@ -250,7 +252,7 @@ impl Found<'_> {
             Some(near) => format!(" Did you mean {near}?"),
             None => String::new(),
         };
-        let message = format!("no service has the host {host}; the object has no effect.{hint}");
+        let message = format!("No service has the host {host}; the object has no effect.{hint}");
         self.tell(object, "spec.host", Code::ReferencedResourceNotFound, Severity::Warning, message);
     }
 
@@ -269,7 +271,7 @@ impl Found<'_> {
                 "spec.selector",
                 Code::NoMatchingWorkloadsFound,
                 Severity::Info,
-                "no known workload has these labels.".into(),
+                "No known workload has these labels.".into(),
             );
         }
         let own = BTreeSet::from([object.meta.namespace.clone()]);
@@ -287,7 +289,7 @@ impl Found<'_> {
             }
             let places =
                 namespaces.iter().map(|namespace| format!("{namespace}/{name}")).collect::<Vec<_>>().join(" or ");
-            let message = format!("there is no Secret {places}; handshakes for these hosts fail until there is.");
+            let message = format!("There is no Secret {places}; handshakes for these hosts fail until there is.");
             self.tell(
                 object,
                 &format!("spec.servers[{index}].tls.credentialName"),
@@ -310,7 +312,7 @@ impl Found<'_> {
                 field,
                 Code::NoMatchingWorkloadsFound,
                 severity,
-                "no workload of the namespace has these labels.".into(),
+                "No workload of the namespace has these labels.".into(),
             );
         }
     }
@@ -328,7 +330,7 @@ impl Found<'_> {
                         && (other.namespace == rules.namespace || rules.exports == crate::model::Exports::All)
                 }) {
                     if other.name != rules.name || other.namespace != rules.namespace {
-                        conflicts.push((rules.namespace.clone(), rules.name.clone(), index, format!("{host} is routed by VirtualService {}/{}, which is older; for sidecars, this object has no effect on it.", other.namespace, other.name)));
+                        conflicts.push((rules.namespace.clone(), rules.name.clone(), index, format!("The host {host} is routed by VirtualService {}/{}, which is older; for sidecars, this object has no effect on it.", other.namespace, other.name)));
                     }
                 } else {
                     older.push(rules);
@@ -447,7 +449,7 @@ impl Found<'_> {
             .filter(|object| !named.contains(&(object.meta.namespace.clone(), object.meta.name.clone())))
         {
             let message =
-                "the object names no hosts and no other VirtualService delegates to it; it has no effect.".to_owned();
+                "The object names no hosts and no other VirtualService delegates to it; it has no effect.".to_owned();
             self.tell(object, "spec.hosts", Code::MissingField, Severity::Warning, message);
         }
     }
