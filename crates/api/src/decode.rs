@@ -25,7 +25,7 @@ pub struct Decoded {
 pub fn documents(text: &[u8], file: &str, default_namespace: &str) -> Decoded {
     let mut decoded = Decoded::default();
     let Ok(text) = std::str::from_utf8(text) else {
-        decoded.problems.push(unreadable(file, 1, "the file is not UTF-8 text."));
+        decoded.problems.push(unreadable(file, 1, "The file is not UTF-8 text."));
         return decoded;
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -124,7 +124,7 @@ fn parse(document: &str) -> Result<Value, (u32, String)> {
         let line = error.location().map_or(1, |location| u32::try_from(location.line()).unwrap_or(1));
         let message = error.without_snippet().to_string();
         let message = message.lines().next().unwrap_or_default();
-        (line, format!("not readable as YAML: {message}."))
+        (line, format!("Not readable as YAML: {message}."))
     })
 }
 
@@ -169,12 +169,13 @@ impl Reader<'_> {
                 "",
                 Code::NotYaml,
                 Severity::Error,
-                "the document is not an object with fields.",
+                "The document is not an object with fields.",
             );
             return;
         }
         if kind_name.is_empty() {
-            let found = if value.get("kind").is_some() { "kind is not a text." } else { "the document has no kind." };
+            let found =
+                if value.get("kind").is_some() { "The field kind is not a text." } else { "The document has no kind." };
             self.problem(&reference, inside, "kind", Code::MissingField, Severity::Error, found);
             return;
         }
@@ -194,7 +195,7 @@ impl Reader<'_> {
         }
         if !row.versions.contains(&version) {
             let message =
-                format!("version {version:?} of {kind} is not served; write {}.", served(row.group, row.versions));
+                format!("Version {version:?} of {kind} is not served; write {}.", served(row.group, row.versions));
             self.problem(&reference, inside, "apiVersion", Code::SchemaValidation, Severity::Error, &message);
             return;
         }
@@ -205,7 +206,7 @@ impl Reader<'_> {
                 "metadata.name",
                 Code::MissingField,
                 Severity::Error,
-                "the object has no name.",
+                "The object has no name.",
             );
             return;
         }
@@ -250,7 +251,7 @@ impl Reader<'_> {
                             "spec",
                             Code::SchemaValidation,
                             Severity::Error,
-                            "expected a group of fields.",
+                            "Expected a group of fields.",
                         );
                         return None;
                     }
@@ -298,7 +299,7 @@ impl Reader<'_> {
             .cloned()
             .collect();
         for name in unknown {
-            let message = format!("{name} is not a field of {}; it has no effect.", reference.kind);
+            let message = format!("The name {name} is not a field of {}; it has no effect.", reference.kind);
             self.problem(reference, inside, &name, Code::UnknownField, Severity::Warning, &message);
         }
     }
@@ -317,10 +318,12 @@ impl Reader<'_> {
                 for field in unknown.iter().filter(|_| strict) {
                     let message = match nearest(&field.name, field.known.iter().copied()) {
                         Some(meant) => format!(
-                            "{} is not a field of {}; did you mean {meant}? It has no effect.",
+                            "The name {} is not a field of {}; did you mean {meant}? It has no effect.",
                             field.name, reference.kind
                         ),
-                        None => format!("{} is not a field of {}; it has no effect.", field.name, reference.kind),
+                        None => {
+                            format!("The name {} is not a field of {}; it has no effect.", field.name, reference.kind)
+                        }
                     };
                     self.problem(reference, inside, &field.path, Code::UnknownField, Severity::Warning, &message);
                 }
@@ -338,17 +341,17 @@ impl Reader<'_> {
     fn unknown_kind(&mut self, reference: &ObjectRef, inside: &str, group: &str, kind: &str) {
         let ours = group.ends_with("istio.io") || group.is_empty();
         if let Some(row) = KINDS.iter().find(|row| row.name == kind && ours) {
-            let message = format!("{kind} is of {}, not of {group:?}.", served(row.group, row.versions));
+            let message = format!("The kind {kind} is of {}, not of {group:?}.", served(row.group, row.versions));
             self.problem(reference, inside, "apiVersion", Code::SchemaValidation, Severity::Error, &message);
         } else if group.ends_with("istio.io") {
             let names = KINDS.iter().filter(|row| row.group == group).map(|row| row.name);
             let message = match nearest(kind, names) {
-                Some(meant) => format!("{kind} is not a kind of {group}; did you mean {meant}?"),
-                None => format!("{kind} is not a kind of {group}."),
+                Some(meant) => format!("The name {kind} is not a kind of {group}; did you mean {meant}?"),
+                None => format!("The name {kind} is not a kind of {group}."),
             };
             self.problem(reference, inside, "kind", Code::UnknownKind, Severity::Warning, &message);
         } else {
-            let message = format!("{kind} is not read by the mesh.");
+            let message = format!("The kind {kind} is not read by the mesh.");
             self.problem(reference, inside, "kind", Code::UnknownKind, Severity::Info, &message);
         }
     }

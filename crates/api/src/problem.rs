@@ -194,11 +194,11 @@ mod tests {
             field: "spec.http[0]".into(),
             code: Code::ReferencedResourceNotFound,
             severity: Severity::Error,
-            message: "no such host.".into(),
+            message: "No such host.".into(),
         };
         assert_eq!(
             problem.to_string(),
-            "Error [IST0101] (VirtualService shop/a vs.yaml:3) spec.http[0]: no such host."
+            "Error [IST0101] (VirtualService shop/a vs.yaml:3) spec.http[0]: No such host."
         );
     }
 }

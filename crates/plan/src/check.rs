@@ -3,11 +3,14 @@
 
 mod cross;
 
-use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
-
 use std::sync::Arc;
 
+use api::mesh_config::MeshConfig;
+use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
+use serde_json::Value;
+
 use crate::intrinsic::intrinsic;
+use crate::proxy::Interception;
 use crate::snapshot::Snapshot;
 use crate::world::World;
 
@@ -31,45 +34,63 @@ fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     problems
 }
 
-/// Mesh-wide settings that are read but not built yet.
+/// Mesh-wide settings that are read but not built yet. No traces are made and no metrics merged, so these two can only be
+/// asked for by their defaults.
 fn mesh_config(world: &World) -> Vec<Problem> {
-    let mesh = world.mesh();
+    let (mesh, default) = (world.mesh(), MeshConfig::default());
     let rows = [
         ("localityLbSetting", mesh.locality_lb_setting.is_some()),
         ("extensionProviders", !mesh.extension_providers.is_empty()),
-        ("defaultConfig", mesh.default_config.is_some()),
         ("defaultProviders", mesh.default_providers.is_some()),
         ("discoverySelectors", !mesh.discovery_selectors.is_empty()),
         ("serviceSettings", !mesh.service_settings.is_empty()),
         ("caCertificates", !mesh.ca_certificates.is_empty()),
         ("meshMTLS", mesh.mesh_mtls.is_some()),
         ("outboundTrafficPolicy.egressProxy", mesh.outbound_traffic_policy.egress_proxy.is_some()),
+        ("ingressClass", mesh.ingress_class != default.ingress_class),
+        ("ingressService", mesh.ingress_service != default.ingress_service),
+        ("ingressSelector", mesh.ingress_selector != default.ingress_selector),
+        ("ingressControllerMode", mesh.ingress_controller_mode != default.ingress_controller_mode),
     ];
-    let tell = |(field, used): (&str, bool)| {
-        used.then(|| Problem {
-            object: ObjectRef { kind: "MeshConfig".into(), ..ObjectRef::default() },
-            origin: Origin::default(),
-            field: field.to_owned(),
-            code: Code::NotBuilt,
-            severity: Severity::Warning,
-            message: format!("{field} is not built yet; it has no effect on the proxies' configuration."),
-        })
+    let tell = |field: String, code: Code, message: String| Problem {
+        object: ObjectRef { kind: "MeshConfig".into(), ..ObjectRef::default() },
+        origin: Origin::default(),
+        field,
+        code,
+        severity: Severity::Warning,
+        message,
     };
-    rows.into_iter().filter_map(tell).collect()
+    let not_built = |field: String| {
+        let message = format!("The setting {field} is not built yet; it has no effect on the proxies' configuration.");
+        tell(field, Code::NotBuilt, message)
+    };
+    let mut problems: Vec<Problem> =
+        rows.into_iter().filter(|(_, used)| *used).map(|(field, _)| not_built(field.to_owned())).collect();
+    for (name, value) in mesh.default_config.as_ref().and_then(Value::as_object).into_iter().flatten() {
+        let field = format!("defaultConfig.{name}");
+        if name != "interceptionMode" {
+            problems.push(not_built(field));
+        } else if value.as_str().and_then(Interception::named).is_none() {
+            let message = format!("The value {value} is not one of REDIRECT, TPROXY, NONE; REDIRECT is taken.");
+            problems.push(tell(field, Code::SchemaValidation, message));
+        }
+    }
+    problems
 }
 
 #[cfg(test)]
 mod tests {
-    use api::mesh_config::MeshConfig;
-
     use super::*;
 
     #[test]
     fn settings_without_effect_are_told() {
-        let (mesh, problems) =
-            MeshConfig::parse("defaultProviders: {metrics: [prometheus]}\ntrustDomain: td\n", "mesh");
+        let (mesh, problems) = MeshConfig::parse(
+            "defaultProviders: {metrics: [prometheus]}\ntrustDomain: td\ningressClass: x\ndefaultConfig: {interceptionMode: NONE, concurrency: 2}\n",
+            "mesh",
+        );
         assert_eq!(problems, []);
         let found = mesh_config(&World::new(mesh, "cluster.local"));
-        assert_eq!(found.iter().map(|problem| problem.field.as_str()).collect::<Vec<_>>(), ["defaultProviders"]);
+        let fields: Vec<&str> = found.iter().map(|problem| problem.field.as_str()).collect();
+        assert_eq!(fields, ["defaultProviders", "ingressClass", "defaultConfig.concurrency"]);
     }
 }

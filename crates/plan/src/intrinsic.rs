@@ -9,7 +9,7 @@ use api::crd::destination_rule::{
 };
 use api::crd::gateway::ServerTlsMode;
 use api::crd::service_entry::Resolution;
-use api::crd::virtual_service::{Destination, Headers, HttpMatchRequest, HttpRoute};
+use api::crd::virtual_service::{DerivePort, Destination, Headers, HttpMatchRequest, HttpRoute};
 use api::object::{Body, Object};
 use api::problem::{Code, Problem, Severity};
 use api::value::{Duration, StringMatch};
@@ -43,7 +43,7 @@ pub(crate) fn intrinsic(object: &Object) -> Vec<Problem> {
         Body::ServiceEntry(spec) => service_entry(&mut told, spec),
         Body::Sidecar(spec) => sidecar(&mut told, spec),
         Body::WorkloadEntry(spec) if spec.address.is_empty() => {
-            told.warn("spec.address", Code::MissingField, "the workload has no address; it is nobody's endpoint.");
+            told.warn("spec.address", Code::MissingField, "The workload has no address; it is nobody's endpoint.");
         }
         Body::PeerAuthentication(spec) => peer_authentication(&mut told, spec),
         Body::AuthorizationPolicy(_) | Body::RequestAuthentication(_) => {
@@ -92,13 +92,13 @@ impl Told<'_> {
     fn not_built(&mut self, field: &str, used: bool) {
         if used {
             let name = field.rsplit('.').next().unwrap_or(field).to_owned();
-            self.warn(field, Code::NotBuilt, &format!("{name} is not built yet; it has no effect."));
+            self.warn(field, Code::NotBuilt, &format!("The field {name} is not built yet; it has no effect."));
         }
     }
 
     fn deprecated(&mut self, field: &str, used: bool, instead: &str) {
         if used {
-            self.info(field, Code::Deprecated, &format!("this is deprecated; it still works. {instead}"));
+            self.info(field, Code::Deprecated, &format!("This is deprecated; it still works. {instead}"));
         }
     }
 
@@ -106,7 +106,11 @@ impl Told<'_> {
         if let Err(error) = regex::Regex::new(expression) {
             let reason = error.to_string();
             let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            self.error(field, Code::InvalidRegex, &format!("{expression:?} is not a regular expression: {reason}."));
+            self.error(
+                field,
+                Code::InvalidRegex,
+                &format!("The text {expression:?} is not a regular expression: {reason}."),
+            );
         }
     }
 
@@ -119,7 +123,7 @@ impl Told<'_> {
     /// Istio takes no length of time below a millisecond; Envoy refuses all resources that hold a 0 here.
     fn positive(&mut self, field: &str, duration: Option<Duration>) {
         if duration.is_some_and(|duration| duration < Duration::millis(1)) {
-            self.error(field, Code::SchemaValidation, "the duration must be at least 1ms.");
+            self.error(field, Code::SchemaValidation, "The duration must be at least 1ms.");
         }
     }
 
@@ -130,8 +134,9 @@ impl Told<'_> {
         let good =
             host == "*" || (!rest.is_empty() && (rest.bytes().all(name) || rest.parse::<std::net::IpAddr>().is_ok()));
         if !good {
-            let message =
-                format!("{host:?} is neither a DNS name, a wildcard such as *.example.com, nor an IP address.");
+            let message = format!(
+                "The text {host:?} is neither a DNS name, a wildcard such as *.example.com, nor an IP address."
+            );
             self.error(field, Code::SchemaValidation, &message);
         }
     }
@@ -141,7 +146,7 @@ impl Told<'_> {
         let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let claims = name.starts_with('@');
         if name.is_empty() || !(claims || name.bytes().all(token)) {
-            self.error(field, Code::SchemaValidation, &format!("{name:?} is not the name of a header."));
+            self.error(field, Code::SchemaValidation, &format!("The text {name:?} is not the name of a header."));
         }
     }
 
@@ -159,14 +164,14 @@ impl Told<'_> {
                         self.error(
                             &field,
                             Code::SchemaValidation,
-                            "the host can only be set, and only on the request.",
+                            "The host can only be set, and only on the request.",
                         );
                     } else {
                         self.header(&field, name);
                     }
                     if value.replace("%%", "").matches('%').count() % 2 == 1 {
                         let message = format!(
-                            "{value:?} has a % that opens a variable and none that closes it; write %% for a percent sign."
+                            "The text {value:?} has a % that opens a variable and none that closes it; write %% for a percent sign."
                         );
                         self.error(&field, Code::SchemaValidation, &message);
                     }
@@ -180,7 +185,7 @@ impl Told<'_> {
 
     fn destination(&mut self, field: &str, destination: &Destination) {
         if destination.host.is_empty() {
-            self.error(&format!("{field}.host"), Code::MissingField, "the destination names no host.");
+            self.error(&format!("{field}.host"), Code::MissingField, "The destination names no host.");
         }
     }
 }
@@ -193,7 +198,7 @@ fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
         http_rule(told, &format!("spec.http[{index}]"), rule);
     }
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
-        told.error("spec", Code::MissingField, "the object has no rule: none of http, tls and tcp is given.");
+        told.error("spec", Code::MissingField, "The object has no rule: none of http, tls and tcp is given.");
     }
     for (index, rule) in spec.tls.iter().enumerate() {
         let field = format!("spec.tls[{index}]");
@@ -201,14 +206,14 @@ fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
             told.error(
                 &format!("{field}.match"),
                 Code::MissingField,
-                "a TLS rule must say which server names it is for.",
+                "A TLS rule must say which server names it is for.",
             );
         }
         for (place, _) in rule.matches.iter().enumerate().filter(|(_, one)| one.sni_hosts.is_empty()) {
             told.error(
                 &format!("{field}.match[{place}].sniHosts"),
                 Code::MissingField,
-                "a TLS rule must say which server names it is for.",
+                "A TLS rule must say which server names it is for.",
             );
         }
         for (place, one) in rule.matches.iter().enumerate() {
@@ -229,7 +234,7 @@ fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
 
 fn l4_routes(told: &mut Told<'_>, field: &str, routes: &[crd::virtual_service::RouteDestination]) {
     if routes.is_empty() {
-        told.error(&format!("{field}.route"), Code::MissingField, "the rule has no destination.");
+        told.error(&format!("{field}.route"), Code::MissingField, "The rule has no destination.");
     }
     for (index, route) in routes.iter().enumerate() {
         told.destination(&format!("{field}.route[{index}].destination"), &route.destination);
@@ -243,13 +248,13 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
         0 => told.error(
             field,
             Code::MissingField,
-            "the rule says nothing to do: give route, redirect, directResponse or delegate.",
+            "The rule says nothing to do: give route, redirect, directResponse or delegate.",
         ),
         1 => {}
         _ => told.error(
             field,
             Code::SchemaValidation,
-            "only one of route, redirect, directResponse and delegate may be given.",
+            "Only one of route, redirect, directResponse and delegate may be given.",
         ),
     }
     for (index, one) in rule.matches.iter().enumerate() {
@@ -262,7 +267,7 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
         told.warn(
             &format!("{field}.route"),
             Code::MeaningTaken,
-            "all weights are 0: no destination gets requests, they are answered 503.",
+            "All weights are 0: no destination gets requests, they are answered 503.",
         );
     }
     told.header_changes(field, rule.headers.as_ref());
@@ -278,21 +283,31 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
             told.error(
                 &format!("{field}.redirect"),
                 Code::SchemaValidation,
-                "only one of uri and prefixRewrite may be given.",
+                "Only one of uri and prefixRewrite may be given.",
             );
         }
         if let Some(port) = redirect.port.filter(|port| *port > 65535) {
             told.error(
                 &format!("{field}.redirect.port"),
                 Code::SchemaValidation,
-                &format!("{port} is not a port number."),
+                &format!("The number {port} is not that of a port."),
+            );
+        }
+        if redirect.derive_port == Some(DerivePort::FromProtocolDefault)
+            && redirect.scheme.is_empty()
+            && redirect.authority.is_empty()
+        {
+            told.warn(
+                &format!("{field}.redirect.derivePort"),
+                Code::NotBuilt,
+                "Without scheme and authority, FROM_PROTOCOL_DEFAULT is not built yet; the request's port stays.",
             );
         }
         if let Some(code) = redirect.redirect_code.filter(|code| ![301, 302, 303, 307, 308].contains(code)) {
             told.error(
                 &format!("{field}.redirect.redirectCode"),
                 Code::SchemaValidation,
-                &format!("{code} is not one of 301, 302, 303, 307, 308."),
+                &format!("The code {code} is not one of 301, 302, 303, 307, 308."),
             );
         }
     }
@@ -300,7 +315,7 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
         told.error(
             &format!("{field}.directResponse.status"),
             Code::SchemaValidation,
-            &format!("{} is not a status from 200 to 599.", response.status),
+            &format!("The number {} is not a status from 200 to 599.", response.status),
         );
     }
     if let Some(rewrite) = rule.rewrite.as_ref().and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref()) {
@@ -336,7 +351,7 @@ fn fault(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
             told.warn(
                 &format!("{field}.fault.delay.percentage"),
                 Code::MeaningTaken,
-                "without a percentage no request is delayed.",
+                "Without a percentage no request is delayed.",
             );
         }
     }
@@ -346,21 +361,21 @@ fn fault(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
             told.error(
                 &format!("{field}.fault.abort.grpcStatus"),
                 Code::SchemaValidation,
-                &format!("{:?} is not the name of a gRPC status, such as UNAVAILABLE.", abort.grpc_status),
+                &format!("The text {:?} is not the name of a gRPC status, such as UNAVAILABLE.", abort.grpc_status),
             );
         }
         if let Some(status) = abort.http_status.filter(|status| !(200..600).contains(status)) {
             told.error(
                 &format!("{field}.fault.abort.httpStatus"),
                 Code::SchemaValidation,
-                &format!("{status} is not a status from 200 to 599."),
+                &format!("The number {status} is not a status from 200 to 599."),
             );
         }
         if abort.percentage.is_none() {
             told.warn(
                 &format!("{field}.fault.abort.percentage"),
                 Code::MeaningTaken,
-                "without a percentage no request is aborted.",
+                "Without a percentage no request is aborted.",
             );
         }
     }
@@ -380,7 +395,7 @@ fn http_match(told: &mut Told<'_>, field: &str, one: &HttpMatchRequest) {
         for (name, value) in map {
             match kind {
                 "queryParams" if name.is_empty() => {
-                    told.error(&format!("{field}.{kind}"), Code::SchemaValidation, "a query parameter has no name.");
+                    told.error(&format!("{field}.{kind}"), Code::SchemaValidation, "A query parameter has no name.");
                 }
                 "queryParams" => {}
                 _ => told.header(&format!("{field}.{kind}[{name:?}]"), name),
@@ -390,7 +405,7 @@ fn http_match(told: &mut Told<'_>, field: &str, one: &HttpMatchRequest) {
                 told.warn(
                     &format!("{field}.{kind}[{name:?}]"),
                     Code::NotBuilt,
-                    "matching of token claims is not built yet; this match never holds.",
+                    "Matching of token claims is not built yet; this match never holds.",
                 );
             }
         }
@@ -399,7 +414,7 @@ fn http_match(told: &mut Told<'_>, field: &str, one: &HttpMatchRequest) {
 
 fn destination_rule(told: &mut Told<'_>, spec: &crd::DestinationRule) {
     if spec.host.is_empty() {
-        told.error("spec.host", Code::MissingField, "the object names no host.");
+        told.error("spec.host", Code::MissingField, "The object names no host.");
     }
     if let Some(policy) = &spec.traffic_policy {
         traffic_policy(told, "spec.trafficPolicy", policy);
@@ -408,12 +423,12 @@ fn destination_rule(told: &mut Told<'_>, spec: &crd::DestinationRule) {
     for (index, subset) in spec.subsets.iter().enumerate() {
         let field = format!("spec.subsets[{index}]");
         if subset.name.is_empty() {
-            told.error(&format!("{field}.name"), Code::MissingField, "the subset has no name.");
+            told.error(&format!("{field}.name"), Code::MissingField, "The subset has no name.");
         } else if !names.insert(&subset.name) {
             told.error(
                 &format!("{field}.name"),
                 Code::SchemaValidation,
-                &format!("two subsets are named {:?}.", subset.name),
+                &format!("Two subsets are named {:?}.", subset.name),
             );
         }
         if let Some(policy) = &subset.traffic_policy {
@@ -433,7 +448,7 @@ fn traffic_policy(told: &mut Told<'_>, field: &str, policy: &TrafficPolicy) {
     for (index, port) in policy.port_level_settings.iter().enumerate() {
         let field = format!("{field}.portLevelSettings[{index}]");
         if port.port.is_none() {
-            told.error(&format!("{field}.port"), Code::MissingField, "the entry names no port.");
+            told.error(&format!("{field}.port"), Code::MissingField, "The entry names no port.");
         }
         balancer(told, &field, port.load_balancer.as_ref());
         pool(told, &field, port.connection_pool.as_ref());
@@ -493,7 +508,7 @@ fn ejection(told: &mut Told<'_>, field: &str, settings: Option<&OutlierDetection
             told.error(
                 &format!("{field}.{name}"),
                 Code::SchemaValidation,
-                &format!("{percent} is not a percentage from 0 to 100."),
+                &format!("The number {percent} is not a percentage from 0 to 100."),
             );
         }
     }
@@ -510,30 +525,30 @@ fn client_tls(told: &mut Told<'_>, field: &str, settings: Option<&crd::destinati
         told.error(
             &field,
             Code::MissingField,
-            "mode MUTUAL needs clientCertificate and privateKey, or credentialName.",
+            "Mode MUTUAL needs clientCertificate and privateKey, or credentialName.",
         );
     }
     if !own {
-        let message = "only gateways are served Secrets; sidecars cannot make connections to this host.";
+        let message = "Only gateways are served Secrets; sidecars cannot make connections to this host.";
         told.info(&format!("{field}.credentialName"), Code::MeaningTaken, message);
     }
     if settings.insecure_skip_verify == Some(true) {
         told.warn(
             &format!("{field}.insecureSkipVerify"),
             Code::NoServerCertificateVerification,
-            "the server's certificate is not verified: anybody may answer.",
+            "The server's certificate is not verified: anybody may answer.",
         );
     }
 }
 
 fn gateway(told: &mut Told<'_>, spec: &crd::Gateway) {
     if spec.servers.is_empty() {
-        told.error("spec.servers", Code::MissingField, "the gateway has no server.");
+        told.error("spec.servers", Code::MissingField, "The gateway has no server.");
     }
     for (index, server) in spec.servers.iter().enumerate() {
         let field = format!("spec.servers[{index}]");
         if server.port.number == 0 {
-            told.error(&format!("{field}.port.number"), Code::MissingField, "the server has no port number.");
+            told.error(&format!("{field}.port.number"), Code::MissingField, "The server has no port number.");
         }
         let protocol = Protocol::named(&server.port.protocol);
         if protocol.is_none() {
@@ -541,13 +556,13 @@ fn gateway(told: &mut Told<'_>, spec: &crd::Gateway) {
                 &format!("{field}.port.protocol"),
                 Code::SchemaValidation,
                 &format!(
-                    "{:?} is not one of HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, TCP, TLS.",
+                    "The protocol {:?} is not one of HTTP, HTTPS, GRPC, GRPC-WEB, HTTP2, MONGO, TCP, TLS.",
                     server.port.protocol
                 ),
             );
         }
         if server.hosts.is_empty() {
-            told.error(&format!("{field}.hosts"), Code::MissingField, "the server has no hosts.");
+            told.error(&format!("{field}.hosts"), Code::MissingField, "The server has no hosts.");
         }
         for (place, host) in server.hosts.iter().enumerate() {
             told.host(&format!("{field}.hosts[{place}]"), host.rsplit('/').next().unwrap_or(host));
@@ -570,7 +585,7 @@ fn server_tls(
             told.error(
                 &format!("{field}.tls"),
                 Code::MissingField,
-                "a server of protocol HTTPS or TLS needs tls settings.",
+                "A server of protocol HTTPS or TLS needs tls settings.",
             );
         }
         return;
@@ -586,13 +601,13 @@ fn server_tls(
         told.warn(
             &format!("{field}.httpsRedirect"),
             Code::MeaningTaken,
-            "only servers of protocol HTTP redirect; here it has no effect.",
+            "Only servers of protocol HTTP redirect; here it has no effect.",
         );
     }
     if protocol.is_http2() && terminates {
         told.info(&field, Code::MeaningTaken, "TLS is terminated and gRPC or HTTP/2 is spoken inside.");
     } else if protocol == Protocol::Http && terminates {
-        told.warn(&field, Code::MeaningTaken, "a server of protocol HTTP takes no TLS; write HTTPS to terminate it.");
+        told.warn(&field, Code::MeaningTaken, "A server of protocol HTTP takes no TLS; write HTTPS to terminate it.");
     }
     if terminates && !has_certificate && protocol != Protocol::Http {
         told.error(
@@ -614,16 +629,16 @@ fn server_tls(
 
 fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
     if spec.hosts.is_empty() {
-        told.error("spec.hosts", Code::MissingField, "the object names no host.");
+        told.error("spec.hosts", Code::MissingField, "The object names no host.");
     }
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.as_str() == "*") {
-        told.error(&format!("spec.hosts[{index}]"), Code::SchemaValidation, &format!("the host may not be {host:?}."));
+        told.error(&format!("spec.hosts[{index}]"), Code::SchemaValidation, &format!("The host may not be {host:?}."));
     }
     for (index, host) in spec.hosts.iter().enumerate().filter(|(_, host)| host.as_str() != "*") {
         told.host(&format!("spec.hosts[{index}]"), host);
     }
     if spec.ports.is_empty() {
-        told.warn("spec.ports", Code::MissingField, "the object has no ports; nothing can be reached.");
+        told.warn("spec.ports", Code::MissingField, "The object has no ports; nothing can be reached.");
     }
     let mut numbers = BTreeSet::new();
     for (index, port) in spec.ports.iter().enumerate() {
@@ -631,7 +646,7 @@ fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
             told.error(
                 &format!("spec.ports[{index}].number"),
                 Code::SchemaValidation,
-                &format!("{} is not a port number, or stands twice.", port.number),
+                &format!("The number {} is not that of a port, or stands twice.", port.number),
             );
         }
     }
@@ -639,7 +654,7 @@ fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
         told.error(
             "spec.endpoints",
             Code::SchemaValidation,
-            "only one of endpoints and workloadSelector may be given.",
+            "Only one of endpoints and workloadSelector may be given.",
         );
     }
     match spec.resolution {
@@ -647,24 +662,24 @@ fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
             told.error(
                 "spec.endpoints",
                 Code::SchemaValidation,
-                "resolution NONE (the default) takes no endpoints; write resolution: STATIC.",
+                "Resolution NONE (the default) takes no endpoints; write resolution: STATIC.",
             );
         }
         Resolution::Static if spec.endpoints.is_empty() && spec.workload_selector.is_none() => {
             told.warn(
                 "spec.endpoints",
                 Code::MissingField,
-                "resolution STATIC without endpoints or workloadSelector: requests are answered 503.",
+                "Resolution STATIC without endpoints or workloadSelector: requests are answered 503.",
             );
         }
         Resolution::DnsRoundRobin if spec.endpoints.len() > 1 => {
-            told.error("spec.endpoints", Code::SchemaValidation, "resolution DNS_ROUND_ROBIN takes one endpoint.");
+            told.error("spec.endpoints", Code::SchemaValidation, "Resolution DNS_ROUND_ROBIN takes one endpoint.");
         }
         Resolution::Dns if spec.endpoints.is_empty() && spec.hosts.iter().any(|host| host.starts_with('*')) => {
             told.error(
                 "spec.resolution",
                 Code::SchemaValidation,
-                "a wildcard cannot be looked up; give endpoints, or resolution NONE.",
+                "A wildcard cannot be looked up; give endpoints, or resolution NONE.",
             );
         }
         _ => {}
@@ -674,7 +689,7 @@ fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
             told.error(
                 &format!("spec.addresses[{index}]"),
                 Code::SchemaValidation,
-                &format!("{address:?} is neither an IP address nor a range."),
+                &format!("The text {address:?} is neither an IP address nor a range."),
             );
         }
     }
@@ -684,7 +699,7 @@ fn sidecar(told: &mut Told<'_>, spec: &crd::Sidecar) {
     for (index, ingress) in spec.ingress.iter().enumerate() {
         let field = format!("spec.ingress[{index}]");
         if ingress.port.number == 0 {
-            told.error(&format!("{field}.port"), Code::MissingField, "the listener has no port number.");
+            told.error(&format!("{field}.port"), Code::MissingField, "The listener has no port number.");
         }
         let endpoint = ingress.default_endpoint.as_str();
         let known = endpoint.rsplit_once(':').is_some_and(|(host, port)| {
@@ -700,7 +715,7 @@ fn sidecar(told: &mut Told<'_>, spec: &crd::Sidecar) {
             told.error(
                 &format!("{field}.defaultEndpoint"),
                 Code::SchemaValidation,
-                &format!("{endpoint:?} is not of the form 127.0.0.1:PORT, 0.0.0.0:PORT or unix://PATH."),
+                &format!("The text {endpoint:?} is not of the form 127.0.0.1:PORT, 0.0.0.0:PORT or unix://PATH."),
             );
         }
         told.not_built(&format!("{field}.tls"), ingress.tls.is_some());
@@ -708,13 +723,13 @@ fn sidecar(told: &mut Told<'_>, spec: &crd::Sidecar) {
     }
     for (index, egress) in spec.egress.iter().enumerate() {
         if egress.hosts.is_empty() {
-            told.error(&format!("spec.egress[{index}].hosts"), Code::MissingField, "the listener names no hosts.");
+            told.error(&format!("spec.egress[{index}].hosts"), Code::MissingField, "The listener names no hosts.");
         }
         for (place, host) in egress.hosts.iter().enumerate().filter(|(_, host)| !host.contains('/')) {
             told.error(
                 &format!("spec.egress[{index}].hosts[{place}]"),
                 Code::SchemaValidation,
-                &format!("{host:?} is not of the form NAMESPACE/HOST; write \"*/{host}\" or \"./{host}\"."),
+                &format!("The text {host:?} is not of the form NAMESPACE/HOST; write \"*/{host}\" or \"./{host}\"."),
             );
         }
     }
@@ -729,13 +744,13 @@ fn peer_authentication(told: &mut Told<'_>, spec: &crd::PeerAuthentication) {
     if !spec.port_level_mtls.is_empty()
         && spec.selector.as_ref().is_none_or(|selector| selector.match_labels.is_empty())
     {
-        told.error("spec.portLevelMtls", Code::SchemaValidation, "modes of single ports need a selector.");
+        told.error("spec.portLevelMtls", Code::SchemaValidation, "Modes of single ports need a selector.");
     }
     for port in spec.port_level_mtls.keys().filter(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
         told.error(
             &format!("spec.portLevelMtls[{port:?}]"),
             Code::SchemaValidation,
-            &format!("{port:?} is not a port number."),
+            &format!("The text {port:?} is not a port number."),
         );
     }
 }

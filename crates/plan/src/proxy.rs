@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use api::mesh_config::MeshConfig;
 use api::node::{NodeId, NodeMetadata, Role, has_extension};
 use api::spiffe::SpiffeId;
 use api::value::Labels;
@@ -26,6 +27,30 @@ pub enum Interception {
     Captured,
     /// Applications talk to the proxy's listeners.
     None,
+    /// The node does not say: `defaultConfig.interceptionMode` of the mesh counts.
+    Unsaid,
+}
+
+impl Interception {
+    /// Istio's word for it; none if it is not one.
+    pub(crate) fn named(word: &str) -> Option<Interception> {
+        match word.to_ascii_uppercase().as_str() {
+            "" => Some(Interception::Unsaid),
+            "NONE" => Some(Interception::None),
+            "REDIRECT" | "TPROXY" => Some(Interception::Captured),
+            _ => None,
+        }
+    }
+
+    /// What counts for a proxy, with what the mesh says of those that do not say.
+    pub(crate) fn or_of(self, mesh: &MeshConfig) -> Interception {
+        let word = mesh.default_config.as_ref().and_then(|config| config.get("interceptionMode")?.as_str());
+        match (self, Interception::named(word.unwrap_or_default())) {
+            (Interception::Unsaid, None | Some(Interception::Unsaid)) => Interception::Captured,
+            (Interception::Unsaid, Some(told)) => told,
+            (own, _) => own,
+        }
+    }
 }
 
 /// A proxy.
@@ -93,7 +118,6 @@ impl ProxyIdentity {
             }
         }
         let domain = id.dns_domain.split_once(".svc.").map_or("cluster.local", |(_, domain)| domain).to_owned();
-        let none = metadata.interception_mode.eq_ignore_ascii_case("NONE");
         Ok(ProxyIdentity {
             role: id.role,
             name: id.name,
@@ -104,7 +128,7 @@ impl ProxyIdentity {
             service_account,
             cluster_id: metadata.cluster_id,
             network: metadata.network,
-            interception: if none { Interception::None } else { Interception::Captured },
+            interception: Interception::named(&metadata.interception_mode).unwrap_or_default(),
             extensions: Extensions {
                 metadata_exchange: has_extension(node, "istio.metadata_exchange"),
                 stats: has_extension(node, "istio.stats"),
@@ -145,6 +169,22 @@ mod tests {
 
     fn node(id: &str, metadata: &serde_json::Value) -> Node {
         Node { id: id.into(), metadata: Some(api::xds::json_to_struct(metadata)), ..Node::default() }
+    }
+
+    #[test]
+    fn the_mesh_speaks_for_proxies_that_do_not_say_how_they_are_reached() {
+        let (mesh, problems) = MeshConfig::parse("defaultConfig: {interceptionMode: NONE}", "mesh");
+        assert_eq!(problems, []);
+        for (own, default, expected) in [
+            (Interception::Unsaid, &MeshConfig::default(), Interception::Captured),
+            (Interception::Unsaid, &mesh, Interception::None),
+            (Interception::Captured, &mesh, Interception::Captured),
+            (Interception::None, &MeshConfig::default(), Interception::None),
+        ] {
+            assert_eq!(own.or_of(default), expected);
+        }
+        assert_eq!(Interception::named("tproxy"), Some(Interception::Captured));
+        assert_eq!(Interception::named("sometimes"), None);
     }
 
     #[test]

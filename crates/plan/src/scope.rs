@@ -101,7 +101,7 @@ impl Scope {
         let labels = workload.as_ref().map_or_else(|| proxy.labels.clone(), |workload| workload.labels.clone());
         let mut scope = Scope {
             snapshot: snapshot.clone(),
-            proxy: proxy.clone(),
+            proxy: ProxyIdentity { interception: proxy.interception.or_of(&snapshot.mesh), ..proxy.clone() },
             labels,
             egress: Vec::new(),
             inbound: Vec::new(),
@@ -268,7 +268,7 @@ impl Scope {
             let Some(port) = service.port(number).filter(|port| port.protocol != Protocol::Udp) else { continue };
             if uncaptured && own == "127.0.0.1" {
                 let message = format!(
-                    "the workload's address is 127.0.0.1, where the application itself listens on {target}; give it an address of its own or a Sidecar with ingress."
+                    "The workload's address is 127.0.0.1, where the application itself listens on {target}; give it an address of its own or a Sidecar with ingress."
                 );
                 problems.push(self.problem(Code::MeaningTaken, Severity::Warning, message));
                 continue;

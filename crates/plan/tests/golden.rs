@@ -79,6 +79,9 @@ fn resources(scope: &Scope, snapshot: &Snapshot) -> Value {
             scope.generate(kind, &Want::All).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect();
         all.insert(name.into(), Value::Array(list));
     }
+    for text in snapshot.problems().iter().chain(scope.problems()).map(|problem| problem.message.as_str()) {
+        assert!(text.starts_with(char::is_uppercase) && text.ends_with(['.', '?']), "{text:?} is not a sentence");
+    }
     let problems: Vec<String> = snapshot.problems().iter().chain(scope.problems()).map(ToString::to_string).collect();
     all.insert("problems".into(), json!(problems));
     Value::Object(all)

@@ -20,7 +20,7 @@ fn an_unknown_field_is_told_with_its_line_and_the_field_that_is_meant() {
     assert_eq!(
         lines(&decoded),
         [
-            "Warning [MESH0001] (DestinationRule shop/a a.yaml:11) spec.trafficPolicy.connectionPool.tcp.keepAlive: keepAlive is not a field of DestinationRule; did you mean tcpKeepalive? It has no effect."
+            "Warning [MESH0001] (DestinationRule shop/a a.yaml:11) spec.trafficPolicy.connectionPool.tcp.keepAlive: The name keepAlive is not a field of DestinationRule; did you mean tcpKeepalive? It has no effect."
         ]
     );
 }

@@ -11,7 +11,7 @@ use api::selector::selects;
 use api::value::{Labels, StringMatch};
 
 use crate::intrinsic::problem;
-use crate::snapshot::{Snapshot, VirtualService};
+use crate::snapshot::{Plain, Snapshot, VirtualService};
 use crate::world::World;
 
 pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem>) {
@@ -40,6 +40,7 @@ pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem
     }
     found.conflicting_hosts();
     found.conflicting_sidecars();
+    found.conflicting_gateways();
     found.delegates_without_root();
 }
 
@@ -86,7 +87,7 @@ impl Found<'_> {
         for (index, rule) in spec.http.iter().enumerate() {
             let field = format!("spec.http[{index}]");
             if let Some(before) = taken_by {
-                let message = format!("http[{before}] takes all requests; this rule is never reached.");
+                let message = format!("The rule http[{before}] takes all requests; this rule is never reached.");
                 self.tell(object, &field, Code::UnreachableRoute, Severity::Warning, message);
             }
             if taken_by.is_none() && (rule.matches.is_empty() || rule.matches.iter().any(takes_all)) {
@@ -99,7 +100,7 @@ impl Found<'_> {
                         &format!("{field}.match[{place}]"),
                         Code::DuplicateMatch,
                         Severity::Warning,
-                        "the same match stands before already; this one is never reached.".into(),
+                        "The same match stands before already; this one is never reached.".into(),
                     );
                 }
                 seen.push(one);
@@ -116,7 +117,7 @@ impl Found<'_> {
             if let Some(delegate) = &rule.delegate {
                 let of = if delegate.namespace.is_empty() { namespace } else { &delegate.namespace };
                 if self.object(Kind::VirtualService, of, &delegate.name).is_none() {
-                    let message = format!("there is no VirtualService {of}/{}; the rule has no effect.", delegate.name);
+                    let message = format!("There is no VirtualService {of}/{}; the rule has no effect.", delegate.name);
                     self.tell(
                         object,
                         &format!("{field}.delegate"),
@@ -154,14 +155,15 @@ impl Found<'_> {
                 Some(other) => format!(" Did you mean {other}?"),
                 None => String::new(),
             };
-            let message = format!("there is no Gateway {full}; the rules have no effect there.{hint}");
+            let message = format!("There is no Gateway {full}; the rules have no effect there.{hint}");
             return self.tell(object, field, Code::ReferencedResourceNotFound, Severity::Warning, message);
         };
         let outside: Vec<String> =
             hosts.iter().filter(|host| !have.iter().any(|one| one.overlaps(&Hostname::new(host)))).cloned().collect();
         for host in outside {
             let index = hosts.iter().position(|one| *one == host).unwrap_or(0);
-            let message = format!("{host:?} is not among the hosts of Gateway {full}; it is not served there.");
+            let message =
+                format!("The host {host:?} is not among the hosts of Gateway {full}; it is not served there.");
             self.tell(object, &format!("spec.hosts[{index}]"), Code::HostNotFoundInGateway, Severity::Warning, message);
         }
     }
@@ -177,7 +179,7 @@ impl Found<'_> {
                 Some(near) => format!(" Did you mean {near}?"),
                 None => String::new(),
             };
-            let message = format!("no service has the host {host}; requests to it are answered 503.{hint}");
+            let message = format!("No service has the host {host}; requests to it are answered 503.{hint}");
             return self.tell(
                 object,
                 &format!("{field}.host"),
@@ -190,7 +192,7 @@ impl Found<'_> {
         let service_namespace = service.namespace.clone();
         match &destination.port {
             Some(port) if !ports.contains(&port.number) => {
-                let message = format!("{host} has no port {}, only {ports:?}.", port.number);
+                let message = format!("The host {host} has no port {}, only {ports:?}.", port.number);
                 self.tell(
                     object,
                     &format!("{field}.port.number"),
@@ -200,8 +202,9 @@ impl Found<'_> {
                 );
             }
             None if ports.len() > 1 => {
-                let message =
-                    format!("{host} has the ports {ports:?}; name one, or the port that the request came to is taken.");
+                let message = format!(
+                    "The host {host} has the ports {ports:?}; name one, or the port that the request came to is taken."
+                );
                 self.tell(
                     object,
                     field,
@@ -235,7 +238,7 @@ impl Found<'_> {
                 false => "requests to it are answered 503",
             };
             let message =
-                format!("no DestinationRule defines subset {:?} of {host}; {then}.{known}", destination.subset);
+                format!("No DestinationRule defines subset {:?} of {host}; {then}.{known}", destination.subset);
             self.tell(object, &format!("{field}.subset"), Code::SubsetNotFound, Severity::Warning, message);
         }
     }
@@ -249,7 +252,7 @@ impl Found<'_> {
             Some(near) => format!(" Did you mean {near}?"),
             None => String::new(),
         };
-        let message = format!("no service has the host {host}; the object has no effect.{hint}");
+        let message = format!("No service has the host {host}; the object has no effect.{hint}");
         self.tell(object, "spec.host", Code::ReferencedResourceNotFound, Severity::Warning, message);
     }
 
@@ -268,7 +271,7 @@ impl Found<'_> {
                 "spec.selector",
                 Code::NoMatchingWorkloadsFound,
                 Severity::Info,
-                "no known workload has these labels.".into(),
+                "No known workload has these labels.".into(),
             );
         }
         let own = BTreeSet::from([object.meta.namespace.clone()]);
@@ -286,7 +289,7 @@ impl Found<'_> {
             }
             let places =
                 namespaces.iter().map(|namespace| format!("{namespace}/{name}")).collect::<Vec<_>>().join(" or ");
-            let message = format!("there is no Secret {places}; handshakes for these hosts fail until there is.");
+            let message = format!("There is no Secret {places}; handshakes for these hosts fail until there is.");
             self.tell(
                 object,
                 &format!("spec.servers[{index}].tls.credentialName"),
@@ -309,7 +312,7 @@ impl Found<'_> {
                 field,
                 Code::NoMatchingWorkloadsFound,
                 severity,
-                "no workload of the namespace has these labels.".into(),
+                "No workload of the namespace has these labels.".into(),
             );
         }
     }
@@ -327,7 +330,7 @@ impl Found<'_> {
                         && (other.namespace == rules.namespace || rules.exports == crate::model::Exports::All)
                 }) {
                     if other.name != rules.name || other.namespace != rules.namespace {
-                        conflicts.push((rules.namespace.clone(), rules.name.clone(), index, format!("{host} is routed by VirtualService {}/{}, which is older; for sidecars, this object has no effect on it.", other.namespace, other.name)));
+                        conflicts.push((rules.namespace.clone(), rules.name.clone(), index, format!("The host {host} is routed by VirtualService {}/{}, which is older; for sidecars, this object has no effect on it.", other.namespace, other.name)));
                     }
                 } else {
                     older.push(rules);
@@ -377,6 +380,55 @@ impl Found<'_> {
         }
     }
 
+    /// Servers of several Gateways with one port and host, on the same proxies.
+    fn conflicting_gateways(&mut self) {
+        let mut conflicts = Vec::new();
+        for (place, younger) in self.snapshot.gateways.iter().enumerate() {
+            for older in self.snapshot.gateways.iter().take(place).filter(|older| self.share_proxies(older, younger)) {
+                for (index, server) in younger.spec.servers.iter().enumerate() {
+                    let same = older
+                        .spec
+                        .servers
+                        .iter()
+                        .filter(|other| other.port.number == server.port.number && other.bind == server.bind);
+                    for (other, host) in same.flat_map(|other| server.hosts.iter().map(move |host| (other, host))) {
+                        if !other.hosts.iter().any(|taken| claims_overlap(taken, host)) {
+                            continue;
+                        }
+                        // Plaintext HTTP servers of a port share their routes; of TLS servers the first one's terms count.
+                        let effect = match (&server.tls, &other.tls) {
+                            (None, None) => "the routes of both count, the older one's first",
+                            _ => "the older one's TLS settings count",
+                        };
+                        let message = format!(
+                            "Gateway {}/{}, which is older, has port {} and host {host:?} for the same proxies too; {effect}.",
+                            older.namespace, older.name, server.port.number
+                        );
+                        conflicts.push((younger.namespace.clone(), younger.name.clone(), index, message));
+                    }
+                }
+            }
+        }
+        for (namespace, name, index, message) in conflicts {
+            if let Some(object) = self.object(Kind::Gateway, &namespace, &name).cloned() {
+                self.tell(
+                    &object,
+                    &format!("spec.servers[{index}].hosts"),
+                    Code::ConflictingGateways,
+                    Severity::Warning,
+                    message,
+                );
+            }
+        }
+    }
+
+    fn share_proxies(&self, one: &Plain<api::crd::Gateway>, two: &Plain<api::crd::Gateway>) -> bool {
+        one.spec.selector == two.spec.selector
+            || self.snapshot.workloads.iter().any(|workload| {
+                selects(&one.spec.selector, &workload.labels) && selects(&two.spec.selector, &workload.labels)
+            })
+    }
+
     /// A VirtualService without hosts is a delegate: it needs a root that names it.
     fn delegates_without_root(&mut self) {
         let mut named: BTreeSet<(String, String)> = BTreeSet::new();
@@ -397,10 +449,20 @@ impl Found<'_> {
             .filter(|object| !named.contains(&(object.meta.namespace.clone(), object.meta.name.clone())))
         {
             let message =
-                "the object names no hosts and no other VirtualService delegates to it; it has no effect.".to_owned();
+                "The object names no hosts and no other VirtualService delegates to it; it has no effect.".to_owned();
             self.tell(object, "spec.hosts", Code::MissingField, Severity::Warning, message);
         }
     }
+}
+
+/// Whether two hosts of servers (`NAMESPACE/HOST` or `HOST`) are one for some VirtualService.
+fn claims_overlap(one: &str, two: &str) -> bool {
+    let split = |text: &str| match text.split_once('/') {
+        Some((namespace, host)) => (namespace.to_owned(), host.to_owned()),
+        None => ("*".to_owned(), text.to_owned()),
+    };
+    let ((first, one), (second, two)) = (split(one), split(two));
+    one == two && (first == second || first == "*" || second == "*")
 }
 
 fn is_delegate(object: &Object) -> bool {

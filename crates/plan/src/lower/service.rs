@@ -111,7 +111,7 @@ fn of_kubernetes(
     for (index, port) in service.ports.iter().enumerate() {
         if port.protocol == Protocol::Sniffed && !port.name.is_empty() {
             let message = format!(
-                "the name {:?} does not tell the protocol; it is found out from the first bytes. Name it http-…, tcp-… or so.",
+                "The name {:?} does not tell the protocol; it is found out from the first bytes. Name it http-…, tcp-… or so.",
                 port.name
             );
             problems.push(problem(
@@ -311,7 +311,7 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
         Written::DnsRoundRobin => Resolution::DnsRoundRobin,
         Written::DynamicDns => {
             let message =
-                "resolution DYNAMIC_DNS is not built yet; the hosts of this object are not known to the proxies."
+                "Resolution DYNAMIC_DNS is not built yet; the hosts of this object are not known to the proxies."
                     .to_owned();
             registry.problems.push(problem(object, "spec.resolution", Code::NotBuilt, Severity::Error, message));
             return Vec::new();
@@ -320,7 +320,7 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
     let mut endpoints = Vec::new();
     for (index, written) in entry.endpoints.iter().enumerate() {
         if written.address.starts_with("unix://") {
-            let message = "endpoints on Unix sockets are not built yet; this endpoint is left out.".to_owned();
+            let message = "Endpoints on Unix sockets are not built yet; this endpoint is left out.".to_owned();
             registry.problems.push(problem(
                 object,
                 &format!("spec.endpoints[{index}].address"),

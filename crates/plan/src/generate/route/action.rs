@@ -68,7 +68,7 @@ pub(super) fn write(
     }
     route.typed_per_filter_config = per_filter;
     if let Some(redirect) = &rule.redirect {
-        route.action = redirect_action(redirect).map(Action::Redirect);
+        route.action = redirect_action(redirect, port).map(Action::Redirect);
     } else if let Some(response) = &rule.direct_response {
         let body = response.body.as_ref().and_then(|body| match (&body.string, &body.bytes) {
             (Some(text), _) => Some(Specifier::InlineString(text.clone())),
@@ -367,7 +367,8 @@ fn host_header(operations: &HeaderOperations) -> Option<String> {
     operations.set.iter().find(|(key, _)| is_host(key)).map(|(_, value)| value.clone())
 }
 
-fn redirect_action(redirect: &HttpRedirect) -> Option<RedirectAction> {
+/// `request_port` is the port that the routes are for: what the caller asked for.
+fn redirect_action(redirect: &HttpRedirect, request_port: u16) -> Option<RedirectAction> {
     let code = match redirect.redirect_code {
         None | Some(301) => RedirectResponseCode::MovedPermanently,
         Some(302) => RedirectResponseCode::Found,
@@ -386,6 +387,7 @@ fn redirect_action(redirect: &HttpRedirect) -> Option<RedirectAction> {
         (Some(port), _) => port,
         (None, Some(DerivePort::FromProtocolDefault)) if redirect.scheme == "https" => 443,
         (None, Some(DerivePort::FromProtocolDefault)) if redirect.scheme == "http" => 80,
+        (None, Some(DerivePort::FromRequestPort)) => u32::from(request_port),
         _ => 0,
     };
     Some(RedirectAction {
