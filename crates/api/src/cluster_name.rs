@@ -96,7 +96,8 @@ mod tests {
         for text in ["outbound|80||a.b.svc.cluster.local", "outbound|9080|v1|a.b", "inbound|8080||"] {
             assert_eq!(text.parse::<ClusterName>().unwrap().to_string(), text);
         }
-        for text in ["", "PassthroughCluster", "outbound|x||h", "outbound|70000||h", "outbound|80|h", "outbound|80||h|"] {
+        for text in ["", "PassthroughCluster", "outbound|x||h", "outbound|70000||h", "outbound|80|h", "outbound|80||h|"]
+        {
             assert!(text.parse::<ClusterName>().is_err(), "{text}");
         }
     }

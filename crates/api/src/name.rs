@@ -111,14 +111,18 @@ mod tests {
 
     #[test]
     fn short_names_take_the_namespace_and_domain() {
-        assert_eq!(Hostname::resolve("user-service", "shop", "cluster.local").as_str(), "user-service.shop.svc.cluster.local");
+        assert_eq!(
+            Hostname::resolve("user-service", "shop", "cluster.local").as_str(),
+            "user-service.shop.svc.cluster.local"
+        );
         assert_eq!(Hostname::resolve("api.example.com", "shop", "cluster.local").as_str(), "api.example.com");
         assert_eq!(Hostname::resolve("*", "shop", "cluster.local").as_str(), "*");
     }
 
     #[test]
     fn wildcards_cover_and_overlap() {
-        let (all, wide, deep, plain) = (Hostname::new("*"), Hostname::new("*.a.com"), Hostname::new("*.b.a.com"), Hostname::new("x.b.a.com"));
+        let (all, wide, deep, plain) =
+            (Hostname::new("*"), Hostname::new("*.a.com"), Hostname::new("*.b.a.com"), Hostname::new("x.b.a.com"));
         assert!(all.covers(&wide) && wide.covers(&deep) && deep.covers(&plain));
         assert!(!deep.covers(&wide) && !plain.covers(&deep) && !wide.covers(&Hostname::new("a.com")));
         assert!(deep.overlaps(&wide) && plain.overlaps(&all) && !plain.overlaps(&Hostname::new("*.c.com")));
@@ -128,7 +132,10 @@ mod tests {
     fn the_most_specific_name_sorts_first() {
         let mut names = ["*", "*.a.com", "b.com", "*.b.a.com", "long.a.com"].map(Hostname::new).to_vec();
         names.sort_by(Hostname::by_specificity);
-        assert_eq!(names.iter().map(Hostname::as_str).collect::<Vec<_>>(), ["long.a.com", "b.com", "*.b.a.com", "*.a.com", "*"]);
+        assert_eq!(
+            names.iter().map(Hostname::as_str).collect::<Vec<_>>(),
+            ["long.a.com", "b.com", "*.b.a.com", "*.a.com", "*"]
+        );
     }
 
     #[test]

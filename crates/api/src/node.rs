@@ -66,7 +66,9 @@ impl FromStr for NodeId {
     fn from_str(id: &str) -> Result<Self, BadNodeId> {
         let wrong = |reason| BadNodeId { id: id.to_owned(), reason };
         let parts: Vec<&str> = id.split('~').collect();
-        let [role, address, name, dns_domain] = parts.as_slice() else { return Err(wrong("it does not have four parts")) };
+        let [role, address, name, dns_domain] = parts.as_slice() else {
+            return Err(wrong("it does not have four parts"));
+        };
         let role = match *role {
             "sidecar" => Role::Sidecar,
             "router" => Role::Router,
@@ -136,7 +138,9 @@ impl NodeMetadata {
             let mut one = serde_json::Map::new();
             // Istio writes some numbers and booleans where others write text.
             let value = match value {
-                serde_json::Value::Bool(_) | serde_json::Value::Number(_) => serde_json::Value::String(value.to_string()),
+                serde_json::Value::Bool(_) | serde_json::Value::Number(_) => {
+                    serde_json::Value::String(value.to_string())
+                }
                 other => other,
             };
             one.insert(key, value);
@@ -151,7 +155,18 @@ impl NodeMetadata {
         macro_rules! take {
             ($($field:ident),*) => { $( if !part.$field.is_empty() { self.$field = part.$field; } )* };
         }
-        take!(name, namespace, workload_name, owner, labels, instance_ips, service_account, cluster_id, network, mesh_id);
+        take!(
+            name,
+            namespace,
+            workload_name,
+            owner,
+            labels,
+            instance_ips,
+            service_account,
+            cluster_id,
+            network,
+            mesh_id
+        );
         take!(interception_mode, istio_version, generator, http10, mesh_admin_address, mesh_version);
     }
 }

@@ -177,7 +177,10 @@ mod tests {
 
     #[test]
     fn a_near_name_is_suggested() {
-        assert_eq!(nearest("keepAlive", ["maxConnections", "connectTimeout", "tcpKeepalive", "idleTimeout"]), Some("tcpKeepalive"));
+        assert_eq!(
+            nearest("keepAlive", ["maxConnections", "connectTimeout", "tcpKeepalive", "idleTimeout"]),
+            Some("tcpKeepalive")
+        );
         assert_eq!(nearest("host", ["hosts", "gateways"]), Some("hosts"));
         assert_eq!(nearest("zebra", ["hosts", "gateways"]), None);
     }
@@ -192,6 +195,9 @@ mod tests {
             severity: Severity::Error,
             message: "no such host.".into(),
         };
-        assert_eq!(problem.to_string(), "Error [IST0101] (VirtualService shop/a vs.yaml:3) spec.http[0]: no such host.");
+        assert_eq!(
+            problem.to_string(),
+            "Error [IST0101] (VirtualService shop/a vs.yaml:3) spec.http[0]: no such host."
+        );
     }
 }

@@ -64,11 +64,41 @@ pub struct KindRow {
 
 /// All kinds, in the order in which they are pushed: what is pointed at comes before what points at it.
 pub const KINDS: &[KindRow] = &[
-    KindRow { kind: ResourceKind::Cluster, type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster", short: "CDS", name: "cluster", wildcard: true },
-    KindRow { kind: ResourceKind::Endpoint, type_url: "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment", short: "EDS", name: "endpoint", wildcard: false },
-    KindRow { kind: ResourceKind::Listener, type_url: "type.googleapis.com/envoy.config.listener.v3.Listener", short: "LDS", name: "listener", wildcard: true },
-    KindRow { kind: ResourceKind::Route, type_url: "type.googleapis.com/envoy.config.route.v3.RouteConfiguration", short: "RDS", name: "route", wildcard: false },
-    KindRow { kind: ResourceKind::Secret, type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret", short: "SDS", name: "secret", wildcard: false },
+    KindRow {
+        kind: ResourceKind::Cluster,
+        type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster",
+        short: "CDS",
+        name: "cluster",
+        wildcard: true,
+    },
+    KindRow {
+        kind: ResourceKind::Endpoint,
+        type_url: "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
+        short: "EDS",
+        name: "endpoint",
+        wildcard: false,
+    },
+    KindRow {
+        kind: ResourceKind::Listener,
+        type_url: "type.googleapis.com/envoy.config.listener.v3.Listener",
+        short: "LDS",
+        name: "listener",
+        wildcard: true,
+    },
+    KindRow {
+        kind: ResourceKind::Route,
+        type_url: "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        short: "RDS",
+        name: "route",
+        wildcard: false,
+    },
+    KindRow {
+        kind: ResourceKind::Secret,
+        type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
+        short: "SDS",
+        name: "secret",
+        wildcard: false,
+    },
 ];
 
 impl ResourceKind {
@@ -112,7 +142,9 @@ pub fn struct_to_json(message: &Struct) -> Json {
 fn value_to_json(value: &ProtoValue) -> Json {
     match &value.kind {
         None | Some(ValueKind::NullValue(_)) => Json::Null,
-        Some(ValueKind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < 9e15 => Json::from(*number as i64),
+        Some(ValueKind::NumberValue(number)) if number.fract() == 0.0 && number.abs() < 9e15 => {
+            Json::from(*number as i64)
+        }
         Some(ValueKind::NumberValue(number)) => Json::from(*number),
         Some(ValueKind::StringValue(text)) => Json::from(text.clone()),
         Some(ValueKind::BoolValue(truth)) => Json::from(*truth),
@@ -124,7 +156,9 @@ fn value_to_json(value: &ProtoValue) -> Json {
 /// Protobuf struct of a JSON object; anything but an object becomes an empty struct.
 pub fn json_to_struct(json: &Json) -> Struct {
     match json {
-        Json::Object(map) => Struct { fields: map.iter().map(|(key, value)| (key.clone(), json_to_value(value))).collect() },
+        Json::Object(map) => {
+            Struct { fields: map.iter().map(|(key, value)| (key.clone(), json_to_value(value))).collect() }
+        }
         _ => Struct::default(),
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
@@ -125,7 +125,12 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         (Codec::Auto, Some(protocol)) if protocol == "h2" || protocol == "istio-h2" || mux => true,
         (Codec::Auto, Some("http/1.1" | "http/1.0")) => false,
         (Codec::Auto, _) => {
-            let Some(begin) = first_bytes(&mut io, &watch).await else { return };
+            let since = watch.idle_since.get();
+            let begin = tokio::select! {
+                begin = first_bytes(&mut io, &watch) => begin,
+                () = worker.unused_ends(since) => None,
+            };
+            let Some(begin) = begin else { return };
             let http2 = begin.starts_with(PREFACE);
             io.put_back(begin);
             http2
@@ -150,8 +155,9 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         loop {
             tokio::select! {
                 result = &mut served => { log_end(result.as_ref().err()); return; }
-                _ = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+                () = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
                 () = watch.kick.notified(), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+                () = abandoned(&worker, &watch) => return,
             }
         }
     }
@@ -167,7 +173,8 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     loop {
         tokio::select! {
             result = &mut served => { log_end(result.as_ref().err()); return; }
-            _ = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+            () = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+            () = abandoned(&worker, &watch) => return,
             () = watch.kick.notified() => {
                 // A head that takes too long is not waited for; an idle connection may close in peace.
                 if watch.head_since.get().is_some() || ending { return; }
@@ -175,6 +182,14 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
                 served.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// Returns when the proxy ends and the connection has no use any more, though its end was announced.
+async fn abandoned(worker: &Worker, watch: &Watch) {
+    worker.unused_ends(watch.idle_since.get()).await;
+    while !watch.is_abandoned() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

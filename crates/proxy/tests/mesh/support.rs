@@ -73,6 +73,8 @@ pub(crate) struct Route {
     pub eject_after: Option<u32>,
     /// The application is called in the clear, over so many connections at most.
     pub direct: Option<u32>,
+    /// Plaintext is redirected, and only `/known` has a route.
+    pub https_only: bool,
     /// File of the client's access log.
     pub log: Option<String>,
 }
@@ -89,6 +91,7 @@ impl Default for Route {
             max_requests: None,
             eject_after: None,
             direct: None,
+            https_only: false,
             log: None,
         }
     }
@@ -356,7 +359,10 @@ fn routes(route: &Route) -> RouteConfiguration {
     );
     let xds = XdsRoute {
         name: "default".into(),
-        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..Default::default() }),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix(if route.https_only { "/known" } else { "/" }.into())),
+            ..Default::default()
+        }),
         metadata: Some(api::xds::core::Metadata {
             filter_metadata: [("istio".to_owned(), metadata)].into(),
             ..Default::default()
@@ -373,6 +379,7 @@ fn routes(route: &Route) -> RouteConfiguration {
         virtual_hosts: vec![VirtualHost {
             name: "server.shop:80".into(),
             domains: vec!["*".into()],
+            require_tls: if route.https_only { 2 } else { 0 },
             routes: vec![xds],
             ..Default::default()
         }],
