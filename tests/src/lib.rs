@@ -4,3 +4,4 @@ pub mod wait;
 pub mod control_plane;
 pub mod ads;
 pub mod sds;
+pub mod network;
