@@ -5,3 +5,5 @@ pub mod control_plane;
 pub mod ads;
 pub mod sds;
 pub mod network;
+pub mod sidecar;
+pub mod server;
