@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::exchange::{HttpConnection, serve};
 use crate::facts::ConnFacts;
-use crate::snapshot::chain::{Codec, HttpChain, Network};
+use crate::snapshot::chain::{Chain, Codec, HttpChain, Network};
 use crate::upstream::io::Io;
 use crate::upstream::pool::LocalExec;
 use crate::worker::{Watch, Worker};
@@ -75,12 +75,13 @@ impl AsyncWrite for Watched {
 pub struct Place {
     /// The listener.
     pub listener: Arc<str>,
-    /// The chain.
-    pub chain: Arc<str>,
+    /// The chain, as it was when the connection began.
+    pub chain: Arc<Chain>,
 }
 
-/// The connection as of the newest configuration: a chain of the same name takes the place of the one it began with, so that
-/// routes and filters in it count for every new request. A chain that is gone goes on serving its connections.
+/// The connection as of the newest configuration: what has become of the chain takes the place of the one it began with, so that
+/// routes and filters in it count for every new request. Where the chain is gone, the connection ends after this request (Envoy
+/// drains the connections of filter chains that are removed).
 struct Current {
     connection: RefCell<(u64, Rc<HttpConnection>)>,
     place: Place,
@@ -96,19 +97,23 @@ impl Current {
         let generation = snapshot.generation;
         let listener = snapshot.listeners.get(&self.place.listener).map(|listener| Arc::clone(&listener.value));
         drop(snapshot);
-        let now =
-            listener.as_ref().and_then(|listener| listener.all_chains().find(|chain| chain.name == self.place.chain));
-        if let Some(Network::Http(chain)) = now.map(|chain| &chain.network)
-            && !Arc::ptr_eq(chain, &known.1.chain)
-        {
-            let old = &known.1;
-            known.1 = Rc::new(HttpConnection {
-                worker: Rc::clone(&old.worker),
-                facts: Rc::clone(&old.facts),
-                chain: Arc::clone(chain),
-                watch: Rc::clone(&old.watch),
-                mux: old.mux,
-            });
+        let now = listener
+            .as_ref()
+            .and_then(|listener| listener.all_chains().find(|chain| chain.takes_over(&self.place.chain)));
+        match now.map(|chain| &chain.network) {
+            Some(Network::Http(chain)) if !Arc::ptr_eq(chain, &known.1.chain) => {
+                let old = &known.1;
+                known.1 = Rc::new(HttpConnection {
+                    worker: Rc::clone(&old.worker),
+                    facts: Rc::clone(&old.facts),
+                    chain: Arc::clone(chain),
+                    watch: Rc::clone(&old.watch),
+                    mux: old.mux,
+                });
+            }
+            Some(Network::Http(_)) => {}
+            // A new connection of this kind would be refused, or be treated otherwise: this one takes leave.
+            _ => known.1.watch.kick.notify_one(),
         }
         known.0 = generation;
         Rc::clone(&known.1)

@@ -161,7 +161,7 @@ impl Begin {
         match &chain.network {
             Network::Http(http) => {
                 let place =
-                    http::server::Place { listener: Arc::clone(&self.listener.name), chain: Arc::clone(&chain.name) };
+                    http::server::Place { listener: Arc::clone(&self.listener.name), chain: Arc::clone(&chain) };
                 http::server::run(self.worker, io, facts, Arc::clone(http), place).await;
             }
             Network::Tcp(tcp) => {

@@ -607,3 +607,23 @@ async fn a_permissive_port_takes_both() {
     assert_eq!(response.headers()["x-version"], "HTTP/1.1");
     assert!(!response.headers().contains_key("x-echo-x-mesh-protocol"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_connections_end_when_mutual_tls_becomes_strict() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.make_permissive();
+    let mut client = http1(mesh.inbound()).await;
+    for _ in 0..2 {
+        let response = request_on(&mut client, get("/")).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.unwrap();
+    }
+    mesh.make_strict();
+    // What may have been on its way is answered.
+    let last = request_on(&mut client, get("/")).await;
+    assert_eq!(last.status(), StatusCode::OK);
+    last.into_body().collect().await.unwrap();
+    support::until("the connection ends", || client.is_closed()).await;
+    assert_eq!(app.hits(), 3);
+}

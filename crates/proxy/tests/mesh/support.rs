@@ -473,6 +473,16 @@ impl Mesh {
         assert_eq!(self.server.apply(&set), []);
     }
 
+    /// Back to mutual TLS alone.
+    pub(crate) fn make_strict(&self) {
+        let mut set = self.inbound.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["inbound"].body.clone();
+        let mut listener: Listener = api::xds::unpack(&old).unwrap();
+        listener.filter_chains.truncate(1);
+        insert(&mut set, ResourceKind::Listener, "inbound", "strict", pack(&listener));
+        assert_eq!(self.server.apply(&set), []);
+    }
+
     /// Other routes in the chain of the server's listener.
     pub(crate) fn apply_inbound_header(&self, value: &str) {
         let mut set = self.inbound.lock().unwrap();
