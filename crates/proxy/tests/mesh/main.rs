@@ -627,3 +627,20 @@ async fn plaintext_connections_end_when_mutual_tls_becomes_strict() {
     support::until("the connection ends", || client.is_closed()).await;
     assert_eq!(app.hits(), 3);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connect_crosses_both_proxies_and_ends_in_bytes() {
+    let app = App::greeting().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"CONNECT server.shop:80 HTTP/1.1\r\nhost: server.shop:80\r\n\r\n").await.unwrap();
+    let head = support::read_head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let mut hello = [0; 5];
+    stream.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"hello");
+    stream.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
+}

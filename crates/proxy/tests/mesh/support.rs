@@ -273,7 +273,9 @@ fn manager(routes: RouteSpecifier, inbound: bool) -> HttpConnectionManager {
         stream_idle_timeout: Some(ProtoDuration::default()),
         forward_client_cert_details: if inbound { 2 } else { 0 },
         set_current_client_cert_details: Some(SetCurrentClientCertDetails { uri: true, ..Default::default() }),
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
+        upgrade_configs: ["websocket", "CONNECT"]
+            .map(|kind| UpgradeConfig { upgrade_type: kind.into(), ..Default::default() })
+            .to_vec(),
         http_filters: vec![
             http_filter("istio.metadata_exchange", pack(&peer)),
             http_filter("envoy.filters.http.fault", pack(&fault)),
@@ -380,7 +382,7 @@ fn routes(route: &Route) -> RouteConfiguration {
             name: "server.shop:80".into(),
             domains: vec!["*".into()],
             require_tls: if route.https_only { 2 } else { 0 },
-            routes: vec![xds],
+            routes: vec![connect_route("outbound", false), xds],
             ..Default::default()
         }],
         ..Default::default()
@@ -389,6 +391,30 @@ fn routes(route: &Route) -> RouteConfiguration {
 
 fn insert(set: &mut ResourceSet, kind: ResourceKind, name: &str, version: &str, body: Any) {
     set.of_mut(kind).insert(name.to_owned(), Resource { version: version.to_owned(), body: body.into() });
+}
+
+/// CONNECT requests: passed on, or ended here so that the cluster gets the bytes.
+fn connect_route(cluster: &str, ends: bool) -> XdsRoute {
+    use envoy_types::pb::envoy::config::route::v3::route_action::upgrade_config::ConnectConfig;
+    use envoy_types::pb::envoy::config::route::v3::route_match::ConnectMatcher;
+    let upgrade = envoy_types::pb::envoy::config::route::v3::route_action::UpgradeConfig {
+        upgrade_type: "CONNECT".into(),
+        connect_config: ends.then(ConnectConfig::default),
+        ..Default::default()
+    };
+    XdsRoute {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher::default())),
+            ..Default::default()
+        }),
+        action: Some(Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.into())),
+            timeout: Some(ProtoDuration::default()),
+            upgrade_configs: vec![upgrade],
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
 }
 
 fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
@@ -402,18 +428,21 @@ fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
             name: "inbound".into(),
             domains: vec!["*".into()],
             response_headers_to_add: header.into_iter().map(added).collect(),
-            routes: vec![XdsRoute {
-                r#match: Some(RouteMatch {
-                    path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            routes: vec![
+                connect_route("inbound|80||", true),
+                XdsRoute {
+                    r#match: Some(RouteMatch {
+                        path_specifier: Some(PathSpecifier::Prefix("/".into())),
+                        ..Default::default()
+                    }),
+                    action: Some(Action::Route(RouteAction {
+                        cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
+                        timeout: Some(ProtoDuration::default()),
+                        ..Default::default()
+                    })),
                     ..Default::default()
-                }),
-                action: Some(Action::Route(RouteAction {
-                    cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
-                    timeout: Some(ProtoDuration::default()),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            }],
+                },
+            ],
             ..Default::default()
         }],
         ..Default::default()
