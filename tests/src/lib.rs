@@ -4,3 +4,6 @@ pub mod wait;
 pub mod control_plane;
 pub mod ads;
 pub mod sds;
+pub mod network;
+pub mod sidecar;
+pub mod server;

@@ -104,6 +104,20 @@ pub struct Watch {
 /// How long a request's head may take if the listener does not say.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a new connection of a proxy that ends may take to send something.
+const FIRST_BYTES: Duration = Duration::from_millis(300);
+/// An ending connection whose peer does not take leave is closed after this, if it carries nothing.
+const LEAVE: Duration = Duration::from_secs(2);
+
+impl Watch {
+    /// Nothing was asked for on this connection and nothing is on its way; or all was answered a while ago, and the peer does not
+    /// take leave.
+    pub fn is_abandoned(&self) -> bool {
+        let nothing = self.active.get() == 0 && !self.beginning.load(Ordering::Relaxed);
+        nothing && (self.requests.get() == 0 || self.idle_since.get().elapsed() >= LEAVE)
+    }
+}
+
 impl Worker {
     /// A worker with these parts.
     #[allow(clippy::too_many_arguments)]
@@ -202,6 +216,17 @@ impl Worker {
             }
             true
         });
+    }
+
+    /// Returns when the proxy ends and a connection that has been there since then, on which nothing was ever sent, is to be
+    /// closed: at once, but for one so young that its first bytes may be on their way.
+    pub async fn unused_ends(&self, since: Instant) {
+        let mut draining = self.draining.clone();
+        if draining.wait_for(|draining| *draining).await.is_err() {
+            // The proxy is gone without draining: nothing more to wait for here.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep_until((since + FIRST_BYTES).into()).await;
     }
 
     /// Counts a connection for as long as the result lives.

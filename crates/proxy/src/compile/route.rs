@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::route::v3::route::Action as XdsAction;
 use envoy_types::pb::envoy::config::route::v3::route_action::{
     ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
 };
+use envoy_types::pb::envoy::config::route::v3::virtual_host::TlsRequirementType;
 use envoy_types::pb::envoy::config::route::v3::weighted_cluster::cluster_weight;
 use envoy_types::pb::envoy::config::route::v3::{
     RedirectAction, RetryPolicy, Route as XdsRoute, RouteAction, RouteConfiguration, VirtualHost as XdsHost,
@@ -97,8 +98,11 @@ fn virtual_host(host: &XdsHost, mirrors: &[RequestMirrorPolicy]) -> Result<Virtu
     Ok(VirtualHost {
         name: host.name.as_str().into(),
         routes,
-        // NONE 0, EXTERNAL_ONLY 1, ALL 2.
-        require_tls: host.require_tls != 0,
+        require_tls: match TlsRequirementType::try_from(host.require_tls) {
+            Ok(TlsRequirementType::None) => false,
+            Ok(TlsRequirementType::All) => true,
+            _ => return Err("require_tls: only NONE and ALL are built".to_owned()),
+        },
         edits: header_edits(
             &host.request_headers_to_add,
             &host.request_headers_to_remove,

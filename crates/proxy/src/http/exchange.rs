@@ -125,18 +125,17 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         return reply::respond(Reply::failure(Failure::RouteNotFound), story);
     };
     let host = String::from_utf8_lossy(authority.as_bytes());
-    let decision = table.decide(&head, &host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
+    let Some(virtual_host) = table.host_of(&host) else {
+        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
+    };
+    if virtual_host.require_tls && !came_over_tls(&head) {
+        return reply::respond(redirect_to_tls(&host, &head), story);
+    }
+    let decision =
+        table.decide(virtual_host, &head, &host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
     let Some(decision) = decision else { return reply::respond(Reply::failure(Failure::RouteNotFound), story) };
     story.route = Some(Arc::clone(&decision.route.name));
     story.object.clone_from(&decision.route.object);
-    if decision.host.require_tls && !tls {
-        let location = format!("https://{}{}", crate::snapshot::route::without_port(&host), head.uri);
-        let mut redirect = Reply::plain(301);
-        if let Ok(location) = HeaderValue::try_from(location) {
-            redirect.headers.insert(http::header::LOCATION, location);
-        }
-        return reply::respond(redirect, story);
-    }
     let target = match &decision.route.action {
         Action::Forward(forward) => forward.target(&head, &mut connection.worker.upstreams.env().dice.borrow_mut()),
         _ => None,
@@ -176,6 +175,22 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
     };
     finish_response(connection, &levels, &notes, &mut response, None);
     response
+}
+
+/// Whether the client, or the trusted proxy before us that it spoke to, used TLS: what `x-forwarded-proto` says is settled by
+/// now.
+fn came_over_tls(head: &RequestHead) -> bool {
+    head.headers.get(&names::FORWARDED_PROTO).is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
+}
+
+/// The same address over HTTPS (Envoy `VirtualHost.require_tls`). The port of plain HTTP would lead nowhere.
+fn redirect_to_tls(host: &str, head: &RequestHead) -> Reply {
+    let mut redirect = Reply::plain(301);
+    let location = format!("https://{}{}", host.strip_suffix(":80").unwrap_or(host), head.uri);
+    if let Ok(location) = HeaderValue::try_from(location) {
+        redirect.headers.insert(http::header::LOCATION, location);
+    }
+    redirect
 }
 
 /// Everything a forwarded request needs besides its head.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::exchange::{HttpConnection, serve};
 use crate::facts::ConnFacts;
-use crate::snapshot::chain::{Codec, HttpChain, Network};
+use crate::snapshot::chain::{Chain, Codec, HttpChain, Network};
 use crate::upstream::io::Io;
 use crate::upstream::pool::LocalExec;
 use crate::worker::{Watch, Worker};
@@ -75,12 +75,13 @@ impl AsyncWrite for Watched {
 pub struct Place {
     /// The listener.
     pub listener: Arc<str>,
-    /// The chain.
-    pub chain: Arc<str>,
+    /// The chain, as it was when the connection began.
+    pub chain: Arc<Chain>,
 }
 
-/// The connection as of the newest configuration: a chain of the same name takes the place of the one it began with, so that
-/// routes and filters in it count for every new request. A chain that is gone goes on serving its connections.
+/// The connection as of the newest configuration: what has become of the chain takes the place of the one it began with, so that
+/// routes and filters in it count for every new request. Where the chain is gone, the connection ends after this request (Envoy
+/// drains the connections of filter chains that are removed).
 struct Current {
     connection: RefCell<(u64, Rc<HttpConnection>)>,
     place: Place,
@@ -96,19 +97,23 @@ impl Current {
         let generation = snapshot.generation;
         let listener = snapshot.listeners.get(&self.place.listener).map(|listener| Arc::clone(&listener.value));
         drop(snapshot);
-        let now =
-            listener.as_ref().and_then(|listener| listener.all_chains().find(|chain| chain.name == self.place.chain));
-        if let Some(Network::Http(chain)) = now.map(|chain| &chain.network)
-            && !Arc::ptr_eq(chain, &known.1.chain)
-        {
-            let old = &known.1;
-            known.1 = Rc::new(HttpConnection {
-                worker: Rc::clone(&old.worker),
-                facts: Rc::clone(&old.facts),
-                chain: Arc::clone(chain),
-                watch: Rc::clone(&old.watch),
-                mux: old.mux,
-            });
+        let now = listener
+            .as_ref()
+            .and_then(|listener| listener.all_chains().find(|chain| chain.takes_over(&self.place.chain)));
+        match now.map(|chain| &chain.network) {
+            Some(Network::Http(chain)) if !Arc::ptr_eq(chain, &known.1.chain) => {
+                let old = &known.1;
+                known.1 = Rc::new(HttpConnection {
+                    worker: Rc::clone(&old.worker),
+                    facts: Rc::clone(&old.facts),
+                    chain: Arc::clone(chain),
+                    watch: Rc::clone(&old.watch),
+                    mux: old.mux,
+                });
+            }
+            Some(Network::Http(_)) => {}
+            // A new connection of this kind would be refused, or be treated otherwise: this one takes leave.
+            _ => known.1.watch.kick.notify_one(),
         }
         known.0 = generation;
         Rc::clone(&known.1)
@@ -125,7 +130,12 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         (Codec::Auto, Some(protocol)) if protocol == "h2" || protocol == "istio-h2" || mux => true,
         (Codec::Auto, Some("http/1.1" | "http/1.0")) => false,
         (Codec::Auto, _) => {
-            let Some(begin) = first_bytes(&mut io, &watch).await else { return };
+            let since = watch.idle_since.get();
+            let begin = tokio::select! {
+                begin = first_bytes(&mut io, &watch) => begin,
+                () = worker.unused_ends(since) => None,
+            };
+            let Some(begin) = begin else { return };
             let http2 = begin.starts_with(PREFACE);
             io.put_back(begin);
             http2
@@ -150,8 +160,9 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         loop {
             tokio::select! {
                 result = &mut served => { log_end(result.as_ref().err()); return; }
-                _ = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+                () = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
                 () = watch.kick.notified(), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+                () = abandoned(&worker, &watch) => return,
             }
         }
     }
@@ -167,7 +178,8 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     loop {
         tokio::select! {
             result = &mut served => { log_end(result.as_ref().err()); return; }
-            _ = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+            () = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
+            () = abandoned(&worker, &watch) => return,
             () = watch.kick.notified() => {
                 // A head that takes too long is not waited for; an idle connection may close in peace.
                 if watch.head_since.get().is_some() || ending { return; }
@@ -175,6 +187,14 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
                 served.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// Returns when the proxy ends and the connection has no use any more, though its end was announced.
+async fn abandoned(worker: &Worker, watch: &Watch) {
+    worker.unused_ends(watch.idle_since.get()).await;
+    while !watch.is_abandoned() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

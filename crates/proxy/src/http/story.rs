@@ -186,8 +186,13 @@ impl Story {
         metrics::labels(&pairs)
     }
 
+    /// At the source it is the name that the upstream's connection was made with; the application's own is plaintext.
     fn own_principal(&self) -> String {
-        self.connection.own_uri.as_deref().unwrap_or("unknown").to_owned()
+        let own = match self.connection.direction {
+            Direction::Inbound => self.connection.own_uri.as_deref(),
+            _ => self.link.as_ref().and_then(|link| link.own_uri.as_deref()),
+        };
+        own.unwrap_or("unknown").to_owned()
     }
 
     fn log(&self, failure: Option<Failure>, duration: std::time::Duration) {

@@ -104,7 +104,11 @@ struct Seen {
 
 impl Begin {
     async fn serve(self, mut stream: TcpStream) {
-        let Some(mut seen) = self.look(&mut stream).await else { return };
+        let seen = tokio::select! {
+            seen = self.look(&mut stream) => seen,
+            () = self.worker.unused_ends(self.start) => None,
+        };
+        let Some(mut seen) = seen else { return };
         let transport = if seen.hello.is_some() { Transport::Tls } else { Transport::Raw };
         let name = seen.hello.as_ref().and_then(|hello| hello.server_name.clone());
         let chain = match &seen.ahead {
@@ -129,7 +133,12 @@ impl Begin {
                         return;
                     }
                 };
-                let handshake = tokio::time::timeout(HANDSHAKE, TlsAcceptor::from(config.tls).accept(stream)).await;
+                let handshake = TlsAcceptor::from(config.tls).accept(stream);
+                let handshake = tokio::select! {
+                    handshake = tokio::time::timeout(HANDSHAKE, handshake) => handshake,
+                    // Whoever has not said hello by then is not going to.
+                    () = self.worker.unused_ends(self.start) => return,
+                };
                 let Ok(Ok(accepted)) = handshake else {
                     self.refuse(&facts, Failure::DownstreamTls);
                     return;
@@ -152,7 +161,7 @@ impl Begin {
         match &chain.network {
             Network::Http(http) => {
                 let place =
-                    http::server::Place { listener: Arc::clone(&self.listener.name), chain: Arc::clone(&chain.name) };
+                    http::server::Place { listener: Arc::clone(&self.listener.name), chain: Arc::clone(&chain) };
                 http::server::run(self.worker, io, facts, Arc::clone(http), place).await;
             }
             Network::Tcp(tcp) => {

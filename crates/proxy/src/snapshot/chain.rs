@@ -24,8 +24,16 @@ pub struct Chain {
     pub network: Network,
 }
 
+impl Chain {
+    /// Whether this is the other one, perhaps in a newer form. Names alone do not tell: many servers give none, or one to all
+    /// chains of a port.
+    pub fn takes_over(&self, other: &Chain) -> bool {
+        self.name == other.name && self.matches == other.matches
+    }
+}
+
 /// Which connections a chain takes (Envoy `FilterChainMatch`); empty matches all.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChainMatch {
     /// Destination port.
     pub port: Option<u16>,

@@ -1,5 +1,5 @@
-//! Which virtual host, which route, which cluster: Envoy's route configuration, compiled. `RouteTable::decide` is the whole
-//! decision for a request's head; it borrows from the table and allocates nothing unless it rewrites.
+//! Which virtual host, which route, which cluster: Envoy's route configuration, compiled. `RouteTable::host_of` and `decide`
+//! are the whole decision for a request's head; they borrow from the table and allocate nothing unless they rewrite.
 
 pub mod matcher;
 pub mod edit;
@@ -50,7 +50,7 @@ pub struct VirtualHost {
     pub name: Arc<str>,
     /// Routes, the first match counts.
     pub routes: Vec<Route>,
-    /// Plaintext requests are redirected (`require_tls`).
+    /// Plaintext requests are redirected, whatever their route (`require_tls`).
     pub require_tls: bool,
     /// Header changes.
     pub edits: HeaderEdits,
@@ -131,9 +131,15 @@ impl RouteTable {
         self.hosts.get(place)
     }
 
-    /// The decision for a request, `None` if nothing matches.
-    pub fn decide(&self, head: &RequestHead, authority: &str, tls: bool, dice: &mut SmallRng) -> Option<Decision<'_>> {
-        let host = self.host_of(authority)?;
+    /// The decision for a request among the routes of its virtual host, `None` if nothing matches.
+    pub fn decide<'a>(
+        &'a self,
+        host: &'a VirtualHost,
+        head: &RequestHead,
+        authority: &str,
+        tls: bool,
+        dice: &mut SmallRng,
+    ) -> Option<Decision<'a>> {
         let request = matcher::RequestView::of(head, authority, tls);
         let route = host.routes.iter().find(|route| route.matches.matches(&request, dice))?;
         Some(Decision { table: self, host, route })

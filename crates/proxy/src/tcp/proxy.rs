@@ -136,6 +136,7 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     end.host = Some(&host);
     end.upstream_peer = workload.as_deref();
     end.certificate = reached.dialled.peer.as_deref();
+    end.link = Some(&reached.link);
     let series = chain.stats.then(|| end.series());
     if let Some(series) = &series {
         series.opened.add(1);
@@ -212,11 +213,15 @@ impl<'a> TcpEnd<'a> {
         let inbound = self.facts.direction == Direction::Inbound;
         let certificate = if inbound { self.facts.peer.as_deref() } else { self.certificate };
         let principal = certificate.map_or_else(|| "unknown".to_owned(), PeerFacts::principal);
+        let own = match self.facts.direction {
+            Direction::Inbound => self.facts.own_uri.as_deref(),
+            Direction::Outbound => self.link.and_then(|link| link.own_uri.as_deref()),
+        };
         let service = self.cluster.map(|cluster| cluster.service.clone()).unwrap_or_default();
         let mut pairs = labels::standard_labels(&labels::StandardLabels {
             inbound,
             own: &self.worker.own.peer,
-            own_principal: self.facts.own_uri.as_deref().unwrap_or("unknown"),
+            own_principal: own.unwrap_or("unknown"),
             peer: if inbound { None } else { self.upstream_peer },
             peer_principal: &principal,
             service: (&service.host, &service.name, &service.namespace),

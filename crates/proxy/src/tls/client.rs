@@ -10,7 +10,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 
-use super::verify::PeerVerifier;
+use super::verify::{PeerVerifier, facts_of};
 use crate::failure::Failure;
 use crate::secret::Store;
 use crate::snapshot::tls_terms::ClientTerms;
@@ -50,7 +50,16 @@ pub struct Configs {
 struct Built {
     generation: u64,
     // The terms are held, so that their address cannot be used again by others.
-    by_terms: HashMap<(usize, Offer), (Arc<ClientTerms>, Arc<ClientConfig>)>,
+    by_terms: HashMap<(usize, Offer), (Arc<ClientTerms>, Config)>,
+}
+
+/// A configuration with the URI of the certificate that it offers.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For the handshake.
+    pub tls: Arc<ClientConfig>,
+    /// Our own name.
+    pub own_uri: Option<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -76,7 +85,7 @@ impl Configs {
     ///
     /// # Errors
     /// A secret is missing or unusable.
-    pub fn get(&self, terms: &Arc<ClientTerms>, offer: Offer) -> Result<Arc<ClientConfig>, Failure> {
+    pub fn get(&self, terms: &Arc<ClientTerms>, offer: Offer) -> Result<Config, Failure> {
         let secrets = self.secrets.load();
         let mut built = self.built.borrow_mut();
         if built.generation != secrets.generation {
@@ -85,7 +94,7 @@ impl Configs {
         }
         let key = (Arc::as_ptr(terms) as usize, offer);
         if let Some((_, config)) = built.by_terms.get(&key) {
-            return Ok(Arc::clone(config));
+            return Ok(config.clone());
         }
         let unusable = |error| {
             tracing::warn!(%error, "TLS to an upstream cannot be configured");
@@ -103,20 +112,23 @@ impl Configs {
             .map_err(|error| unusable(error.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut own_uri = None;
         let mut config = match &terms.certificate {
             None => builder.with_no_client_auth(),
             Some(source) => {
                 let key = super::certificate(source, &secrets, &self.provider)
                     .map_err(unusable)?
                     .ok_or(Failure::NoCertificate)?;
+                let facts = key.cert.first().map(facts_of).transpose().map_err(unusable)?.unwrap_or_default();
+                own_uri = facts.uris.first().map(|uri| uri.as_str().into());
                 builder.with_client_cert_resolver(Arc::new(OneCertificate(key)))
             }
         };
         // A resumed session would not be checked against the roots and names of now.
         config.resumption = Resumption::disabled();
         config.alpn_protocols = protocols(terms, offer).into_iter().map(String::into_bytes).collect();
-        let config = Arc::new(config);
-        built.by_terms.insert(key, (Arc::clone(terms), Arc::clone(&config)));
+        let config = Config { tls: Arc::new(config), own_uri };
+        built.by_terms.insert(key, (Arc::clone(terms), config.clone()));
         Ok(config)
     }
 }

@@ -29,6 +29,8 @@ pub struct Dialled {
     pub peer: Option<Arc<PeerFacts>>,
     /// Our end.
     pub local: Option<SocketAddr>,
+    /// The name in the certificate that we offered.
+    pub own_uri: Option<Arc<str>>,
 }
 
 /// Dials within the cluster's connect timeout. `host` is the request's host, for `auto_host_sni`.
@@ -55,6 +57,7 @@ pub async fn dial(
                     alpn: None,
                     peer: None,
                     local: None,
+                    own_uri: None,
                 });
             }
             Place::Name(..) => return Err(Failure::NoHealthyUpstream),
@@ -66,17 +69,18 @@ pub async fn dial(
                 alpn: None,
                 peer: None,
                 local,
+                own_uri: None,
             });
         };
         let name = server_name(terms, host, place);
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
+        let stream = TlsConnector::from(config.tls).connect(name, stream).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.name, ?place, %error, "TLS with an upstream failed");
             Failure::TlsFailed
         })?;
         let session = stream.get_ref().1;
         let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
         let peer = session.peer_certificates().and_then(|chain| chain.first()).and_then(|leaf| env.peer_facts(leaf));
-        Ok(Dialled { io: Io::Client(Box::new(stream), Bytes::new()), alpn, peer, local })
+        Ok(Dialled { io: Io::Client(Box::new(stream), Bytes::new()), alpn, peer, local, own_uri: config.own_uri })
     };
     tokio::time::timeout(cluster.connect_timeout, work).await.unwrap_or(Err(Failure::ConnectTimeout))
 }

@@ -46,6 +46,8 @@ pub struct Link {
     pub peer: Option<Arc<PeerFacts>>,
     /// Our end.
     pub local: Option<SocketAddr>,
+    /// The name in the certificate that we offered.
+    pub own_uri: Option<Arc<str>>,
     /// The connection speaks the private protocol between our proxies.
     pub mux: bool,
     /// Requests sent so far.
@@ -65,6 +67,7 @@ impl Link {
         Rc::new(Self {
             peer: dialled.peer.clone(),
             local: dialled.local,
+            own_uri: dialled.own_uri.clone(),
             mux: dialled.alpn.as_deref() == Some(crate::tls::MUX.as_bytes()),
             requests: Cell::new(0),
             streams: Cell::new(0),

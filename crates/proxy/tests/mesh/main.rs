@@ -65,7 +65,9 @@ async fn the_source_knows_the_destination_and_writes_its_log() {
     for label in [
         "source_workload=\"client-v1\"",
         "destination_workload=\"server-v1\"",
+        "source_principal=\"spiffe://cluster.local/ns/shop/sa/client\"",
         "destination_principal=\"spiffe://cluster.local/ns/shop/sa/server\"",
+        "connection_security_policy=\"unknown\"",
         "response_code=\"200\"",
         "request_protocol=\"http\"",
     ] {
@@ -346,6 +348,58 @@ async fn draining_lets_a_running_request_end() {
     drop(server);
 }
 
+/// None of these has a request under way: a client before its first request, after one, over HTTP/2, one that said nothing on
+/// a port where the first bytes decide, one in the middle of a handshake, and the connection between the proxies.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections_do_not_hold_up_the_end() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.make_permissive();
+    let fresh = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    let silent = tokio::net::TcpStream::connect(mesh.inbound()).await.unwrap();
+    let mut half = tokio::net::TcpStream::connect(mesh.inbound()).await.unwrap();
+    half.write_all(&[22, 3, 1, 0, 200, 1]).await.unwrap();
+    let mut used = http1(mesh.outbound()).await;
+    request_on(&mut used, get("/")).await.into_body().collect().await.unwrap();
+    let mut multiplexed = support::http2(mesh.outbound()).await;
+    let request =
+        Request::builder().uri("http://server.shop/").body(support::stream_with_trailers(Vec::new())).unwrap();
+    multiplexed.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+    let count = |proxy: &proxy::app::Running| proxy.shared().metrics.total(|process| &process.connections_active);
+    support::until("all are accepted", || count(&mesh.client) == 3 && count(&mesh.server) >= 3).await;
+    let Mesh { client, server, .. } = mesh;
+    for proxy in [server, client] {
+        let start = Instant::now();
+        assert_eq!(proxy.drain().await, proxy::drain::Drained::Idle);
+        assert!(start.elapsed() < Duration::from_secs(1), "the end took {:?}", start.elapsed());
+    }
+    drop((fresh, silent, half, used, multiplexed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_is_redirected_before_any_route_is_looked_for() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route { https_only: true, ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    for (host, path, location) in [
+        ("shop.example", "/nowhere?x=1", "https://shop.example/nowhere?x=1"),
+        ("shop.example:80", "/known", "https://shop.example/known"),
+        ("shop.example:8080", "/", "https://shop.example:8080/"),
+    ] {
+        let request = Request::builder().uri(path).header("host", host).body(Full::default()).unwrap();
+        let response = request_on(&mut client, request).await;
+        assert_eq!(response.status(), StatusCode::MOVED_PERMANENTLY, "{host}{path}");
+        assert_eq!(response.headers()["location"], location);
+    }
+    // A proxy in front of us has ended TLS.
+    let request = |path| {
+        Request::builder().uri(path).header("host", "a").header("x-forwarded-proto", "https").body(Full::default())
+    };
+    assert_eq!(request_on(&mut client, request("/known").unwrap()).await.status(), StatusCode::OK);
+    assert_eq!(request_on(&mut client, request("/nowhere").unwrap()).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(app.hits(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn admin_pages_answer() {
     let app = App::echo().await;
@@ -552,4 +606,41 @@ async fn a_permissive_port_takes_both() {
     let response = request_on(&mut http1(mesh.inbound()).await, request).await;
     assert_eq!(response.headers()["x-version"], "HTTP/1.1");
     assert!(!response.headers().contains_key("x-echo-x-mesh-protocol"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_connections_end_when_mutual_tls_becomes_strict() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    mesh.make_permissive();
+    let mut client = http1(mesh.inbound()).await;
+    for _ in 0..2 {
+        let response = request_on(&mut client, get("/")).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        response.into_body().collect().await.unwrap();
+    }
+    mesh.make_strict();
+    // What may have been on its way is answered.
+    let last = request_on(&mut client, get("/")).await;
+    assert_eq!(last.status(), StatusCode::OK);
+    last.into_body().collect().await.unwrap();
+    support::until("the connection ends", || client.is_closed()).await;
+    assert_eq!(app.hits(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connect_crosses_both_proxies_and_ends_in_bytes() {
+    let app = App::greeting().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut stream = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    stream.write_all(b"CONNECT server.shop:80 HTTP/1.1\r\nhost: server.shop:80\r\n\r\n").await.unwrap();
+    let head = support::read_head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let mut hello = [0; 5];
+    stream.read_exact(&mut hello).await.unwrap();
+    assert_eq!(&hello, b"hello");
+    stream.write_all(b"ping").await.unwrap();
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"ping");
 }

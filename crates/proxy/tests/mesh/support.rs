@@ -73,6 +73,8 @@ pub(crate) struct Route {
     pub eject_after: Option<u32>,
     /// The application is called in the clear, over so many connections at most.
     pub direct: Option<u32>,
+    /// Plaintext is redirected, and only `/known` has a route.
+    pub https_only: bool,
     /// File of the client's access log.
     pub log: Option<String>,
 }
@@ -89,6 +91,7 @@ impl Default for Route {
             max_requests: None,
             eject_after: None,
             direct: None,
+            https_only: false,
             log: None,
         }
     }
@@ -270,7 +273,9 @@ fn manager(routes: RouteSpecifier, inbound: bool) -> HttpConnectionManager {
         stream_idle_timeout: Some(ProtoDuration::default()),
         forward_client_cert_details: if inbound { 2 } else { 0 },
         set_current_client_cert_details: Some(SetCurrentClientCertDetails { uri: true, ..Default::default() }),
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
+        upgrade_configs: ["websocket", "CONNECT"]
+            .map(|kind| UpgradeConfig { upgrade_type: kind.into(), ..Default::default() })
+            .to_vec(),
         http_filters: vec![
             http_filter("istio.metadata_exchange", pack(&peer)),
             http_filter("envoy.filters.http.fault", pack(&fault)),
@@ -356,7 +361,10 @@ fn routes(route: &Route) -> RouteConfiguration {
     );
     let xds = XdsRoute {
         name: "default".into(),
-        r#match: Some(RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..Default::default() }),
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::Prefix(if route.https_only { "/known" } else { "/" }.into())),
+            ..Default::default()
+        }),
         metadata: Some(api::xds::core::Metadata {
             filter_metadata: [("istio".to_owned(), metadata)].into(),
             ..Default::default()
@@ -373,7 +381,8 @@ fn routes(route: &Route) -> RouteConfiguration {
         virtual_hosts: vec![VirtualHost {
             name: "server.shop:80".into(),
             domains: vec!["*".into()],
-            routes: vec![xds],
+            require_tls: if route.https_only { 2 } else { 0 },
+            routes: vec![connect_route("outbound", false), xds],
             ..Default::default()
         }],
         ..Default::default()
@@ -382,6 +391,30 @@ fn routes(route: &Route) -> RouteConfiguration {
 
 fn insert(set: &mut ResourceSet, kind: ResourceKind, name: &str, version: &str, body: Any) {
     set.of_mut(kind).insert(name.to_owned(), Resource { version: version.to_owned(), body: body.into() });
+}
+
+/// CONNECT requests: passed on, or ended here so that the cluster gets the bytes.
+fn connect_route(cluster: &str, ends: bool) -> XdsRoute {
+    use envoy_types::pb::envoy::config::route::v3::route_action::upgrade_config::ConnectConfig;
+    use envoy_types::pb::envoy::config::route::v3::route_match::ConnectMatcher;
+    let upgrade = envoy_types::pb::envoy::config::route::v3::route_action::UpgradeConfig {
+        upgrade_type: "CONNECT".into(),
+        connect_config: ends.then(ConnectConfig::default),
+        ..Default::default()
+    };
+    XdsRoute {
+        r#match: Some(RouteMatch {
+            path_specifier: Some(PathSpecifier::ConnectMatcher(ConnectMatcher::default())),
+            ..Default::default()
+        }),
+        action: Some(Action::Route(RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster.into())),
+            timeout: Some(ProtoDuration::default()),
+            upgrade_configs: vec![upgrade],
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
 }
 
 fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
@@ -395,18 +428,21 @@ fn inbound_routes(header: Option<&str>) -> RouteConfiguration {
             name: "inbound".into(),
             domains: vec!["*".into()],
             response_headers_to_add: header.into_iter().map(added).collect(),
-            routes: vec![XdsRoute {
-                r#match: Some(RouteMatch {
-                    path_specifier: Some(PathSpecifier::Prefix("/".into())),
+            routes: vec![
+                connect_route("inbound|80||", true),
+                XdsRoute {
+                    r#match: Some(RouteMatch {
+                        path_specifier: Some(PathSpecifier::Prefix("/".into())),
+                        ..Default::default()
+                    }),
+                    action: Some(Action::Route(RouteAction {
+                        cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
+                        timeout: Some(ProtoDuration::default()),
+                        ..Default::default()
+                    })),
                     ..Default::default()
-                }),
-                action: Some(Action::Route(RouteAction {
-                    cluster_specifier: Some(ClusterSpecifier::Cluster("inbound|80||".into())),
-                    timeout: Some(ProtoDuration::default()),
-                    ..Default::default()
-                })),
-                ..Default::default()
-            }],
+                },
+            ],
             ..Default::default()
         }],
         ..Default::default()
@@ -463,6 +499,16 @@ impl Mesh {
         });
         listener.filter_chains.push(plain);
         insert(&mut set, ResourceKind::Listener, "inbound", "permissive", pack(&listener));
+        assert_eq!(self.server.apply(&set), []);
+    }
+
+    /// Back to mutual TLS alone.
+    pub(crate) fn make_strict(&self) {
+        let mut set = self.inbound.lock().unwrap();
+        let old = set.of(ResourceKind::Listener)["inbound"].body.clone();
+        let mut listener: Listener = api::xds::unpack(&old).unwrap();
+        listener.filter_chains.truncate(1);
+        insert(&mut set, ResourceKind::Listener, "inbound", "strict", pack(&listener));
         assert_eq!(self.server.apply(&set), []);
     }
 

@@ -1,0 +1,241 @@
+//! Transparent capture with the real programs: `proxy init` in network namespaces, applications that know nothing of the mesh.
+
+// A test stops at the first thing that is not as it should be.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use api::join_token;
+use mesh_tests::network::{Network, program};
+use mesh_tests::wait::until;
+
+const HUB: usize = 0;
+const CALLER: usize = 1;
+const SERVER: usize = 2;
+/// A machine without a proxy.
+const OUTSIDER: usize = 3;
+/// Address of the service, which no machine has.
+const SERVICE: &str = "10.96.0.10";
+
+const OBJECTS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: user, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  selector: {app: user}
+  ports:
+  - {name: http, port: 80, targetPort: 8080}
+  - {name: tcp-greeting, port: 9000, targetPort: 9001}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: user-1, namespace: shop}
+spec:
+  address: 10.66.0.3
+  serviceAccount: user
+  labels: {app: user, security.istio.io/tlsMode: istio}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: caller-1, namespace: shop}
+spec:
+  address: 10.66.0.2
+  serviceAccount: caller
+  labels: {app: caller, security.istio.io/tlsMode: istio}
+";
+
+fn mode(mode: &str) -> String {
+    format!(
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: shop}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+    )
+}
+
+fn application() -> PathBuf {
+    env!("CARGO_BIN_EXE_application").into()
+}
+
+/// What an application on a machine gets; an error is what it says when it fails.
+fn ask(network: &Network, machine: usize, words: &[&str]) -> Result<String, String> {
+    let output = network.output(machine, &application(), words);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { Ok(text) } else { Err(text) }
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+struct Mesh {
+    network: Network,
+}
+
+impl Mesh {
+    async fn start() -> Mesh {
+        let mut network = Network::new(3);
+        let path = |network: &Network, below: &str| network.folder.path().join(below).display().to_string();
+        std::fs::create_dir(network.folder.path().join("config")).unwrap();
+        std::fs::write(network.folder.path().join("config/objects.yaml"), OBJECTS).unwrap();
+        std::fs::write(network.folder.path().join("config/mode.yaml"), mode("STRICT")).unwrap();
+        std::fs::write(network.folder.path().join("mesh.yaml"), "accessLogFile: /dev/stdout\n").unwrap();
+        let line = format!(
+            "--config-dir {} --mesh-config {} --state-dir {} --serving-names 10.66.0.1 --secure-grpc-addr 10.66.0.1:15012 \
+             --http-addr 127.0.0.1:8080 --grpc-addr 127.0.0.1:15010 --monitoring-addr 127.0.0.1:15014 --https-addr 127.0.0.1:15017",
+            path(&network, "config"),
+            path(&network, "mesh.yaml"),
+            path(&network, "state")
+        );
+        network.start_program(HUB, "meshd", &program("meshd"), &words(&line));
+        until("the control plane", async || ask(&network, HUB, &["get", "127.0.0.1:8080", "x", "/ready"])).await;
+        let proxy = network.copy_of(&program("proxy"));
+        std::fs::copy(path(&network, "state/root-cert.pem"), path(&network, "root.pem")).unwrap();
+        let key = std::fs::read(network.folder.path().join("state").join(join_token::KEY_FILE)).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
+        for (machine, account) in [(CALLER, "caller"), (SERVER, "user")] {
+            let token = path(&network, &format!("{account}.token"));
+            std::fs::write(&token, join_token::create(&key, "shop", account, now, 600).unwrap()).unwrap();
+            install(&network, machine, &proxy);
+            let line = format!(
+                "sidecar --name {account}-1 --namespace shop --ip {} --service-account {account} --workload-name {account} \
+                 --xds-address 10.66.0.1:15012 --root-cert {} --token-file {token} --workers 1",
+                Network::address(machine),
+                path(&network, "root.pem")
+            );
+            network.start_proxy(machine, &format!("proxy-{account}"), &proxy, &words(&line));
+        }
+        network.start_program(SERVER, "user", &application(), &words("serve 0.0.0.0:8080 0.0.0.0:9001 0.0.0.0:9999"));
+        network.start_program(HUB, "elsewhere", &application(), &words("serve 10.66.0.1:80 10.66.0.1:7000"));
+        for machine in [CALLER, SERVER] {
+            until("a ready proxy", async || {
+                if let Some(how) = network.ended() {
+                    panic!("{how}");
+                }
+                let text = ask(&network, machine, &["get", "127.0.0.1:15021", "x", "/healthz/ready"])?;
+                if text.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(text) }
+            })
+            .await;
+        }
+        Mesh { network }
+    }
+
+    fn get(&self, machine: usize, address: &str, host: &str) -> Result<String, String> {
+        ask(&self.network, machine, &["get", address, host, "/hello"])
+    }
+
+    fn set_mode(&self, to: &str) {
+        let draft = self.network.folder.path().join("draft");
+        std::fs::write(&draft, mode(to)).unwrap();
+        std::fs::rename(draft, self.network.folder.path().join("config/mode.yaml")).unwrap();
+    }
+
+    /// A number on the proxy's Prometheus page, summed over the lines with all of these words.
+    fn metric(&self, machine: usize, wanted: &[&str]) -> f64 {
+        let text = ask(&self.network, machine, &["get", "127.0.0.1:15090", "x", "/stats/prometheus"]).unwrap();
+        let lines = text.lines().filter(|line| wanted.iter().all(|word| line.contains(word)));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+}
+
+fn install(network: &Network, machine: usize, proxy: &Path) {
+    let output = network.output(machine, proxy, &["init"]);
+    assert!(output.status.success(), "proxy init: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The rules of a machine, as whatever program has them prints them, without counters.
+fn rules(network: &Network, machine: usize) -> String {
+    let print = |program: &str, arguments: &[&str]| {
+        String::from_utf8_lossy(&network.output(machine, Path::new(program), arguments).stdout).into_owned()
+    };
+    print("nft", &["list", "ruleset"]) + &print("iptables", &["-t", "nat", "-S"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn applications_that_know_nothing_speak_mutual_tls() {
+    let mesh = Mesh::start().await;
+    let service = format!("{SERVICE}:80");
+    let server = format!("{}:8080", Network::address(SERVER));
+
+    // From application to application by the service's address: captured at both ends.
+    let text = until("an answer of the service", async || {
+        let text = mesh.get(CALLER, &service, "user.shop.svc.cluster.local")?;
+        if text.starts_with("HTTP/1.1 200") { Ok(text) } else { Err(text) }
+    })
+    .await;
+    assert!(text.contains("GET /hello HTTP/1.1"), "{text}");
+    assert!(text.contains("connected from 127.0.0.6"), "Istio's source address of inbound connections: {text}");
+    assert!(
+        text.contains("By=spiffe://cluster.local/ns/shop/sa/user;")
+            && text.contains("URI=spiffe://cluster.local/ns/shop/sa/caller"),
+        "{text}"
+    );
+    let wanted = [
+        "istio_requests_total{reporter=\"destination\"",
+        "source_principal=\"spiffe://cluster.local/ns/shop/sa/caller\"",
+        "destination_service=\"user.shop.svc.cluster.local\"",
+        "destination_service_name=\"user\"",
+        "destination_service_namespace=\"shop\"",
+        "connection_security_policy=\"mutual_tls\"",
+        "response_code=\"200\"",
+    ];
+    assert!(mesh.metric(SERVER, &wanted) >= 1.0);
+    // The host header is the caller's to choose; the service that was reached is not.
+    mesh.get(CALLER, &service, "user").unwrap();
+    assert!(mesh.metric(SERVER, &wanted) >= 2.0);
+
+    // A protocol in which the server speaks first.
+    let greeting = ask(&mesh.network, CALLER, &["greet", &format!("{SERVICE}:9000"), "word"]).unwrap();
+    assert_eq!(greeting, "hello 127.0.0.6\nWORD\n");
+    assert!(mesh.metric(SERVER, &["istio_tcp_connections_opened_total{reporter=\"destination\"", "mutual_tls"]) >= 1.0);
+
+    // Addresses that no service has are left to the network: on a port that the mesh knows, and on one that it does not.
+    let hub = Network::address(HUB);
+    let text = mesh.get(CALLER, &format!("{hub}:80"), "elsewhere.example").unwrap();
+    assert!(text.starts_with("HTTP/1.1 200") && text.contains("host: elsewhere.example"), "{text}");
+    let greeting = ask(&mesh.network, CALLER, &["greet", &format!("{hub}:7000"), "word"]).unwrap();
+    assert_eq!(greeting, format!("hello {}\nWORD\n", Network::address(CALLER)));
+    let passed = |cluster: &str| mesh.metric(CALLER, &["istio_", &format!("destination_service_name=\"{cluster}\"")]);
+    assert!(passed("PassthroughCluster") >= 1.0);
+
+    // A machine without a proxy: refused in plaintext, served once the mode allows it.
+    for address in
+        [&server, &format!("{}:9001", Network::address(SERVER)), &format!("{}:9999", Network::address(SERVER))]
+    {
+        let refused = mesh.get(OUTSIDER, address, "user");
+        assert!(refused.is_err(), "{address} is open to plaintext: {refused:?}");
+    }
+    mesh.set_mode("PERMISSIVE");
+    let text = until("plaintext that is taken", async || {
+        let text = mesh.get(OUTSIDER, &server, "user")?;
+        if text.starts_with("HTTP/1.1 200") { Ok(text) } else { Err(text) }
+    })
+    .await;
+    assert!(!text.to_lowercase().contains("x-forwarded-client-cert"), "{text}");
+    // A port of the application that no service names.
+    let greeting = ask(&mesh.network, OUTSIDER, &["greet", &format!("{}:9999", Network::address(SERVER)), "word"]);
+    assert_eq!(greeting.unwrap(), "hello 127.0.0.6\nWORD\n");
+    // The mesh goes on with mutual TLS.
+    let text = mesh.get(CALLER, &service, "user.shop").unwrap();
+    assert!(text.contains("URI=spiffe://cluster.local/ns/shop/sa/caller"), "{text}");
+    mesh.set_mode("STRICT");
+    until("plaintext that is refused again", async || match mesh.get(OUTSIDER, &server, "user") {
+        Err(_) => Ok(()),
+        Ok(text) => Err(text),
+    })
+    .await;
+}
+
+#[test]
+fn installing_twice_is_installing_once_and_cleaning_removes_everything() {
+    let network = Network::new(1);
+    let proxy = program("proxy");
+    install(&network, CALLER, &proxy);
+    let once = rules(&network, CALLER);
+    assert!(once.contains("15001") && once.contains("15006"), "{once}");
+    install(&network, CALLER, &proxy);
+    assert_eq!(rules(&network, CALLER), once);
+    let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let after = rules(&network, CALLER);
+    assert!(!after.to_lowercase().contains("istio") && !after.contains("1500"), "{after}");
+}
