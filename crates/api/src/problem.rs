@@ -198,11 +198,7 @@ mod tests {
         };
         assert_eq!(
             problem.to_string(),
-<<<<<<< HEAD
             "Error [IST0101] (VirtualService shop/a vs.yaml:3) spec.http[0]: No such host."
-=======
-            "Error [IST0101] (VirtualService shop/a vs.yaml:3) spec.http[0]: no such host."
->>>>>>> proxy2
         );
     }
 }

@@ -299,19 +299,23 @@ fn exchange(snapshot: &Snapshot, request: &Request, chain: &HttpChain, facts: &C
     };
     decision.table = Some(table.name.to_string());
     let mut dice = SmallRng::seed_from_u64(request.dice);
-    let Some(routed) = table.decide(&head, &authority, facts.tls, &mut dice) else {
-        decision.host = table.host_of(&authority).map(|host| host.name.to_string());
+    let Some(host) = table.host_of(&authority) else {
         decision.status = Some(404);
         return;
     };
-    decision.host = Some(routed.host.name.to_string());
-    decision.route = Some(routed.route.name.to_string());
-    decision.object = routed.route.object.as_ref().map(ToString::to_string);
-    if routed.host.require_tls && !facts.tls {
+    decision.host = Some(host.name.to_string());
+    // Before any route is looked for: the whole virtual host is for TLS only.
+    if host.require_tls && !facts.tls {
         decision.status = Some(301);
         decision.location = Some(format!("https://{}{}", without_port(&authority), head.uri));
         return;
     }
+    let Some(routed) = table.decide(host, &head, &authority, facts.tls, &mut dice) else {
+        decision.status = Some(404);
+        return;
+    };
+    decision.route = Some(routed.route.name.to_string());
+    decision.object = routed.route.object.as_ref().map(ToString::to_string);
     let target = match &routed.route.action {
         Action::Forward(forward) => {
             shares(forward, &head, decision);
