@@ -32,7 +32,7 @@ fn broken() -> Vec<(&'static str, String, Code, &'static str)> {
         (
             "version.yaml",
             "apiVersion: networking.istio.io/v9\nkind: VirtualService\nmetadata: {name: x}\n".into(),
-            Code::UnknownKind,
+            Code::SchemaValidation,
             "v1beta1",
         ),
         ("type.yaml", object("  hosts: 7\n"), Code::SchemaValidation, "spec.hosts"),
@@ -52,7 +52,7 @@ fn broken() -> Vec<(&'static str, String, Code, &'static str)> {
             "regex.yaml",
             object(
                 "  hosts: [good]\n  http:\n  - match: [{uri: {regex: '('}}]\n    route: [{destination: {host: good}}]\n",
-            ),
+            ).replace("name: x", "name: y"),
             Code::InvalidRegex,
             "regex",
         ),

@@ -216,3 +216,62 @@ async fn pages_answer_and_wrong_questions_get_a_sentence() {
     assert!(services.contains("user.shop.svc.cluster.local"), "{services}");
     assert!(get(&control_plane.addresses.monitoring, "/metrics").await.1.contains("pilot_services 1"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_config_map_takes_the_place_of_the_settings_and_a_bad_one_changes_nothing() {
+    let control_plane = ControlPlane::start_with(&[("services.yaml", SERVICES)], "proxyHttpPort: 15080").await;
+    let map = |port: &str| {
+        format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: istio-system}}\ndata:\n  mesh: |\n    proxyHttpPort: {port}\n"
+        )
+    };
+    let port = || control_plane.published.borrow().as_ref().unwrap().snapshot.mesh().proxy_http_port;
+    assert_eq!(port(), 15080);
+    control_plane.write("mesh.yaml", &map("15081"));
+    until("the new port", async || if port() == 15081 { Ok(()) } else { Err(port()) }).await;
+    control_plane.write("mesh.yaml", &map("none"));
+    let told = || control_plane.problems().into_iter().find(|problem| problem.field == "data.mesh.proxyHttpPort");
+    until("the problem", async || told().ok_or("none yet")).await;
+    assert_eq!(port(), 15081);
+    std::fs::remove_file(control_plane.path("config").join("mesh.yaml")).unwrap();
+    until("the old port", async || if port() == 15080 { Ok(()) } else { Err(port()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn debug_pages_are_for_callers_on_the_own_host_and_readiness_is_for_all() {
+    // Any address of this machine that is not loopback plays the stranger.
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let Ok(()) = probe.connect("192.0.2.1:9") else {
+        // A machine without any route has no strangers either.
+        return;
+    };
+    let stranger = probe.local_addr().unwrap().ip();
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state").display().to_string();
+    let config = folder.path().display().to_string();
+    let any = format!("{stranger}:0");
+    let line = [
+        "meshd",
+        "--config-dir",
+        &config,
+        "--state-dir",
+        &state,
+        "--grpc-addr",
+        "",
+        "--secure-grpc-addr",
+        "",
+        "--https-addr",
+        "",
+        "--monitoring-addr",
+        "",
+        "--http-addr",
+        &any,
+    ];
+    let mut running = meshd::app::Running::start(clap::Parser::parse_from(line)).await.unwrap();
+    running.ready().await.unwrap();
+    let address = running.addresses.http.clone();
+    assert_eq!(get(&address, "/ready").await.0, 200);
+    let (status, body) = get(&address, "/debug/configz").await;
+    assert_eq!(status, 403);
+    assert!(body.contains("own host"), "{body}");
+}

@@ -49,9 +49,10 @@ pub struct ObjectRef {
 
 impl fmt::Display for ObjectRef {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.namespace.as_str() {
-            "" => write!(out, "{} {}", self.kind, self.name),
-            namespace => write!(out, "{} {namespace}/{}", self.kind, self.name),
+        match (self.namespace.as_str(), self.name.as_str()) {
+            (_, "") => out.write_str(&self.kind),
+            ("", name) => write!(out, "{} {name}", self.kind),
+            (namespace, name) => write!(out, "{} {namespace}/{name}", self.kind),
         }
     }
 }
@@ -78,11 +79,11 @@ pub struct Problem {
 impl fmt::Display for Problem {
     /// As `istioctl analyze` prints: `Error [IST0101] (VirtualService shop/a file.yaml:3) sentence`.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "{:?} [{}] ({}", self.severity, self.code.id(), self.object)?;
-        if !self.origin.file.is_empty() {
-            write!(out, " {}", self.origin)?;
-        }
-        out.write_str(")")?;
+        // What cannot be read has no kind: then the file is all there is to name.
+        let object = self.object.to_string();
+        let origin = if self.origin.file.is_empty() { String::new() } else { self.origin.to_string() };
+        let place = [object, origin].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
+        write!(out, "{:?} [{}] ({place})", self.severity, self.code.id())?;
         if !self.field.is_empty() {
             write!(out, " {}:", self.field)?;
         }

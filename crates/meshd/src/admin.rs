@@ -1,12 +1,14 @@
 //! Readiness, version, metrics and Istio's debug pages, over HTTP.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::debug::{Addresses, SyncStatus};
 use api::xds::KINDS;
-use axum::extract::{Query, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -73,12 +75,9 @@ const PAGES: &[Page] = &[
 
 /// All routes.
 pub fn router(pages: Pages) -> Router {
-    let mut router = Router::new()
-        .route("/ready", get(ready))
-        .route("/version", get(version))
-        .route("/metrics", get(metrics))
-        .route("/debug", get(index))
-        .route("/debug/list", get(list));
+    let open =
+        Router::new().route("/ready", get(ready)).route("/version", get(version)).route("/metrics", get(metrics));
+    let mut debug = Router::new().route("/debug", get(index)).route("/debug/list", get(list));
     for page in PAGES {
         let show = page.show;
         let handler = move |State(pages): State<Pages>, Query(arguments): Query<Arguments>| async move {
@@ -87,11 +86,19 @@ pub fn router(pages: Pages) -> Router {
                 Err((status, sentence)) => (status, format!("{sentence}\n")).into_response(),
             }
         };
-        router = router.route(&format!("/debug/{}", page.path), get(handler));
+        debug = debug.route(&format!("/debug/{}", page.path), get(handler));
     }
-    router
+    open.merge(debug.layer(middleware::from_fn(only_own_host)))
         .fallback(|| async { (StatusCode::NOT_FOUND, "There is no such page; /debug lists them.\n") })
         .with_state(pages)
+}
+
+/// Debug pages tell everything but secrets: they are for callers on this host (in Kubernetes: through a port-forward).
+async fn only_own_host(ConnectInfo(caller): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+    if caller.ip().to_canonical().is_loopback() {
+        return next.run(request).await;
+    }
+    (StatusCode::FORBIDDEN, "Debug pages are only for callers on the control plane's own host.\n").into_response()
 }
 
 async fn ready(State(pages): State<Pages>) -> Response {

@@ -53,6 +53,7 @@ impl Running {
     /// # Errors
     /// A file, a folder, an address or the mesh-wide settings cannot be used; the sentence says which.
     pub async fn start(config: Config) -> Result<Running> {
+        let folder = Folder::new(&config.config_dir, &config.namespace)?;
         let mesh = read_mesh_config(&config)?;
         state_folder::prepare(&config.state_dir)?;
         let metrics = Arc::new(Metrics::new()?);
@@ -61,7 +62,6 @@ impl Running {
         let authenticator = Arc::new(Authenticator::load(&config.state_dir, &mesh.trust_domain)?);
         let names = serving_names(&config);
         let serving = Serving::new(&root, &names)?;
-        let folder = Folder::new(&config.config_dir, &config.namespace)?;
 
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
@@ -116,8 +116,9 @@ impl Running {
             (shown(&http), shown(&monitoring), shown(&webhooks));
         let pages = Pages { published: published.clone(), registry, cache, metrics, addresses: addresses.clone() };
         for (listener, _) in http.into_iter().chain(monitoring) {
-            let served = axum::serve(listener, admin::router(pages.clone()))
-                .with_graceful_shutdown(shutdown.clone().cancelled_owned());
+            let served =
+                axum::serve(listener, admin::router(pages.clone()).into_make_service_with_connect_info::<SocketAddr>())
+                    .with_graceful_shutdown(shutdown.clone().cancelled_owned());
             tasks.spawn(async move { served.await.context("the debug pages ended") });
         }
         if let Some((listener, _)) = webhooks {
@@ -196,7 +197,7 @@ fn read_mesh_config(config: &Config) -> Result<MeshConfig> {
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("the mesh-wide settings {} cannot be read", file.display()))?;
     let (mesh, problems) = MeshConfig::parse(&text, &file.display().to_string());
-    for problem in &problems {
+    for problem in problems.iter().filter(|problem| problem.severity != Severity::Error) {
         tracing::warn!("{problem}");
     }
     // At the start there is no last good version to keep.

@@ -28,6 +28,7 @@ impl Snapshot {
 fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     let mut problems: Vec<Problem> = world.refused.values().flatten().cloned().collect();
     problems.extend(world.objects.values().flat_map(|object| intrinsic(object)));
+    problems.extend(world.settings.problems().iter().cloned());
     problems.extend(mesh_config(world));
     cross::all(world, snapshot, &mut problems);
     problems
@@ -36,7 +37,7 @@ fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
 /// Mesh-wide settings that are read but not built yet. No traces are made and no metrics merged, so these two can only be
 /// asked for by their defaults.
 fn mesh_config(world: &World) -> Vec<Problem> {
-    let (mesh, default) = (&world.mesh, MeshConfig::default());
+    let (mesh, default) = (world.mesh(), MeshConfig::default());
     let rows = [
         ("localityLbSetting", mesh.locality_lb_setting.is_some()),
         ("extensionProviders", !mesh.extension_providers.is_empty()),

@@ -8,6 +8,7 @@ pub mod proxy;
 pub mod model;
 mod made;
 mod intrinsic;
+mod mesh_settings;
 pub mod world;
 mod lower;
 pub mod snapshot;

@@ -115,8 +115,8 @@ impl Snapshot {
             }
         }
         let mut snapshot = Snapshot {
-            mesh_digest: digest_of(&format!("{:?}{}", world.mesh, world.domain)),
-            mesh: world.mesh.clone(),
+            mesh_digest: digest_of(&format!("{:?}{}", world.mesh(), world.domain)),
+            mesh: world.mesh().clone(),
             domain: world.domain.clone(),
             by_host: index(services.iter().map(|service| service.host.clone())),
             endpoints_by_address: endpoint_index(&services),
@@ -350,7 +350,7 @@ fn plain<T: Clone>(by_kind: &ByKind<'_>, kind: Kind, spec: impl Fn(&Body) -> Opt
 }
 
 fn virtual_services(world: &World, by_kind: &ByKind<'_>) -> Vec<Arc<VirtualService>> {
-    let default = &world.mesh.default_virtual_service_export_to;
+    let default = &world.mesh().default_virtual_service_export_to;
     let mut all = Vec::new();
     for object in by_kind.all(Kind::VirtualService) {
         let Body::VirtualService(spec) = &object.body else { continue };
@@ -403,7 +403,7 @@ fn with_delegates(world: &World, root: &Object, spec: &crd::VirtualService, dige
         let Body::VirtualService(child) = &object.body else { continue };
         let exports = Exports::of(
             child.export_to.iter().map(String::as_str),
-            &world.mesh.default_virtual_service_export_to,
+            &world.mesh().default_virtual_service_export_to,
             namespace,
         );
         if !child.hosts.is_empty() || !exports.to(&root.meta.namespace) {
@@ -502,7 +502,7 @@ fn merge_match(
 }
 
 fn destination_rules(world: &World, by_kind: &ByKind<'_>) -> BTreeMap<String, Vec<Arc<DestinationRule>>> {
-    let default = &world.mesh.default_destination_rule_export_to;
+    let default = &world.mesh().default_destination_rule_export_to;
     let mut objects: Vec<(&Arc<Object>, &crd::DestinationRule)> = by_kind
         .all(Kind::DestinationRule)
         .filter_map(|object| match &object.body {

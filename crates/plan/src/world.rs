@@ -8,11 +8,12 @@ use api::object::{Object, ObjectKey};
 use api::problem::{Problem, Severity};
 
 use crate::intrinsic::{intrinsic, keeps_effect};
+use crate::mesh_settings::MeshSettings;
 
 /// All objects.
 #[derive(Clone, Debug)]
 pub struct World {
-    pub(crate) mesh: MeshConfig,
+    pub(crate) settings: MeshSettings,
     pub(crate) domain: String,
     pub(crate) objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What is wrong with the newest text of an object whose last good version (if any) is in `objects`.
@@ -33,7 +34,12 @@ pub enum Change {
 impl World {
     /// Without objects.
     pub fn new(mesh: MeshConfig, domain: &str) -> World {
-        World { mesh, domain: domain.to_owned(), objects: BTreeMap::new(), refused: BTreeMap::new() }
+        World {
+            settings: MeshSettings::new(mesh),
+            domain: domain.to_owned(),
+            objects: BTreeMap::new(),
+            refused: BTreeMap::new(),
+        }
     }
 
     /// Takes a change; says whether anything changed by it.
@@ -41,6 +47,9 @@ impl World {
         match change {
             Change::Upsert(object) => self.upsert(*object),
             Change::Delete(key) => {
+                if self.settings.is_source(&key) {
+                    self.settings.forget();
+                }
                 let refused = self.refused.remove(&key).is_some();
                 self.objects.remove(&key).is_some() || refused
             }
@@ -60,6 +69,9 @@ impl World {
                 && old.origin == object.origin
                 && old.meta.creation_timestamp == object.meta.creation_timestamp
         });
+        if !same && self.settings.is_source(&key) {
+            self.settings.take(&object);
+        }
         // Even if nothing effective changed, resource version and status are the newest.
         self.objects.insert(key, Arc::new(object));
         !same || was_refused
@@ -67,12 +79,16 @@ impl World {
 
     /// Takes new mesh-wide settings.
     pub fn set_mesh_config(&mut self, mesh: MeshConfig) {
-        self.mesh = mesh;
+        self.settings = MeshSettings::new(mesh);
+        let source = self.objects.values().find(|object| self.settings.is_source(&object.key())).cloned();
+        if let Some(object) = source {
+            self.settings.take(&object);
+        }
     }
 
     /// The settings.
     pub fn mesh(&self) -> &MeshConfig {
-        &self.mesh
+        self.settings.effective()
     }
 
     /// All objects in effect, by key.

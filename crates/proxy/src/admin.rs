@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{Query, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -41,7 +41,7 @@ pub async fn serve(admin: Arc<Admin>, stop: &CancellationToken) -> anyhow::Resul
         let (router, stop) = (router.with_state(Arc::clone(&admin)), stop.clone());
         tokio::spawn(async move {
             tokio::select! {
-                result = std::future::IntoFuture::into_future(axum::serve(socket, router)) => if let Err(error) = result {
+                result = std::future::IntoFuture::into_future(axum::serve(socket, router.into_make_service_with_connect_info::<SocketAddr>())) => if let Err(error) = result {
                     tracing::error!(%address, %error, "an admin server ended");
                 },
                 () = stop.cancelled() => {}
@@ -149,13 +149,34 @@ async fn logging(State(admin): Of, Query(logging): Query<Logging>) -> Response {
     }
 }
 
-async fn drain_listeners(State(admin): Of, uri: axum::http::Uri) -> &'static str {
-    let inbound_only = uri.query().is_some_and(|query| query.split('&').any(|word| word.starts_with("inboundonly")));
-    admin.shared.drain_listeners(inbound_only);
-    "OK\n"
+/// Ending a proxy is for its own host only: the status port is open to the network (Istio's agent does the same).
+fn is_own_host(caller: SocketAddr, admin: &Admin) -> bool {
+    let own = &admin.shared.settings.metadata.instance_ips;
+    let caller = caller.ip().to_canonical();
+    caller.is_loopback() || own.split(',').any(|address| address.trim().parse() == Ok(caller))
 }
 
-async fn quit(State(admin): Of) -> &'static str {
+fn only_own_host() -> Response {
+    (StatusCode::FORBIDDEN, "this is only for callers on the proxy's own host\n").into_response()
+}
+
+async fn drain_listeners(
+    State(admin): Of,
+    ConnectInfo(caller): ConnectInfo<SocketAddr>,
+    uri: axum::http::Uri,
+) -> Response {
+    if !is_own_host(caller, &admin) {
+        return only_own_host();
+    }
+    let inbound_only = uri.query().is_some_and(|query| query.split('&').any(|word| word.starts_with("inboundonly")));
+    admin.shared.drain_listeners(inbound_only);
+    "OK\n".into_response()
+}
+
+async fn quit(State(admin): Of, ConnectInfo(caller): ConnectInfo<SocketAddr>) -> Response {
+    if !is_own_host(caller, &admin) {
+        return only_own_host();
+    }
     admin.shared.quit.cancel();
-    "OK\n"
+    "OK\n".into_response()
 }

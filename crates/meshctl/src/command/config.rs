@@ -81,8 +81,8 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
 async fn section(mesh: &Mesh, of: &OfProxy, kind: &str) -> Result<Value> {
     let proxy = mesh.proxy(&of.proxy).await?;
     let dump = mesh.admin(&proxy, "/config_dump").await?;
-    let parts = dump["configs"].as_array().into_iter().flatten();
-    Ok(parts.filter(|part| text(&part["@type"]).ends_with(kind)).next().cloned().unwrap_or(Value::Null))
+    let mut parts = dump["configs"].as_array().into_iter().flatten();
+    Ok(parts.find(|part| text(&part["@type"]).ends_with(kind)).cloned().unwrap_or(Value::Null))
 }
 
 fn resources<'a>(section: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
@@ -93,8 +93,8 @@ fn shown(output: Format, values: &[&Value], heading: &[&str], rows: fn(&Value) -
     if output != Format::Table {
         return structured(output, &values);
     }
-    let mut rows: Vec<Vec<String>> = values.iter().flat_map(|value| rows(value)).collect();
-    rows.sort();
+    // Routes keep their order, which decides; all else comes by name from the proxy.
+    let rows: Vec<Vec<String>> = values.iter().flat_map(|value| rows(value)).collect();
     Ok(table(heading, &rows))
 }
 
@@ -219,7 +219,8 @@ fn endpoint_rows(status: &Value) -> Vec<Vec<String>> {
 
 fn secret_rows(certificate: &Value) -> Vec<Vec<String>> {
     let row = |kind: &str, part: &Value| {
-        let name = certificate["name"].as_str().unwrap_or("-").to_owned();
+        // Envoy has the file's path there; secrets that are not files have their SDS name.
+        let name = part["path"].as_str().unwrap_or("-").to_owned();
         let field = |name: &str| text(&part[name]).to_owned();
         vec![name, kind.to_owned(), field("serial_number"), field("expiration_time"), field("valid_from")]
     };

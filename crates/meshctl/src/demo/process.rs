@@ -6,6 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 /// A program that ends with this value.
@@ -61,9 +63,9 @@ impl Process {
 
     /// Asks it to end.
     pub(super) fn terminate(&self) {
-        if let Some(pid) = self.child.id() {
-            // A kill program is everywhere; a system call would need unsafe code or one more library.
-            let _ = std::process::Command::new("kill").arg(pid.to_string()).status();
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok()) {
+            // It may have ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
     }
 

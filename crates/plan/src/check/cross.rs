@@ -302,7 +302,7 @@ impl Found<'_> {
 
     fn selector(&mut self, object: &Object, field: &str, labels: Option<&Labels>, severity: Severity) {
         let Some(labels) = labels.filter(|labels| !labels.is_empty()) else { return };
-        let anywhere = object.meta.namespace == self.world.mesh.root_namespace;
+        let anywhere = object.meta.namespace == self.world.mesh().root_namespace;
         let taken = self.snapshot.workloads.iter().any(|workload| {
             (anywhere || workload.namespace == object.meta.namespace) && selects(labels, &workload.labels)
         });

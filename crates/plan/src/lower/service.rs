@@ -103,7 +103,7 @@ fn of_kubernetes(
         addresses,
         ports,
         resolution: if external_name { Resolution::Dns } else { Resolution::Static },
-        exports: Exports::of(exports.split(','), &world.mesh.default_service_export_to, namespace),
+        exports: Exports::of(exports.split(','), &world.mesh().default_service_export_to, namespace),
         subject_alt_names: Vec::new(),
         age: Age::of(object),
         endpoints: Vec::new(),
@@ -371,7 +371,7 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
             },
             exports: Exports::of(
                 entry.export_to.iter().map(String::as_str),
-                &world.mesh.default_service_export_to,
+                &world.mesh().default_service_export_to,
                 namespace,
             ),
             subject_alt_names: entry.subject_alt_names.clone(),
