@@ -45,6 +45,21 @@ pub fn documents(text: &[u8], file: &str, default_namespace: &str) -> Decoded {
     decoded
 }
 
+/// Line of a field of the object that stands at `origin` in this text, from 1; the object's own line if it cannot be found.
+/// For problems that are told long after the text was read: objects do not carry their text.
+pub fn line_of(text: &[u8], origin: &Origin, field: &str) -> u32 {
+    let text = match std::str::from_utf8(text) {
+        Ok(text) if !field.is_empty() => text.strip_prefix('\u{feff}').unwrap_or(text),
+        _ => return origin.line,
+    };
+    let Some((first, document)) = split(text).into_iter().take_while(|(first, _)| *first <= origin.line).last() else {
+        return origin.line;
+    };
+    let lines = lines::Lines::of(document);
+    let inside = lines.holder(origin.line + 1 - first);
+    lines.find(&format!("{inside}{field}")).map_or(origin.line, |line| origin.line.max(first + line.saturating_sub(1)))
+}
+
 /// One already parsed object, as the Kubernetes API sends it.
 pub fn object(value: &Value, file: &str, default_namespace: &str) -> Decoded {
     let mut decoded = Decoded::default();

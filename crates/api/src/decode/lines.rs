@@ -35,6 +35,17 @@ impl Lines {
         }
     }
 
+    /// Path of the list item that stands at a line, `items[3].`; empty for the document itself.
+    pub(super) fn holder(&self, line: u32) -> String {
+        let Some(Node { children: Children::Fields(fields), .. }) = &self.0 else { return String::new() };
+        let items = fields.iter().find_map(|(name, _, node)| match &node.children {
+            Children::List(items) if name == "items" => Some(items),
+            _ => None,
+        });
+        let place = items.and_then(|items| items.iter().position(|item| item.line == line));
+        place.map_or_else(String::new, |place| format!("items[{place}]."))
+    }
+
     /// Line of `spec.http[0].match`; of its nearest holder if there is no such field.
     pub(super) fn find(&self, path: &str) -> Option<u32> {
         let mut node = self.0.as_ref()?;

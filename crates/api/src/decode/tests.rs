@@ -92,3 +92,47 @@ fn duplicate_keys_and_cycles_are_refused() {
     let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nh: [*g,*g,*g,*g,*g,*g,*g,*g,*g]\n";
     assert_eq!(read(bomb).problems.len(), 1);
 }
+
+#[test]
+fn a_field_is_found_again_in_the_text() {
+    let text = b"# shop
+apiVersion: v1
+kind: Service
+metadata: {name: a}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: b}
+spec:
+  hosts: [a]
+  http:
+  - name: one
+    route:
+    - destination:
+        host: a
+        subset: v1
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: v1
+  kind: Service
+  metadata: {name: c}
+- apiVersion: v1
+  kind: Service
+  metadata: {name: d}
+  spec:
+    ports: []
+";
+    let decoded = documents(text, "a.yaml", "shop");
+    assert!(decoded.problems.is_empty(), "{:?}", decoded.problems);
+    let line = |name: &str, field: &str| {
+        let object = decoded.objects.iter().find(|object| object.meta.name == name).unwrap();
+        line_of(text, &object.origin, field)
+    };
+    assert_eq!(line("b", "spec.http[0].route[0].destination.subset"), 16);
+    assert_eq!(line("b", "spec.http[0].timeout"), 12, "the nearest holder of a field that is not there");
+    assert_eq!(line("a", ""), decoded.objects[0].origin.line);
+    assert_eq!(line("d", "spec.ports"), 28);
+    assert_eq!(line_of(b"", &decoded.objects[0].origin, "spec"), decoded.objects[0].origin.line);
+}

@@ -1,5 +1,6 @@
 //! `meshctl analyze`: the control plane's own checks, on files.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ pub(super) fn run(arguments: AnalyzeArguments) -> Result<ExitCode> {
         None => MeshConfig::default(),
     };
     let mut world = World::new(mesh, &arguments.domain);
-    let mut files = Vec::new();
+    let (mut files, mut texts) = (Vec::new(), BTreeMap::new());
     for path in &arguments.paths {
         collect(path, true, &mut files)?;
     }
@@ -39,9 +40,16 @@ pub(super) fn run(arguments: AnalyzeArguments) -> Result<ExitCode> {
         for object in decoded.objects {
             world.apply(Change::Upsert(Box::new(object)));
         }
+        texts.insert(name, text);
     }
     let snapshot = Snapshot::build(&world, None);
-    problems.extend(snapshot.problems().iter().cloned());
+    // What the plan tells knows the object's line; here the text is at hand to find the field's.
+    problems.extend(snapshot.problems().iter().cloned().map(|mut problem| {
+        if let Some(text) = texts.get(&problem.origin.file).filter(|_| problem.origin.line > 0) {
+            problem.origin.line = decode::line_of(text, &problem.origin, &problem.field);
+        }
+        problem
+    }));
     problems.retain(|problem| !is_suppressed(problem, &arguments.suppress));
     problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
     problems.dedup();
