@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail};
 
 /// The repository's top folder.
 pub(crate) fn root() -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().map(Path::to_owned).context("xtask is not below the repository")
+    // As cargo says when it runs this program: clones that share a target folder also share the program, which must not work
+    // on the clone that happened to build it.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").context("run this through cargo: `cargo xtask …`")?;
+    Path::new(&here).parent().map(Path::to_owned).context("xtask is not below the repository")
 }
 
 /// Runs cargo and shows its output.

@@ -108,7 +108,7 @@ impl Tally {
             Ok(child) => child,
             Err(error) => return self.cannot("tests", &error.into()),
         };
-        let mut counted = 0;
+        let (mut counted, before) = (0, self.failed);
         for line in
             child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok)
         {
@@ -123,7 +123,12 @@ impl Tally {
             }
         }
         let passed = child.wait().is_ok_and(|status| status.success()) && counted > 0;
+        // A test that failed is counted already; what kept tests from running is not.
+        let failed_before = self.failed;
         self.count("tests", passed, started);
+        if !passed && failed_before > before {
+            self.failed = failed_before;
+        }
     }
 }
 
