@@ -202,3 +202,23 @@ impl Family {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_follow_the_family() {
+        let (four, six): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into());
+        for (family, of_both, of_four) in [
+            (Family::V4Preferred, vec![four], vec![four]),
+            (Family::V6Preferred, vec![six], vec![four]),
+            (Family::V4Only, vec![four], vec![four]),
+            (Family::V6Only, vec![six], vec![]),
+            (Family::All, vec![four, six], vec![four]),
+        ] {
+            assert_eq!(family.of(vec![four, six]), of_both, "{family:?}");
+            assert_eq!(family.of(vec![four]), of_four, "{family:?}");
+        }
+    }
+}
