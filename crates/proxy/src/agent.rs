@@ -118,11 +118,15 @@ fn read(secret: SdsSecret) -> Result<Secret> {
                 .collect::<Result<Vec<_>, _>>()?;
             anyhow::ensure!(!chain.is_empty(), "the certificate chain is empty");
             let key = PrivateKeyDer::from_pem_slice(bytes(certificate.private_key.as_ref())?)?;
-            let certified = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?);
+            let mut certified = CertifiedKey::new(chain, rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?);
             certified.keys_match()?;
+            certified.ocsp =
+                certificate.ocsp_staple.as_ref().map(|staple| bytes(Some(staple))).transpose()?.map(<[u8]>::to_vec);
             Ok(Secret::Certificate(Arc::new(certified)))
         }
         Some(Type::ValidationContext(context)) => {
+            // Ignored, they would widen trust.
+            anyhow::ensure!(context.crl.is_none(), "crl: revocation lists are not built");
             let mut roots = RootCertStore::empty();
             for certificate in CertificateDer::pem_slice_iter(bytes(context.trusted_ca.as_ref())?) {
                 roots.add(certificate?)?;

@@ -13,6 +13,7 @@ pub mod route;
 pub mod access_log;
 pub mod chain;
 pub mod listener;
+pub mod unheeded;
 
 use std::sync::Arc;
 

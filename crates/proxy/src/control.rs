@@ -129,6 +129,14 @@ impl Shared {
     pub(crate) fn apply(&self, resources: &ResourceSet) -> Vec<Reject> {
         let previous = self.holder.load();
         let (mut snapshot, mut rejects) = compile::compile(resources, &previous);
+        for told in compile::unheeded::unheeded(resources, &previous, &snapshot) {
+            tracing::warn!(
+                kind = told.kind.row().short,
+                name = told.name,
+                fields = told.fields.join(", "),
+                "taken, but these settings have no effect in this proxy"
+            );
+        }
         self.bind(&mut snapshot, &previous, &mut rejects);
         let snapshot = Arc::new(snapshot);
         self.registry.retain(&snapshot);

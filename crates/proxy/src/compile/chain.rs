@@ -26,6 +26,9 @@ use crate::snapshot::chain::{
 
 /// Compiles one filter chain.
 pub(crate) fn compile(chain: &FilterChain) -> Result<Chain, String> {
+    if chain.use_proxy_proto.is_some_and(|used| used.value) {
+        return Err(format!("filter chain {:?}: use_proxy_proto is not built", chain.name));
+    }
     let tls = chain.transport_socket.as_ref().map(tls::server_terms).transpose()?.flatten().map(Arc::new);
     Ok(Chain {
         name: chain.name.as_str().into(),
@@ -120,6 +123,9 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         || !config.early_header_mutation_extensions.is_empty()
     {
         return Err("add_user_agent, via and early header mutations are not built".to_owned());
+    }
+    if config.forward_client_cert_matcher.is_some() {
+        return Err("forward_client_cert_matcher is not built".to_owned());
     }
     if config.request_timeout.is_some_and(|time| time.seconds != 0 || time.nanos != 0) {
         return Err("request_timeout is not built".to_owned());
@@ -264,6 +270,9 @@ impl crate::filter::HttpFilter for Idle {}
 fn tcp(config: &TcpProxy, stats: bool) -> Result<TcpChain, String> {
     if config.tunneling_config.is_some() || config.on_demand.is_some() {
         return Err("TCP tunnelling over HTTP and on-demand clusters are not built".to_owned());
+    }
+    if config.metadata_match.is_some() {
+        return Err("metadata_match of a TCP proxy is not built".to_owned());
     }
     let clusters: Vec<(Arc<str>, u32)> = match &config.cluster_specifier {
         Some(ClusterSpecifier::Cluster(name)) => vec![(name.as_str().into(), 1)],

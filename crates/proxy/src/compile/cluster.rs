@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType,
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as XdsCluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common,
+    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
@@ -20,7 +20,10 @@ use envoy_types::pb::google::protobuf::value::Kind;
 
 use super::{endpoint, tls};
 use crate::leaf::duration_or;
-use crate::snapshot::cluster::{Balance, Budget, Cluster, Discovery, Limits, Outlier, Protocol, Service, SocketChoice};
+use crate::snapshot::cluster::{
+    Balance, Budget, Cluster, Discovery, Family, Limits, Outlier, Protocol, Service, SocketChoice,
+};
+use crate::snapshot::tls_terms::ClientTerms;
 
 /// Compiles a CDS resource.
 ///
@@ -30,6 +33,9 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
     let cluster: XdsCluster = api::xds::unpack(any)?;
     if !cluster.health_checks.is_empty() || cluster.lb_subset_config.is_some() {
         return Err("active health checks and subset load balancing are not built".to_owned());
+    }
+    if !cluster.dns_resolvers.is_empty() || cluster.dns_resolution_config.is_some() {
+        return Err("dns_resolvers: other name servers than the system's are not built".to_owned());
     }
     if !cluster.filters.is_empty() {
         return Err("upstream network filters are not built".to_owned());
@@ -62,7 +68,7 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             .as_ref()
             .and_then(|config| config.healthy_panic_threshold)
             .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u8),
-        sockets: sockets(&cluster)?,
+        sockets: sockets(&cluster, http.names)?,
         bind: match cluster.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref()) {
             None => None,
             Some(source) => {
@@ -80,6 +86,14 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             },
         ),
         dns_refresh: duration_or(&cluster.dns_refresh_rate, Duration::from_secs(5))?.max(Duration::from_millis(1)),
+        dns_family: match cluster.dns_lookup_family {
+            0 => Family::V6Preferred,
+            1 => Family::V4Only,
+            2 => Family::V6Only,
+            3 => Family::V4Preferred,
+            4 => Family::All,
+            other => return Err(format!("dns_lookup_family {other} is not known")),
+        },
         service: service(&cluster),
         object: super::object_of(cluster.metadata.as_ref()),
     })
@@ -163,6 +177,7 @@ struct Http {
     preserve_header_case: bool,
     common: Common,
     http2: Http2ProtocolOptions,
+    names: UpstreamHttpProtocolOptions,
 }
 
 fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
@@ -171,7 +186,11 @@ fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
         cluster.typed_extension_protocol_options.get("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
     {
         let options: HttpProtocolOptions = api::xds::unpack(options)?;
+        if options.http_filters.iter().any(|filter| !filter.name.ends_with("upstream_codec")) {
+            return Err("upstream HTTP filters are not built".to_owned());
+        }
         http.common = options.common_http_protocol_options.unwrap_or_default();
+        http.names = options.upstream_http_protocol_options.unwrap_or_default();
         match options.upstream_protocol_options {
             None => {}
             Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => match explicit.protocol_config {
@@ -200,6 +219,7 @@ fn http_options(cluster: &XdsCluster) -> Result<Http, String> {
     }
     // The older fields.
     http.common = cluster.common_http_protocol_options.unwrap_or_default();
+    http.names = cluster.upstream_http_protocol_options.clone().unwrap_or_default();
     if let Some(options) = &cluster.http2_protocol_options {
         http.protocol = if cluster.protocol_selection == 1 { Protocol::Downstream } else { Protocol::Http2 };
         http.http2 = options.clone();
@@ -267,15 +287,27 @@ fn outlier(config: &OutlierDetection) -> Result<Outlier, String> {
     })
 }
 
-fn sockets(cluster: &XdsCluster) -> Result<Vec<SocketChoice>, String> {
+/// `names` says that server names come from requests, and that certificates must be for them.
+fn sockets(cluster: &XdsCluster, names: UpstreamHttpProtocolOptions) -> Result<Vec<SocketChoice>, String> {
+    if !names.override_auto_sni_header.is_empty() {
+        return Err("override_auto_sni_header is not built".to_owned());
+    }
+    let terms = |socket| {
+        let terms = tls::client_terms(socket)?.map(|terms| ClientTerms {
+            auto_host_sni: terms.auto_host_sni || (names.auto_sni && terms.sni.is_empty()),
+            name_must_match: terms.name_must_match || names.auto_san_validation,
+            ..terms
+        });
+        Ok::<_, String>(terms.map(Arc::new))
+    };
     let mut choices = Vec::new();
     for choice in &cluster.transport_socket_matches {
         let labels = choice.r#match.as_ref().map(endpoint::texts_of).unwrap_or_default();
-        let tls = choice.transport_socket.as_ref().map(tls::client_terms).transpose()?.flatten().map(Arc::new);
+        let tls = choice.transport_socket.as_ref().map(terms).transpose()?.flatten();
         choices.push(SocketChoice { labels, tls });
     }
     if let Some(socket) = &cluster.transport_socket {
-        choices.push(SocketChoice { labels: BTreeMap::new(), tls: tls::client_terms(socket)?.map(Arc::new) });
+        choices.push(SocketChoice { labels: BTreeMap::new(), tls: terms(socket)? });
     }
     Ok(choices)
 }

@@ -44,6 +44,9 @@ pub(crate) fn compile(config: &RouteConfiguration) -> Result<RouteTable, String>
     if config.vhds.is_some() || !config.cluster_specifier_plugins.is_empty() {
         return Err("virtual host discovery and cluster specifier plugins are not built".to_owned());
     }
+    if !config.vhost_header.is_empty() || !config.typed_per_filter_config.is_empty() {
+        return Err("vhost_header and typed_per_filter_config of a route configuration are not built".to_owned());
+    }
     let mut table = RouteTable {
         name: config.name.as_str().into(),
         ignore_port: config.ignore_port_in_host_matching,

@@ -27,6 +27,7 @@ pub(crate) fn client_terms(socket: &TransportSocket) -> Result<Option<ClientTerm
         sans,
         sni: context.sni,
         auto_host_sni: context.auto_host_sni,
+        name_must_match: context.auto_sni_san_validation,
         mesh: common.alpn_protocols.iter().any(|protocol| protocol == "istio"),
         only_tls13: only_tls13(&common)?,
         alpn: alpn(&common),
@@ -43,6 +44,9 @@ pub(crate) fn server_terms(socket: &TransportSocket) -> Result<Option<ServerTerm
     let require_client_certificate = context.require_client_certificate.is_some_and(|required| required.value);
     if certificates.is_empty() {
         return Err("a TLS server needs a certificate".to_owned());
+    }
+    if context.require_sni.is_some_and(|required| required.value) || context.ocsp_staple_policy != 0 {
+        return Err("require_sni and ocsp_staple_policy are not built".to_owned());
     }
     if require_client_certificate && roots.is_none() {
         return Err("client certificates are required, but nobody is trusted to sign them".to_owned());
@@ -128,8 +132,10 @@ fn checked(context: &CertificateValidationContext) -> Result<(Option<Source>, Ve
         || !context.verify_certificate_hash.is_empty()
         || context.crl.is_some()
         || context.custom_validator_config.is_some()
+        || context.require_signed_certificate_timestamp.is_some_and(|required| required.value)
+        || context.max_verify_depth.is_some()
     {
-        return Err("pinned certificates, revocation lists and custom validators are not built".to_owned());
+        return Err("pinned certificates, revocation lists, signed timestamps, max_verify_depth and custom validators are not built".to_owned());
     }
     let roots = match (&context.trusted_ca, &context.system_root_certs) {
         (Some(source), _) => Some(Source::Pem(data(source)?)),

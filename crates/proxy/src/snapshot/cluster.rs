@@ -43,6 +43,8 @@ pub struct Cluster {
     pub bind: Option<IpAddr>,
     /// Seconds of silence before TCP keep-alive probes start, seconds between them, and their number.
     pub tcp_keepalive: Option<(u32, u32, u32)>,
+    /// Which addresses of a name count.
+    pub dns_family: Family,
     /// How often names are looked up.
     pub dns_refresh: Duration,
     /// The service as Istio's metrics name it: host, name, namespace.
@@ -167,5 +169,56 @@ impl Cluster {
             .iter()
             .find(|choice| choice.labels.iter().all(|(key, value)| metadata.get(key) == Some(value)))
             .and_then(|choice| choice.tls.as_ref())
+    }
+}
+
+/// Which addresses of a looked-up name count (Envoy `DnsLookupFamily`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 if there is no IPv6 (`AUTO`).
+    V6Preferred,
+    /// IPv6 if there is no IPv4.
+    V4Preferred,
+    /// IPv4.
+    V4Only,
+    /// IPv6.
+    V6Only,
+    /// Both.
+    All,
+}
+
+impl Family {
+    /// Those of the addresses that count.
+    pub fn of(self, all: Vec<IpAddr>) -> Vec<IpAddr> {
+        let (four, six): (Vec<_>, Vec<_>) = all.iter().copied().partition(IpAddr::is_ipv4);
+        match self {
+            Family::V4Only => four,
+            Family::V6Only => six,
+            Family::V4Preferred if !four.is_empty() => four,
+            Family::V4Preferred => six,
+            Family::V6Preferred if !six.is_empty() => six,
+            Family::V6Preferred => four,
+            Family::All => all,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_follow_the_family() {
+        let (four, six): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into());
+        for (family, of_both, of_four) in [
+            (Family::V4Preferred, vec![four], vec![four]),
+            (Family::V6Preferred, vec![six], vec![four]),
+            (Family::V4Only, vec![four], vec![four]),
+            (Family::V6Only, vec![six], vec![]),
+            (Family::All, vec![four, six], vec![four]),
+        ] {
+            assert_eq!(family.of(vec![four, six]), of_both, "{family:?}");
+            assert_eq!(family.of(vec![four]), of_four, "{family:?}");
+        }
     }
 }

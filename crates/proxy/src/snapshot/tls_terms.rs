@@ -47,6 +47,8 @@ pub struct ClientTerms {
     pub sni: String,
     /// Take the request's host as server name.
     pub auto_host_sni: bool,
+    /// The certificate must be for the server name that was sent (Envoy `auto_san_validation`, `auto_sni_san_validation`).
+    pub name_must_match: bool,
     /// Application protocols to offer, most wanted first.
     pub alpn: Vec<String>,
     /// The peer is expected to be a sidecar (the protocols offered include `istio`).

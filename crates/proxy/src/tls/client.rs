@@ -106,7 +106,12 @@ impl Configs {
         };
         let versions: &[&rustls::SupportedProtocolVersion] =
             if terms.only_tls13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
-        let verifier = PeerVerifier { roots, sans: terms.sans.clone(), provider: Arc::clone(&self.provider) };
+        let verifier = PeerVerifier {
+            roots,
+            sans: terms.sans.clone(),
+            name_must_match: terms.name_must_match,
+            provider: Arc::clone(&self.provider),
+        };
         let builder = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(versions)
             .map_err(|error| unusable(error.to_string()))?
@@ -174,6 +179,7 @@ mod tests {
             sans: vec![],
             sni: String::new(),
             auto_host_sni: false,
+            name_must_match: false,
             alpn: alpn.iter().map(|name| (*name).to_owned()).collect(),
             mesh,
             only_tls13: false,

@@ -52,13 +52,15 @@ pub fn names_allowed(facts: &PeerFacts, wanted: &[SanMatch]) -> bool {
     wanted.is_empty() || (facts.uris.len() <= 1 && wanted.iter().any(|san| san.matches(&facts.uris, &facts.dns)))
 }
 
-/// Verifies a server by chain and names, never by the host name that was dialled.
+/// Verifies a server by chain and names; by the host name that was dialled only where that is asked for.
 #[derive(Debug)]
 pub struct PeerVerifier {
     /// Whom to trust; `None`: the terms ask for no verification.
     pub roots: Option<Arc<RootCertStore>>,
     /// Names, one of which the server must have.
     pub sans: Vec<SanMatch>,
+    /// The certificate must be for the name that was sent.
+    pub name_must_match: bool,
     /// Cryptography.
     pub provider: Arc<CryptoProvider>,
 }
@@ -68,7 +70,7 @@ impl ServerCertVerifier for PeerVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
+        server_name: &ServerName<'_>,
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
@@ -76,6 +78,9 @@ impl ServerCertVerifier for PeerVerifier {
         let parsed = rustls::server::ParsedCertificate::try_from(end_entity)?;
         let algorithms = self.provider.signature_verification_algorithms.all;
         rustls::client::verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, now, algorithms)?;
+        if self.name_must_match {
+            rustls::client::verify_server_name(&parsed, server_name)?;
+        }
         if !self.sans.is_empty() {
             let facts = facts_of(end_entity).map_err(|_| CertificateError::BadEncoding)?;
             if !names_allowed(&facts, &self.sans) {
@@ -105,5 +110,31 @@ impl ServerCertVerifier for PeerVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_for_another_host_is_refused_where_the_name_must_match() {
+        let made = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let mut verifier = PeerVerifier {
+            roots: Some(Arc::new(roots)),
+            sans: vec![],
+            name_must_match: true,
+            provider: crate::tls::provider(),
+        };
+        let verify = |verifier: &PeerVerifier, name: &'static str| {
+            let name = ServerName::try_from(name).unwrap();
+            verifier.verify_server_cert(made.cert.der(), &[], &name, &[], UnixTime::now()).is_ok()
+        };
+        assert!(verify(&verifier, "a.example"));
+        assert!(!verify(&verifier, "b.example"));
+        verifier.name_must_match = false;
+        assert!(verify(&verifier, "b.example"), "Envoy compares no names unless it is told to");
     }
 }

@@ -2,11 +2,12 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::rc::Weak;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::LookupIpStrategy;
 
 use super::Upstream;
 use crate::snapshot::cluster::Discovery;
@@ -29,7 +30,11 @@ impl Resolver {
         let mut inner = self.inner.borrow_mut();
         if inner.is_none() {
             let resolver = TokioResolver::builder_tokio()
-                .and_then(|builder| builder.build())
+                .and_then(|mut builder| {
+                    // Which family counts is the cluster's to say.
+                    builder.options_mut().ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+                    builder.build()
+                })
                 .map_err(|error| error.to_string())?;
             *inner = Some(resolver);
         }
@@ -42,7 +47,7 @@ impl Resolver {
     /// The lookup failed; the sentence says how.
     pub async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, String> {
         if name.eq_ignore_ascii_case("localhost") {
-            return Ok(vec![IpAddr::from([127, 0, 0, 1])]);
+            return Ok(vec![IpAddr::from([127, 0, 0, 1]), Ipv6Addr::LOCALHOST.into()]);
         }
         let resolver = self.get()?;
         let lookup = resolver.lookup_ip(name).await.map_err(|error| error.to_string())?;
@@ -64,7 +69,8 @@ pub(super) async fn follow(upstream: Weak<Upstream>) {
         for place in names(&endpoints) {
             let Place::Name(name, port) = &place else { continue };
             match strong.env.resolver.lookup(name).await {
-                Ok(mut found) => {
+                Ok(found) => {
+                    let mut found = strong.settings.dns_family.of(found);
                     found.sort();
                     found.dedup();
                     if one_each {

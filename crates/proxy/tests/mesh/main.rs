@@ -644,3 +644,16 @@ async fn connect_crosses_both_proxies_and_ends_in_bytes() {
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"ping");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_looked_up_before_the_first_request_is_sent() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route { named: Some("localhost"), ..Route::default() }).await;
+    let response = request_on(&mut http1(mesh.outbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.headers().contains_key("x-echo-x-forwarded-client-cert"));
+    let nowhere = Mesh::start(&app, Route { named: Some("nowhere.invalid"), ..Route::default() }).await;
+    let response = request_on(&mut http1(nowhere.outbound()).await, get("/")).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(app.hits(), 1);
+}

@@ -73,6 +73,8 @@ pub(crate) struct Route {
     pub eject_after: Option<u32>,
     /// The application is called in the clear, over so many connections at most.
     pub direct: Option<u32>,
+    /// The client's cluster is STRICT_DNS: its endpoint is this name with the port of what it calls.
+    pub named: Option<&'static str>,
     /// Plaintext is redirected, and only `/known` has a route.
     pub https_only: bool,
     /// File of the client's access log.
@@ -92,6 +94,7 @@ impl Default for Route {
             eject_after: None,
             direct: None,
             https_only: false,
+            named: None,
             log: None,
         }
     }
@@ -611,6 +614,20 @@ impl Mesh {
                 healthy_panic_threshold: Some(envoy_types::pb::envoy::r#type::v3::Percent { value: 0.0 }),
                 ..Default::default()
             });
+        }
+        if let Some(name) = route.named {
+            let mut assignment = endpoints("outbound", to);
+            for host in assignment.endpoints.iter_mut().flat_map(|group| &mut group.lb_endpoints) {
+                let Some(lb_endpoint::HostIdentifier::Endpoint(endpoint)) = &mut host.host_identifier else { continue };
+                if let Some(address::Address::SocketAddress(socket)) = &mut endpoint.address.as_mut().unwrap().address {
+                    socket.address = name.into();
+                }
+            }
+            // STRICT_DNS, V4_ONLY.
+            outbound_cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(1));
+            outbound_cluster.dns_lookup_family = 1;
+            outbound_cluster.eds_cluster_config = None;
+            outbound_cluster.load_assignment = Some(assignment);
         }
         insert(&mut set, ResourceKind::Cluster, "outbound", "1", pack(&outbound_cluster));
         insert(&mut set, ResourceKind::Endpoint, "outbound", "1", pack(&endpoints("outbound", to)));
