@@ -456,33 +456,36 @@ impl Upstream {
         } else {
             &hosts.healthy
         };
-        let priority = self.priority(&hosts.priorities, healthy, &mut dice).ok_or(Failure::NoHealthyUpstream)?;
+        let (priority, short) =
+            self.priority(&hosts.priorities, healthy, &mut dice).ok_or(Failure::NoHealthyUpstream)?;
         let (all, well) = (&hosts.priorities[priority], &healthy[priority]);
-        let panic = well.len() * 100 < all.len() * usize::from(self.settings.panic_threshold);
+        let panic = short && well.len() * 100 < all.len() * usize::from(self.settings.panic_threshold);
         let candidates = if panic { all } else { well };
         let place = balance::pick(self.settings.balance, candidates, &mut self.memory.borrow_mut(), &mut dice);
         place.map(|place| Rc::clone(&candidates[place])).ok_or(Failure::NoHealthyUpstream)
     }
 
-    /// The priority to take: the first gets its overrated healthy share, what is left goes on (Envoy's priority levels).
-    fn priority(&self, all: &[Vec<Rc<Host>>], healthy: &[Vec<Rc<Host>>], dice: &mut SmallRng) -> Option<usize> {
-        if all.len() == 1 {
-            return (!all[0].is_empty()).then_some(0);
-        }
+    /// The priority to take: the first gets its overrated healthy share, what is left goes on (Envoy's priority levels). Also
+    /// whether all of them together are short of healthy hosts: only then may one panic.
+    fn priority(&self, all: &[Vec<Rc<Host>>], healthy: &[Vec<Rc<Host>>], dice: &mut SmallRng) -> Option<(usize, bool)> {
         let factor = self.source.borrow().as_ref().map_or(140, |source| source.overprovisioning) as usize;
         let share = |place: usize| match all[place].len() {
             0 => 0,
             count => (healthy[place].len() * factor / count).min(100),
         };
         let total: usize = (0..all.len()).map(share).sum::<usize>().min(100);
+        let short = total < 100;
+        if all.len() == 1 {
+            return (!all[0].is_empty()).then_some((0, short));
+        }
         if total == 0 {
-            return all.iter().position(|group| !group.is_empty());
+            return all.iter().position(|group| !group.is_empty()).map(|place| (place, short));
         }
         let mut point = dice.random_range(0..total);
         for place in 0..all.len() {
             let share = share(place);
             if point < share {
-                return Some(place);
+                return Some((place, short));
             }
             point -= share;
         }
