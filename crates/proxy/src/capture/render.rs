@@ -54,8 +54,9 @@ fn nft(rules: &[Rule]) -> String {
     for chain in [Chain::Redirect, Chain::InRedirect, Chain::Inbound, Chain::Out, Chain::Prerouting, Chain::Output] {
         let _ = writeln!(text, "  chain {} {{", name(chain));
         match chain {
-            Chain::Prerouting => text += "    type nat hook prerouting priority dstnat; policy accept;\n",
-            Chain::Output => text += "    type nat hook output priority dstnat; policy accept;\n",
+            // -100 is where destinations are rewritten (`dstnat`); nft knows that word for prerouting only.
+            Chain::Prerouting => text += "    type nat hook prerouting priority -100; policy accept;\n",
+            Chain::Output => text += "    type nat hook output priority -100; policy accept;\n",
             _ => {}
         }
         for rule in rules.iter().filter(|rule| rule.chain == chain) {
