@@ -300,3 +300,33 @@ proptest! {
         prop_assert_eq!(carried, 0);
     }
 }
+
+#[test]
+fn a_refusal_is_told_for_its_own_kind_and_taken_back_when_its_cause_goes() {
+    let mut pair = Pair::new();
+    // The listener is refused for as long as its route leads to service 1: the verdict on it hangs on another kind.
+    let mut picky = |set: &ResourceSet| -> Vec<Reject> {
+        let unlucky = set.of(ResourceKind::Route).get("r0").is_some_and(|route| target(&route.body) == "c1");
+        let refused = || Reject { kind: ResourceKind::Listener, name: "l0".into(), reason: "bad luck".into() };
+        unlucky.then(refused).into_iter().collect()
+    };
+    let mut settle = |pair: &mut Pair| {
+        while !(pair.requests.is_empty() && pair.responses.is_empty()) {
+            if let Some(request) = pair.requests.pop_front() {
+                pair.server.request(request.into());
+                pair.pump();
+            }
+            if let Some(response) = pair.responses.pop_front() {
+                pair.requests.extend(pair.client.respond(response, &mut picky));
+            }
+        }
+    };
+    pair.take(&Step::Lead(0, 1));
+    settle(&mut pair);
+    assert!(pair.server.status(ResourceKind::Listener).nack.contains("bad luck"));
+    assert_eq!(pair.server.status(ResourceKind::Route).nack, "");
+    pair.take(&Step::Lead(0, 2));
+    settle(&mut pair);
+    let status = pair.server.status(ResourceKind::Listener);
+    assert_eq!((status.nack.as_str(), &status.sent), ("", &status.acked));
+}

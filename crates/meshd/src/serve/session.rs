@@ -206,7 +206,11 @@ impl Session {
         let state = &mut self.kinds[kind as usize];
         let mut heard = Heard::Subscription(kind);
         if !ask.nonce.is_empty() {
-            if state.outstanding.as_ref() == Some(&ask.nonce) {
+            // A client may think again of the last response: what it holds of it can depend on other kinds.
+            // In state of the world every request carries the last nonce: only a refusal says something new there.
+            let says_so = self.variant == Variant::Delta || ask.error.is_some();
+            let thinks_again = says_so && state.outstanding.is_none() && state.status.sent == ask.nonce;
+            if state.outstanding.as_ref() == Some(&ask.nonce) || thinks_again {
                 state.outstanding = None;
                 heard = match ask.error {
                     None => {
@@ -215,7 +219,7 @@ impl Session {
                         Heard::Ack(kind)
                     }
                     Some(reason) => {
-                        state.status.nack = reason.clone();
+                        state.status.nack.clone_from(&reason);
                         Heard::Nack(kind, reason)
                     }
                 };

@@ -23,6 +23,8 @@ pub struct Session {
     /// What is in effect: a received resource takes effect once all that it points at has been answered.
     effective: ResourceSet,
     kinds: [Kind; KINDS.len()],
+    /// What was refused of what is in effect.
+    rejects: Vec<Reject>,
     /// What each received resource points at, so that it is read once.
     references: BTreeMap<Reference, BTreeSet<Reference>>,
     /// The same for what is in effect: it may still be an older version, whose references must stay.
@@ -39,6 +41,10 @@ struct Kind {
     asked: bool,
     /// Whether the server has answered the wildcard once.
     first_answer: bool,
+    /// Nonce of the last response on this stream.
+    nonce: String,
+    /// Whether that was refused.
+    refused: bool,
 }
 
 impl Session {
@@ -49,6 +55,7 @@ impl Session {
             received: ResourceSet::default(),
             effective: ResourceSet::default(),
             kinds: Default::default(),
+            rejects: Vec::new(),
             references: BTreeMap::new(),
             effective_references: BTreeMap::new(),
         }
@@ -72,6 +79,8 @@ impl Session {
         for state in &mut self.kinds {
             state.asked = false;
             state.subscribed.clear();
+            state.nonce.clear();
+            state.refused = false;
         }
         let mut requests: Vec<_> =
             KINDS.iter().filter(|row| row.wildcard).map(|row| self.first_request(row.kind, BTreeSet::new())).collect();
@@ -94,29 +103,40 @@ impl Session {
                 ..DeltaDiscoveryRequest::default()
             }];
         };
-        let mut faults = self.take(kind, response.resources, response.removed_resources);
+        let faults = self.take(kind, response.resources, response.removed_resources);
         if self.settle() {
-            faults.extend(
-                apply(&self.effective)
-                    .iter()
-                    .map(|reject| format!("{} {:?}: {}", reject.kind.row().short, reject.name, reject.reason)),
-            );
+            self.rejects = apply(&self.effective);
         }
-        let error_detail = (!faults.is_empty()).then(|| Status {
-            code: INVALID_ARGUMENT,
-            message: faults.join("; "),
-            ..Status::default()
-        });
+        self.kinds[kind as usize].nonce.clone_from(&response.nonce);
         // New subscriptions go out before the acknowledgement: a server that pushes in order (clusters, their endpoints,
         // then routes) learns of them before it goes on.
         let mut requests = self.resubscribe();
-        requests.push(DeltaDiscoveryRequest {
-            type_url: kind.type_url().to_owned(),
-            response_nonce: response.nonce,
-            error_detail,
-            ..DeltaDiscoveryRequest::default()
-        });
+        requests.push(self.verdict(kind, faults));
+        // What had to wait for this response may have been refused only now, or be refused no longer: that is told with the
+        // last response of its own kind.
+        for row in KINDS.iter().filter(|row| row.kind != kind) {
+            let state = &self.kinds[row.kind as usize];
+            let refused = self.rejects.iter().any(|reject| reject.kind == row.kind);
+            if refused != state.refused && !state.nonce.is_empty() {
+                requests.push(self.verdict(row.kind, Vec::new()));
+            }
+        }
         requests
+    }
+
+    /// Takes or refuses the last response of a kind.
+    fn verdict(&mut self, kind: ResourceKind, mut faults: Vec<String>) -> DeltaDiscoveryRequest {
+        let of_kind = self.rejects.iter().filter(|reject| reject.kind == kind);
+        faults.extend(of_kind.map(|reject| format!("{} {:?}: {}", kind.row().short, reject.name, reject.reason)));
+        let state = &mut self.kinds[kind as usize];
+        state.refused = !faults.is_empty();
+        let refusal = || Status { code: INVALID_ARGUMENT, message: faults.join("; "), ..Status::default() };
+        DeltaDiscoveryRequest {
+            type_url: kind.type_url().to_owned(),
+            response_nonce: state.nonce.clone(),
+            error_detail: state.refused.then(refusal),
+            ..DeltaDiscoveryRequest::default()
+        }
     }
 
     fn take(
