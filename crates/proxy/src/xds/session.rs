@@ -148,7 +148,12 @@ impl Session {
         let mut faults = Vec::new();
         let state = &mut self.kinds[kind as usize];
         state.first_answer = true;
+        // The answer to a name that is not asked for any more came too late: nobody would ever take it away again.
+        let wanted = |state: &Kind, name: &String| kind.row().wildcard || state.subscribed.contains(name);
         for resource in resources {
+            if !wanted(state, &resource.name) {
+                continue;
+            }
             let Some(body) = resource.resource else {
                 faults.push(format!("{} {:?}: the resource is empty", kind.row().short, resource.name));
                 continue;
@@ -162,7 +167,9 @@ impl Session {
         for name in removed {
             self.references.remove(&(kind, name.clone()));
             self.received.of_mut(kind).remove(&name);
-            state.answered.insert(name);
+            if wanted(state, &name) {
+                state.answered.insert(name);
+            }
         }
         faults
     }
