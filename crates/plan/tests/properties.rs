@@ -369,7 +369,6 @@ fn a_large_mesh_is_planned() {
 }
 
 #[test]
-#[ignore = "measures: 1,000 services by 200 proxies"]
 #[allow(clippy::disallowed_methods, clippy::print_stdout)]
 fn a_thousand_services_by_two_hundred_proxies() {
     let mut text = String::new();
