@@ -367,32 +367,3 @@ fn a_large_mesh_is_planned() {
     assert!(scope.generate(ResourceKind::Cluster, &Want::All).len() > services);
     assert_eq!(scope.generate(ResourceKind::Endpoint, &Want::All).len(), services);
 }
-
-#[test]
-#[allow(clippy::disallowed_methods, clippy::print_stdout)]
-fn a_thousand_services_by_two_hundred_proxies() {
-    let mut text = String::new();
-    for number in 0..1000 {
-        let (high, low) = (number / 250, number % 250 + 1);
-        write!(text, "apiVersion: v1\nkind: Service\nmetadata: {{name: s{number}, namespace: shop}}\nspec: {{clusterIP: 10.0.{high}.{low}, selector: {{app: s{number}}}, ports: [{{name: http, port: 80}}]}}\n---\n").unwrap();
-        write!(text, "apiVersion: networking.istio.io/v1\nkind: WorkloadEntry\nmetadata: {{name: w{number}, namespace: shop}}\nspec: {{address: 10.3.{high}.{low}, labels: {{app: s{number}, security.istio.io/tlsMode: istio}}}}\n---\n").unwrap();
-        write!(text, "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v{number}, namespace: shop}}\nspec: {{hosts: [s{number}], http: [{{route: [{{destination: {{host: s{number}}}}}]}}]}}\n---\n").unwrap();
-    }
-    let start = std::time::Instant::now();
-    let world = world(objects(&text));
-    println!("decode {:?}", start.elapsed());
-    let start = std::time::Instant::now();
-    let snapshot = Snapshot::build(&world, None);
-    println!("build {:?}", start.elapsed());
-    let start = std::time::Instant::now();
-    let mut bytes = 0;
-    for number in 0..200 {
-        let scope = Scope::of(&snapshot, &proxy("sidecar", &format!("10.3.0.{}", number + 1), "w"));
-        bytes += KINDS
-            .iter()
-            .flat_map(|row| scope.generate(row.kind, &Want::All))
-            .map(|one| one.body.value.len())
-            .sum::<usize>();
-    }
-    println!("200 proxies {:?}, {bytes} bytes", start.elapsed());
-}
