@@ -27,7 +27,6 @@ pub fn options(address: &str, plaintext: bool, root: Option<PathBuf>, token_file
         ca_address: None,
         root_cert: root,
         token_file,
-        trust_domain: "cluster.local".to_owned(),
         secret_ttl: std::time::Duration::from_secs(3600),
     }
 }
@@ -47,7 +46,7 @@ impl AdsClient {
     pub fn connect(
         node: Node,
         options: Options,
-        verdict: impl FnMut(&ResourceSet) -> Vec<Reject> + Send + 'static,
+        mut verdict: impl FnMut(&ResourceSet) -> Vec<Reject> + Send + 'static,
     ) -> AdsClient {
         let (sender, state) = watch::channel(State::default());
         let held = Arc::new(Mutex::new(ResourceSet::default()));
@@ -55,7 +54,12 @@ impl AdsClient {
             let options = options.clone();
             Box::pin(async move { channel::connect(&options, &options.xds_address, options.xds_plaintext, None).await })
         });
-        let task = tokio::spawn(client::run(node, connect, sender, held.clone(), verdict));
+        let seen = held.clone();
+        let apply = move |resources: &ResourceSet| {
+            seen.lock().unwrap().clone_from(resources);
+            verdict(resources)
+        };
+        let task = tokio::spawn(client::run(node, connect, sender, apply));
         AdsClient { held, state, task }
     }
 

@@ -30,12 +30,7 @@ keys! {
     ZONE = "topology.kubernetes.io/zone": "Zone of a node.";
     SUBZONE = "topology.istio.io/subzone": "Sub-zone of a node.";
     LOCALITY = "istio-locality": "Locality of a workload as `region.zone.subzone`.";
-    REVISION = "istio.io/rev": "Revision of the control plane that an object or namespace belongs to.";
-    ANALYZE_SUPPRESS = "galley.istio.io/analyze-suppress": "Comma-separated codes that `analyze` does not report for the object.";
-    INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode": "How a workload's traffic is captured: REDIRECT, TPROXY, NONE.";
     SERVICE_NAME = "kubernetes.io/service-name": "Service that an EndpointSlice belongs to.";
-    INJECTION = "istio-injection": "`enabled` on a namespace: pods in it get a sidecar.";
-    INJECT = "sidecar.istio.io/inject": "`true` or `false` on a pod: overrides the namespace.";
 }
 
 #[cfg(test)]

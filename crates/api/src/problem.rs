@@ -115,7 +115,6 @@ macro_rules! codes {
 }
 
 codes! {
-    InternalError = "IST0001": "The mesh itself failed on the object.";
     Deprecated = "IST0002": "A deprecated field or value is used; it still works.";
     ReferencedResourceNotFound = "IST0101": "The object names another object that does not exist.";
     SchemaValidation = "IST0106": "A field has a value that its type does not allow.";
@@ -130,7 +129,6 @@ codes! {
     DuplicateMatch = "IST0131": "The same match stands in an earlier rule.";
     HostNotFoundInGateway = "IST0132": "The host is not among the hosts of the gateway.";
     InvalidRegex = "IST0119": "The regular expression cannot be compiled.";
-    NamespaceNotInjected = "IST0102": "The namespace is not part of the mesh.";
     ConflictingGateways = "IST0145": "Two gateways claim the same port and host.";
     UnknownField = "MESH0001": "The field is not part of the kind; it has no effect.";
     UnknownKind = "MESH0002": "The kind is not one that the mesh reads.";
@@ -140,7 +138,6 @@ codes! {
     MissingField = "MESH0006": "A required field is missing.";
     SubsetNotFound = "MESH0007": "The route names a subset that no DestinationRule defines.";
     MeaningTaken = "MESH0008": "The object is ambiguous or unusual; the meaning taken is told.";
-    UnsafeChange = "MESH0009": "The change was refused because it would widen access.";
 }
 
 /// The known word that is nearest to a misspelt one, if it is near enough to be meant.

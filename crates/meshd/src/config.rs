@@ -42,9 +42,6 @@ pub struct Config {
     /// Namespace of objects that name none.
     #[arg(long, env = "MESHD_NAMESPACE", short = 'n', default_value = "default")]
     pub namespace: String,
-    /// Name of this cluster, as proxies and metrics show it.
-    #[arg(long, env = "CLUSTER_ID", visible_alias = "clusterID", default_value = "Kubernetes")]
-    pub cluster_id: String,
     /// Host names and addresses to put into the certificate of the TLS ports, besides the usual ones.
     #[arg(long, env = "MESHD_SERVING_NAMES", value_delimiter = ',')]
     pub serving_names: Vec<String>,

@@ -1,6 +1,6 @@
 //! What Istio's agent does, in the same process: gets the identity, follows the xDS server, hands both to the proxy.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use anyhow::Result;
 use api::xds::{ResourceKind, unpack};
@@ -50,7 +50,7 @@ impl Agent {
             tasks.spawn(identity::run(options.clone(), store.clone(), own));
         }
         let (state, stream) = watch::channel(State::default());
-        let (applied, held) = (running.clone(), Arc::new(Mutex::new(ResourceSet::default())));
+        let applied = running.clone();
         let apply = move |resources: &ResourceSet| {
             tokio::task::block_in_place(|| {
                 let mut rejects = take_secrets(resources, &store);
@@ -66,7 +66,7 @@ impl Agent {
                 rejects
             })
         };
-        tasks.spawn(client::run(node, connect(options, identity.clone()), state, held, apply));
+        tasks.spawn(client::run(node, connect(options, identity.clone()), state, apply));
         Ok(Agent { running, stream, identity, tasks })
     }
 

@@ -1,7 +1,6 @@
 //! The stream to an xDS server: connects, backs off, feeds the session, survives the server's absence.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use api::xds::core::Node;
@@ -39,9 +38,6 @@ pub struct Options {
     /// File with the token that proves who this workload is (join token, or service account token).
     #[arg(long, env = "TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
-    /// Trust domain of the workload's identity.
-    #[arg(long, env = "TRUST_DOMAIN", default_value = "cluster.local")]
-    pub trust_domain: String,
     /// Wished lifetime of the workload's certificate, `24h`.
     #[arg(long, env = "SECRET_TTL", default_value = "24h", value_parser = parse_duration)]
     pub secret_ttl: Duration,
@@ -90,13 +86,12 @@ pub async fn run(
     node: Node,
     connect: Connect,
     state: watch::Sender<State>,
-    held: Arc<std::sync::Mutex<ResourceSet>>,
     mut apply: impl FnMut(&ResourceSet) -> Vec<Reject> + Send,
 ) {
     let mut session = Session::new(node);
     let mut back_off = MIN_BACK_OFF;
     loop {
-        let outcome = stream(&mut session, &connect, &state, &held, &mut apply, &mut back_off).await;
+        let outcome = stream(&mut session, &connect, &state, &mut apply, &mut back_off).await;
         let error = match outcome {
             Ok(()) => "the server closed the stream".to_owned(),
             Err(error) => format!("{error:#}"),
@@ -119,7 +114,6 @@ async fn stream(
     session: &mut Session,
     connect: &Connect,
     state: &watch::Sender<State>,
-    held: &std::sync::Mutex<ResourceSet>,
     apply: &mut (impl FnMut(&ResourceSet) -> Vec<Reject> + Send),
     back_off: &mut Duration,
 ) -> anyhow::Result<()> {
@@ -143,10 +137,6 @@ async fn stream(
     while let Some(response) = responses.message().await.map_err(explain)? {
         *back_off = MIN_BACK_OFF;
         let answers = session.respond(response, apply);
-        match held.lock() {
-            Ok(mut held) => *held = session.effective().clone(),
-            Err(poisoned) => *poisoned.into_inner() = session.effective().clone(),
-        }
         let complete = session.is_complete();
         state.send_if_modified(|state| std::mem::replace(&mut state.complete, complete) != complete);
         for answer in answers {
