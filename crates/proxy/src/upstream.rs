@@ -1,11 +1,13 @@
 //! Clusters as one worker sees them: hosts, their health, their connections. Picks a host and gets a connection.
 
 pub mod io;
+pub mod gather;
 pub mod body;
 pub mod limits;
 pub mod outlier;
 pub mod balance;
 pub mod connect;
+pub mod http2;
 pub mod pool;
 pub mod resolve;
 

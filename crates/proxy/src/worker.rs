@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::Cluster;
@@ -42,8 +43,10 @@ pub struct Worker {
     pub connections: Cell<usize>,
     /// Handles of metrics met before.
     pub series: RefCell<HashMap<SeriesKey, Series>>,
+    /// The one met last.
+    pub last_series: RefCell<Option<(SeriesKey, Arc<RequestSeries>)>>,
     /// Peers read from headers lately.
-    peers: RefCell<HashMap<HeaderValue, Arc<Peer>>>,
+    peers: RefCell<HashMap<u64, (HeaderValue, Arc<Peer>)>>,
     /// Client connections, to find those that are too slow or idle.
     watched: RefCell<Vec<Weak<Watch>>>,
 }
@@ -97,8 +100,19 @@ pub struct Watch {
     pub idle_timeout: Duration,
     /// Longest time for a head; zero: no bound.
     pub head_timeout: Duration,
-    /// The connection shall end.
-    pub kick: Notify,
+    asked: Cell<Option<Ask>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// What a client's connection is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ask {
+    /// To end after the requests that are under way.
+    Leave,
+    /// To end if a request's head is what it waits for, else to leave: it took too long.
+    Hurry,
+    /// To end.
+    Close,
 }
 
 /// How long a request's head may take if the listener does not say.
@@ -110,6 +124,32 @@ const FIRST_BYTES: Duration = Duration::from_millis(300);
 const LEAVE: Duration = Duration::from_secs(2);
 
 impl Watch {
+    /// Asks, once the connection's task looks.
+    pub fn ask(&self, ask: Ask) {
+        self.asked.set(self.asked.get().max(Some(ask)));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// What is asked, once for each time.
+    pub fn poll_asked(&self, context: &mut Context<'_>) -> Poll<Ask> {
+        if let Some(ask) = self.asked.take() {
+            return Poll::Ready(ask);
+        }
+        let mut waker = self.waker.borrow_mut();
+        match &mut *waker {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            waker => *waker = Some(context.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Waits until something is asked.
+    pub async fn asked(&self) -> Ask {
+        std::future::poll_fn(|context| self.poll_asked(context)).await
+    }
+
     /// Nothing was asked for on this connection and nothing is on its way; or all was answered a while ago, and the peer does not
     /// take leave.
     pub fn is_abandoned(&self) -> bool {
@@ -141,6 +181,7 @@ impl Worker {
             draining,
             connections: Cell::new(0),
             series: RefCell::default(),
+            last_series: RefCell::default(),
             peers: RefCell::default(),
             watched: RefCell::default(),
         })
@@ -156,28 +197,38 @@ impl Worker {
         self.upstreams.reconcile(&snapshot);
         *self.snapshot.borrow_mut() = snapshot;
         // The handles hold clusters of before.
+        self.last_series.take();
         self.series.borrow_mut().clear();
     }
 
     /// The peer that a metadata header names.
     pub fn peer(&self, header: &HeaderValue) -> Option<Arc<Peer>> {
-        let mut peers = self.peers.borrow_mut();
-        if let Some(known) = peers.get(header) {
-            return Some(Arc::clone(known));
-        }
-        let peer = Arc::new(Peer::of_header(header)?);
-        if peers.len() >= 1024 {
-            peers.clear();
-        }
-        peers.insert(header.clone(), Arc::clone(&peer));
-        Some(peer)
+        self.known_peer(header.as_bytes(), || Some((header.clone(), Peer::of_header(header)?)))
     }
 
     /// The peer that endpoint metadata names.
     pub fn peer_of_endpoint(&self, workload: &str) -> Option<Arc<Peer>> {
-        let key = HeaderValue::from_str(workload).ok()?;
+        self.known_peer(workload.as_bytes(), || {
+            Some((HeaderValue::from_str(workload).ok()?, Peer::of_endpoint(workload)))
+        })
+    }
+
+    /// By a fast digest of the text: it is long, and comes with every request.
+    fn known_peer(&self, text: &[u8], read: impl FnOnce() -> Option<(HeaderValue, Peer)>) -> Option<Arc<Peer>> {
+        let digest = xxhash_rust::xxh3::xxh3_64(text);
         let mut peers = self.peers.borrow_mut();
-        Some(Arc::clone(peers.entry(key).or_insert_with(|| Arc::new(Peer::of_endpoint(workload)))))
+        if let Some((known, peer)) = peers.get(&digest)
+            && known.as_bytes() == text
+        {
+            return Some(Arc::clone(peer));
+        }
+        let (text, peer) = read()?;
+        let peer = Arc::new(peer);
+        if peers.len() >= 1024 {
+            peers.clear();
+        }
+        peers.insert(digest, (text, Arc::clone(&peer)));
+        Some(peer)
     }
 
     /// Watches a client connection.
@@ -190,7 +241,8 @@ impl Worker {
             beginning: Arc::default(),
             idle_timeout,
             head_timeout: if head_timeout.is_zero() { HEAD_TIMEOUT } else { head_timeout },
-            kick: Notify::new(),
+            asked: Cell::new(self.draining.borrow().then_some(Ask::Leave)),
+            waker: RefCell::default(),
         });
         self.watched.borrow_mut().push(Rc::downgrade(&watch));
         watch
@@ -212,10 +264,33 @@ impl Worker {
                 && !watch.idle_timeout.is_zero()
                 && now.duration_since(watch.idle_since.get()) >= watch.idle_timeout;
             if slow || idle {
-                watch.kick.notify_one();
+                watch.ask(Ask::Hurry);
             }
             true
         });
+    }
+
+    /// When the proxy ends, asks every connection to leave, and closes those that have no use any more, though their end was
+    /// announced.
+    pub async fn take_leave(self: Rc<Self>) {
+        let mut draining = self.draining.clone();
+        if draining.wait_for(|draining| *draining).await.is_err() {
+            return;
+        }
+        self.each_watch(|watch| watch.ask(Ask::Leave));
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            self.each_watch(|watch| {
+                if watch.idle_since.get().elapsed() >= FIRST_BYTES && watch.is_abandoned() {
+                    watch.ask(Ask::Close);
+                }
+            });
+        }
+    }
+
+    fn each_watch(&self, mut call: impl FnMut(&Watch)) {
+        let all: Vec<_> = self.watched.borrow().iter().filter_map(Weak::upgrade).collect();
+        all.iter().for_each(|watch| call(watch));
     }
 
     /// Returns when the proxy ends and a connection that has been there since then, on which nothing was ever sent, is to be

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use http::header::HOST;
 use http::request::Parts as RequestHead;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{PathAndQuery, Scheme};
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::names;
@@ -16,7 +15,8 @@ use super::story::Story;
 use crate::failure::Failure;
 use crate::snapshot::route::action::{Forward, HostRewrite};
 use crate::snapshot::route::retry::{Outcome, RetryOn, RetryPlan};
-use crate::upstream::body::{RequestBody, Source};
+use crate::upstream::body::{AnswerBody, RequestBody, Source};
+use crate::upstream::http2::NotSent;
 use crate::upstream::limits::Limited;
 use crate::upstream::outlier::Verdict;
 use crate::upstream::pool::{Lease, Sender};
@@ -36,6 +36,8 @@ pub struct Outgoing<'a> {
     pub version: Version,
     /// The connection leads to one of its own and becomes a tunnel.
     pub upgrade: Option<HeaderValue>,
+    /// Headers may steer the retries.
+    pub steered: bool,
     /// The route.
     pub forward: &'a Forward,
     /// Istio's protocol names are offered.
@@ -57,7 +59,7 @@ pub struct Outgoing<'a> {
 /// An answer with the connection it comes on.
 pub struct Answered {
     /// The answer.
-    pub response: Response<Incoming>,
+    pub response: Response<AnswerBody>,
     /// The connection.
     pub lease: Lease,
 }
@@ -160,8 +162,9 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
 /// The route's plan, with what the request's own headers ask for.
 fn plan_of(out: &mut Outgoing<'_>) -> Option<RetryPlan> {
     let mut plan = out.forward.retry.clone();
-    for name in [&names::RETRY_ON, &names::RETRY_GRPC_ON] {
-        let Some(value) = out.head.headers.remove(name) else { continue };
+    let steering: &[_] = if out.steered { &[&names::RETRY_ON, &names::RETRY_GRPC_ON] } else { &[] };
+    for name in steering {
+        let Some(value) = out.head.headers.remove(*name) else { continue };
         let (on, statuses, _unknown) = RetryOn::parse(value.to_str().unwrap_or(""));
         let plan = plan.get_or_insert_with(|| RetryPlan {
             on,
@@ -175,7 +178,8 @@ fn plan_of(out: &mut Outgoing<'_>) -> Option<RetryPlan> {
         plan.on = on.or(plan.on);
         plan.statuses.extend(statuses);
     }
-    if let (Some(value), Some(plan)) = (out.head.headers.remove(&names::MAX_RETRIES), &mut plan)
+    if out.steered
+        && let (Some(value), Some(plan)) = (out.head.headers.remove(&names::MAX_RETRIES), &mut plan)
         && let Some(retries) = value.to_str().ok().and_then(|text| text.parse().ok())
     {
         plan.num_retries = retries;
@@ -190,7 +194,7 @@ fn is_idempotent(method: &Method) -> bool {
     method.is_idempotent() && *method != Method::CONNECT
 }
 
-fn outcome_of(response: &Response<Incoming>) -> Outcome {
+fn outcome_of(response: &Response<AnswerBody>) -> Outcome {
     let grpc_status = response
         .headers()
         .get(&names::GRPC_STATUS)
@@ -275,28 +279,24 @@ async fn try_once(
         let request = request_for(out, &lease, host, body, attempts);
         let reused = lease.reused;
         let Some(sender) = &mut lease.sender else { return Err(Failed::from(Failure::ConnectFailed)) };
-        let sent = match sender {
+        let failed = match sender {
             Sender::One(sender) => match sender.ready().await {
-                Ok(()) => sender.try_send_request(request).await,
-                Err(_) => {
-                    return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused });
-                }
+                Ok(()) => match sender.try_send_request(request).await {
+                    Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
+                    Err(mut error) => {
+                        let unsent = error.take_message().is_some();
+                        classify(error.error(), unsent, reused)
+                    }
+                },
+                Err(_) => Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused },
             },
-            Sender::Two(sender) => match sender.ready().await {
-                Ok(()) => sender.try_send_request(request).await,
-                Err(_) => {
-                    return Err(Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused });
-                }
+            Sender::Two(connection) => match connection.send(request).await {
+                Ok(response) => return Ok(Answered { response: response.map(AnswerBody::Two), lease }),
+                Err(error) => classify_http2(&error, reused),
             },
         };
-        match sent {
-            Ok(response) => Ok(Answered { response, lease }),
-            Err(mut error) => {
-                let unsent = error.take_message().is_some();
-                lease.keep_out();
-                Err(classify(error.error(), unsent, reused))
-            }
-        }
+        lease.keep_out();
+        Err(failed)
     })
     .await;
     story.link = link;
@@ -304,19 +304,23 @@ async fn try_once(
 }
 
 fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
-    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
-    let reason = cause.and_then(h2::Error::reason);
-    let refused = reason == Some(h2::Reason::REFUSED_STREAM) || cause.is_some_and(|cause| cause.is_go_away() && unsent);
-    let failure = if error.is_parse() {
-        Failure::UpstreamProtocol
-    } else if cause.is_some_and(|cause| cause.is_reset() && cause.is_remote()) {
+    let failure = if error.is_parse() { Failure::UpstreamProtocol } else { Failure::UpstreamClosed };
+    Failed { failure, refused: false, unsent, reused }
+}
+
+fn classify_http2(NotSent { error, unsent }: &NotSent, reused: bool) -> Failed {
+    let reason = error.reason();
+    // A graceful GOAWAY fails only the streams that were not processed (RFC 9113 section 6.8).
+    let left_out = error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR);
+    let refused = reason == Some(h2::Reason::REFUSED_STREAM) || left_out;
+    let failure = if error.is_reset() && error.is_remote() {
         Failure::UpstreamReset
     } else if reason == Some(h2::Reason::PROTOCOL_ERROR) {
         Failure::UpstreamProtocol
     } else {
         Failure::UpstreamClosed
     };
-    Failed { failure, refused, unsent, reused }
+    Failed { failure, refused, unsent: *unsent, reused }
 }
 
 /// The head in the form that the connection needs.
@@ -357,7 +361,7 @@ pub(super) fn plain_request(
     // Holds the spelling of HTTP/1 header names.
     *request.extensions_mut() = head.extensions.clone();
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let shared = || Authority::from_maybe_shared(bytes::Bytes::copy_from_slice(authority.as_bytes())).ok();
+    let shared = || host.pool.authority(authority);
     let mut parts = http::uri::Parts::default();
     match lease.sender {
         Some(Sender::Two(_)) => {

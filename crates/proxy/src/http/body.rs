@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant as TokioInstant, Sleep};
 
 use super::names;
 use super::story::Story;
 use crate::failure::Failure;
 use crate::upstream::Upstream;
-use crate::upstream::body::Messages;
+use crate::upstream::body::{AnswerBody, Messages};
 use crate::upstream::pool::Lease;
 
 /// An answer's body.
@@ -30,7 +29,7 @@ pub struct ResponseBody {
 enum Content {
     Empty,
     Full(Option<Bytes>),
-    Incoming(Incoming),
+    Incoming(AnswerBody),
     /// It broke: the client must see a break, not an end.
     Broken,
 }
@@ -68,7 +67,7 @@ impl ResponseBody {
 
     /// An upstream's answer. The lease goes back when it is complete.
     pub fn upstream(
-        incoming: Incoming,
+        incoming: AnswerBody,
         story: Box<Story>,
         lease: Option<(Lease, Rc<Upstream>)>,
         idle: Duration,

@@ -1,5 +1,6 @@
 //! The story of a request, top to bottom.
 
+use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +13,7 @@ use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use hyper::body::{Body, Incoming};
 
 use super::body::ResponseBody;
+use super::forwarded::Rare;
 use super::path::{Canonical, canonical};
 use super::story::Story;
 use super::{attempt, forwarded, mirror, names, reply, upgrade};
@@ -27,7 +29,7 @@ use crate::snapshot::route::{Decision, RouteTable, Target};
 use crate::telemetry::format::Facts;
 use crate::telemetry::peer::Peer;
 use crate::upstream::body::Source;
-use crate::worker::{Watch, Worker};
+use crate::worker::{self, Watch, Worker};
 
 /// One client connection that speaks HTTP.
 #[derive(Debug)]
@@ -42,6 +44,8 @@ pub struct HttpConnection {
     pub watch: Rc<Watch>,
     /// Our own protocol between proxies, with a verified peer: its claims are believed.
     pub mux: bool,
+    /// What is said of the client's certificate, once it was needed.
+    pub certificate: OnceCell<HeaderValue>,
 }
 
 /// The connection is to be closed without an answer.
@@ -66,7 +70,7 @@ pub async fn serve(
         && watch.requests.get() >= connection.chain.max_requests_per_connection
     {
         // Graceful: this request is still answered.
-        watch.kick.notify_one();
+        watch.ask(worker::Ask::Leave);
     }
     let mut response = answer(&connection, request).await;
     response.body_mut().read_ahead().await;
@@ -75,10 +79,11 @@ pub async fn serve(
 
 async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
     let chain = &connection.chain;
-    let (version, mut early) = (client_version(connection, &mut request), None);
-    let switch = wants_switch(&request).then(|| hyper::upgrade::on(&mut request));
+    let rare = Rare::of(request.headers());
+    let (version, mut early) = (client_version(connection, &mut request, rare), None);
+    let switch = (rare.upgrade || request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let (mut head, incoming) = request.into_parts();
-    let authority = match take_authority(&mut head, version) {
+    let authority = match take_authority(&mut head, version, rare) {
         Ok(authority) => strip_port(authority, chain.strip_port, connection.facts.destination.port()),
         Err(failure) => {
             early = Some(failure);
@@ -106,7 +111,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
             return reply::respond(redirect, story);
         }
     }
-    let mut upgrade = forwarded::strip_hop_by_hop(&mut head.headers);
+    let mut upgrade = if rare.hop_by_hop { forwarded::strip_hop_by_hop(&mut head.headers) } else { None };
     if head.method == Method::CONNECT {
         upgrade = Some(HeaderValue::from_static("connect"));
     }
@@ -115,6 +120,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         &mut head.headers,
         &connection.facts,
         chain,
+        &connection.certificate,
         &mut connection.worker.upstreams.env().dice.borrow_mut(),
     );
     story.request_id = head.headers.get(&names::REQUEST_ID).cloned();
@@ -168,7 +174,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         }
         Action::Forward(forward) => {
             let ask =
-                Ask { connection, snapshot: &snapshot, levels: &levels, forward, target, version, upgrade, switch };
+                Ask { connection, snapshot: &snapshot, levels: &levels, forward, target, version, upgrade, switch, rare };
             let body = (!incoming.is_end_stream() && head.method != Method::CONNECT).then_some(incoming);
             return forward_request(ask, head, body, authority, story, &notes).await;
         }
@@ -203,6 +209,7 @@ struct Ask<'a> {
     version: Version,
     upgrade: Option<HeaderValue>,
     switch: Option<hyper::upgrade::OnUpgrade>,
+    rare: Rare,
 }
 
 async fn forward_request(
@@ -213,7 +220,7 @@ async fn forward_request(
     mut story: Box<Story>,
     notes: &Notes,
 ) -> Response<ResponseBody> {
-    let Ask { connection, snapshot, levels, forward, target, version, upgrade, switch } = ask;
+    let Ask { connection, snapshot, levels, forward, target, version, upgrade, switch, rare } = ask;
     let worker = &connection.worker;
     let chain = &connection.chain;
     let local = |failure: Failure, story: Box<Story>| {
@@ -236,9 +243,9 @@ async fn forward_request(
     {
         return local(Failure::UpgradeRefused, story);
     }
-    let deadlines = Deadlines::of(&mut head, forward, chain, story.start);
+    let deadlines = Deadlines::of(&mut head, forward, chain, story.start, rare);
     let mut authority = rewrite(&mut head, forward, &target, authority, chain);
-    levels.edit_request(&mut head, &mut authority, &connection.facts, &target.cluster);
+    let edited = levels.edit_request(&mut head, &mut authority, &connection.facts, &target.cluster);
     if chain.peer_metadata.to_upstream {
         head.headers.insert(names::PEER_METADATA.clone(), worker.own.header.clone());
         head.headers.insert(names::PEER_METADATA_ID.clone(), worker.own.id.clone());
@@ -258,6 +265,7 @@ async fn forward_request(
         source,
         version,
         upgrade: upgrade.clone(),
+        steered: rare.envoy || edited,
         forward,
         istio_alpn,
         count_attempts: levels.decision.host.count_attempts,
@@ -282,7 +290,8 @@ async fn forward_request(
     let switches = upgrade.is_some()
         && (head.status == http::StatusCode::SWITCHING_PROTOCOLS
             || (story.method == Method::CONNECT && head.status.is_success()));
-    let kind = forwarded::strip_hop_by_hop(&mut head.headers);
+    let kind =
+        if Rare::of(&head.headers).hop_by_hop { forwarded::strip_hop_by_hop(&mut head.headers) } else { None };
     story.status = head.status.as_u16();
     if let Some(status) = head.headers.get(&names::GRPC_STATUS) {
         story.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
@@ -365,9 +374,16 @@ impl Levels<'_> {
         self.weighted.into_iter().chain([&decision.route.edits, &decision.host.edits, &decision.table.edits])
     }
 
-    fn edit_request(&self, head: &mut RequestHead, authority: &mut HeaderValue, connection: &ConnFacts, cluster: &str) {
+    /// Whether there was anything to change.
+    fn edit_request(
+        &self,
+        head: &mut RequestHead,
+        authority: &mut HeaderValue,
+        connection: &ConnFacts,
+        cluster: &str,
+    ) -> bool {
         if self.all().all(|edits| edits.request.is_empty() && edits.request.authority.is_none()) {
-            return;
+            return false;
         }
         let path = head.uri.clone();
         let text = String::from_utf8_lossy(authority.as_bytes()).into_owned();
@@ -379,6 +395,7 @@ impl Levels<'_> {
                 *authority = host.clone();
             }
         }
+        true
     }
 }
 
@@ -489,7 +506,10 @@ async fn run_filters(
 }
 
 /// The client's protocol: on a connection between our proxies it is told.
-fn client_version(connection: &HttpConnection, request: &mut Request<Incoming>) -> Version {
+fn client_version(connection: &HttpConnection, request: &mut Request<Incoming>, rare: Rare) -> Version {
+    if !rare.mesh_protocol {
+        return request.version();
+    }
     match (request.headers_mut().remove(&names::MESH_PROTOCOL), connection.mux) {
         (Some(told), true) if told == "HTTP/1.0" => Version::HTTP_10,
         (Some(_), true) => Version::HTTP_11,
@@ -497,13 +517,9 @@ fn client_version(connection: &HttpConnection, request: &mut Request<Incoming>) 
     }
 }
 
-fn wants_switch(request: &Request<Incoming>) -> bool {
-    request.method() == Method::CONNECT || request.headers().contains_key(http::header::UPGRADE)
-}
-
 /// The host that is asked for. An absolute target beats the `host` header (RFC 9112 section 3.2.2); more than one `host`, or one
 /// that cannot be a host, is refused.
-fn take_authority(head: &mut RequestHead, version: Version) -> Result<HeaderValue, Failure> {
+fn take_authority(head: &mut RequestHead, version: Version, rare: Rare) -> Result<HeaderValue, Failure> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let (host, second) = (hosts.next().cloned(), hosts.next());
     if second.is_some() {
@@ -530,9 +546,7 @@ fn take_authority(head: &mut RequestHead, version: Version) -> Result<HeaderValu
         return Err(Failure::BadRequest);
     }
     // hyper takes the stricter side of conflicting lengths; both headers at once never pass (RFC 9112 section 6.1).
-    if head.headers.contains_key(http::header::TRANSFER_ENCODING)
-        && head.headers.contains_key(http::header::CONTENT_LENGTH)
-    {
+    if rare.transfer_encoding && head.headers.contains_key(http::header::CONTENT_LENGTH) {
         return Err(Failure::BadRequest);
     }
     head.headers.remove(HOST);
@@ -702,19 +716,15 @@ struct Deadlines {
 impl Deadlines {
     /// The route's timeouts with what the request's headers ask for (Envoy router: `x-envoy-upstream-rq-timeout-ms`,
     /// `x-envoy-upstream-rq-per-try-timeout-ms`, `grpc-timeout` where the route honours it).
-    fn of(head: &mut RequestHead, forward: &Forward, chain: &HttpChain, start: Instant) -> Self {
+    fn of(head: &mut RequestHead, forward: &Forward, chain: &HttpChain, start: Instant, rare: Rare) -> Self {
         let millis = |value: Option<HeaderValue>| {
             value.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).map(Duration::from_millis)
         };
-        let asked = if head.headers.contains_key(&names::UPSTREAM_TIMEOUT) {
-            millis(head.headers.remove(&names::UPSTREAM_TIMEOUT))
-        } else {
-            None
-        };
-        let per_try = if head.headers.contains_key(&names::PER_TRY_TIMEOUT) {
-            millis(head.headers.remove(&names::PER_TRY_TIMEOUT))
-        } else {
-            None
+        let (asked, per_try) = match rare.envoy {
+            true => {
+                (millis(head.headers.remove(&names::UPSTREAM_TIMEOUT)), millis(head.headers.remove(&names::PER_TRY_TIMEOUT)))
+            }
+            false => (None, None),
         };
         let timeout = asked.unwrap_or(forward.timeout);
         let grpc = forward.grpc_timeout_max.and_then(|most| {
@@ -776,7 +786,11 @@ mod tests {
     #[test]
     fn the_authority_is_one_and_absolute_targets_win() {
         let of = |mut head: RequestHead, version| {
-            take_authority(&mut head, version).map(|host| (host, head.uri.to_string()))
+            {
+                let rare = Rare::of(&head.headers);
+                take_authority(&mut head, version, rare)
+            }
+            .map(|host| (host, head.uri.to_string()))
         };
         assert_eq!(
             of(head("GET", "http://a.b:80/x?y", &[("host", "c")]), Version::HTTP_11).unwrap(),

@@ -1,16 +1,54 @@
 //! What a proxy says of the client: `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-client-cert`, `x-request-id`; and what
 //! it must not pass on.
 
+use std::cell::OnceCell;
+
 use http::header::{
-    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use super::names;
-use crate::facts::ConnFacts;
+use crate::facts::{ConnFacts, PeerFacts};
 use crate::snapshot::chain::{ClientCertMode, HttpChain};
+
+/// Which of the rarer headers a message has: found in one pass over its names, so that the common message is not searched for
+/// each of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rare {
+    /// One that belongs to the connection, `upgrade` among them.
+    pub hop_by_hop: bool,
+    /// `upgrade`.
+    pub upgrade: bool,
+    /// `transfer-encoding`.
+    pub transfer_encoding: bool,
+    /// What our own proxies tell each other of the client's protocol.
+    pub mesh_protocol: bool,
+    /// One with which a caller steers Envoy's router (`x-envoy-…`), the peers' metadata aside.
+    pub envoy: bool,
+}
+
+impl Rare {
+    /// Of these headers.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut rare = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "upgrade" => (rare.upgrade, rare.hop_by_hop) = (true, true),
+                "transfer-encoding" => (rare.transfer_encoding, rare.hop_by_hop) = (true, true),
+                "connection" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization"
+                | "te" => rare.hop_by_hop = true,
+                "x-mesh-protocol" => rare.mesh_protocol = true,
+                "x-envoy-peer-metadata" | "x-envoy-peer-metadata-id" => {}
+                name if name.starts_with("x-envoy-") => rare.envoy = true,
+                _ => {}
+            }
+        }
+        rare
+    }
+}
 
 /// Removes what belongs to one connection (RFC 9110 section 7.6.1). `te: trailers` stays: gRPC needs it. Returns the upgrade
 /// that was asked for.
@@ -53,12 +91,6 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     upgrade
 }
 
-/// The same for an answer; `trailer` stays, so that trailers are forwarded over HTTP/1.
-pub fn strip_response(headers: &mut HeaderMap) {
-    let _ = TRAILER;
-    strip_hop_by_hop(headers);
-}
-
 /// Headers with which callers could steer an edge from outside.
 fn sanitize(headers: &mut HeaderMap) {
     for name in [
@@ -78,7 +110,15 @@ fn sanitize(headers: &mut HeaderMap) {
 }
 
 /// Sets what is said of the client.
-pub fn describe_client(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChain, dice: &mut SmallRng) {
+///
+/// `certificate` keeps the text of the client's certificate, which is the same for all requests of a connection.
+pub fn describe_client(
+    headers: &mut HeaderMap,
+    connection: &ConnFacts,
+    chain: &HttpChain,
+    certificate: &OnceCell<HeaderValue>,
+    dice: &mut SmallRng,
+) {
     let scheme = HeaderValue::from_static(if connection.tls { "https" } else { "http" });
     if chain.use_remote_address {
         if !crate_is_private(connection.remote.ip()) {
@@ -102,7 +142,7 @@ pub fn describe_client(headers: &mut HeaderMap, connection: &ConnFacts, chain: &
             headers.insert(names::REQUEST_ID.clone(), request_id(dice));
         }
     }
-    client_cert(headers, connection, chain);
+    client_cert(headers, connection, chain, certificate);
 }
 
 /// An address of a private network (Envoy's default of what is internal).
@@ -142,7 +182,12 @@ fn request_id(dice: &mut SmallRng) -> HeaderValue {
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
 }
 
-fn client_cert(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChain) {
+fn client_cert(
+    headers: &mut HeaderMap,
+    connection: &ConnFacts,
+    chain: &HttpChain,
+    certificate: &OnceCell<HeaderValue>,
+) {
     let mutual = connection.peer.as_deref();
     match (chain.client_cert.mode, mutual) {
         (ClientCertMode::AlwaysForwardOnly, _) | (ClientCertMode::ForwardOnly, Some(_)) => {}
@@ -160,26 +205,35 @@ fn client_cert(headers: &mut HeaderMap, connection: &ConnFacts, chain: &HttpChai
             if mode == ClientCertMode::SanitizeSet {
                 headers.remove(&names::FORWARDED_CLIENT_CERT);
             }
-            let mut parts = Vec::new();
-            if let Some(own) = &connection.own_uri {
-                parts.push(format!("By={own}"));
+            let text = certificate.get_or_init(|| described(connection, peer, chain));
+            match headers.get(&names::FORWARDED_CLIENT_CERT) {
+                None => drop(headers.insert(names::FORWARDED_CLIENT_CERT.clone(), text.clone())),
+                Some(_) => append(headers, &names::FORWARDED_CLIENT_CERT, text.to_str().unwrap_or_default()),
             }
-            parts.push(format!("Hash={}", peer.hash));
-            if chain.client_cert.cert {
-                parts.push(format!("Cert=\"{}\"", encoded_pem(&peer.der)));
-            }
-            if chain.client_cert.subject {
-                parts.push(format!("Subject=\"{}\"", peer.subject.replace('"', "\\\"")));
-            }
-            if chain.client_cert.uri {
-                parts.push(format!("URI={}", peer.uris.first().map(String::as_str).unwrap_or_default()));
-            }
-            if chain.client_cert.dns {
-                parts.extend(peer.dns.iter().map(|name| format!("DNS={name}")));
-            }
-            append(headers, &names::FORWARDED_CLIENT_CERT, &parts.join(";"));
         }
     }
+}
+
+/// One element of `x-forwarded-client-cert`.
+fn described(connection: &ConnFacts, peer: &PeerFacts, chain: &HttpChain) -> HeaderValue {
+    let mut parts = Vec::new();
+    if let Some(own) = &connection.own_uri {
+        parts.push(format!("By={own}"));
+    }
+    parts.push(format!("Hash={}", peer.hash));
+    if chain.client_cert.cert {
+        parts.push(format!("Cert=\"{}\"", encoded_pem(&peer.der)));
+    }
+    if chain.client_cert.subject {
+        parts.push(format!("Subject=\"{}\"", peer.subject.replace('"', "\\\"")));
+    }
+    if chain.client_cert.uri {
+        parts.push(format!("URI={}", peer.uris.first().map(String::as_str).unwrap_or_default()));
+    }
+    if chain.client_cert.dns {
+        parts.extend(peer.dns.iter().map(|name| format!("DNS={name}")));
+    }
+    HeaderValue::try_from(parts.join(";")).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
 /// The certificate as PEM, percent-encoded: as Envoy puts it into `x-forwarded-client-cert`.

@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use rand::RngExt;
 
 use crate::snapshot::route::action::Mirror;
-use crate::upstream::body::{RequestBody, Source};
+use crate::upstream::body::{AnswerBody, RequestBody, Source};
 use crate::upstream::pool::Sender;
 use crate::upstream::{Upstream, Wanted};
 use crate::worker::Worker;
@@ -84,14 +84,13 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
     };
     let mut lease = upstream.checkout(&host, wanted).await.ok()?;
     let request = super::attempt::plain_request(&head, &authority, version, &lease, &host, body);
-    let response = match lease.sender.as_mut()? {
+    let mut body = match lease.sender.as_mut()? {
         Sender::One(sender) => {
             sender.ready().await.ok()?;
-            sender.send_request(request).await
+            AnswerBody::One(sender.send_request(request).await.ok()?.into_body())
         }
-        Sender::Two(sender) => sender.send_request(request).await,
+        Sender::Two(sender) => AnswerBody::Two(sender.send(request).await.ok()?.into_body()),
     };
-    let mut body = response.ok()?.into_body();
     while let Some(frame) = body.frame().await {
         frame.ok()?;
     }

@@ -1,13 +1,14 @@
 //! A client's HTTP connection: hyper below, one exchange for each request.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
@@ -18,9 +19,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use super::exchange::{HttpConnection, serve};
 use crate::facts::ConnFacts;
 use crate::snapshot::chain::{Chain, Codec, HttpChain, Network};
+use crate::upstream::gather::gather;
 use crate::upstream::io::Io;
 use crate::upstream::pool::LocalExec;
-use crate::worker::{Watch, Worker};
+use crate::worker::{Ask, Watch, Worker};
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -29,16 +31,16 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug)]
 struct Watched {
     io: Io,
-    /// Only on HTTP/1: an HTTP/2 connection also moves when no request is under way.
-    beginning: Option<Arc<AtomicBool>>,
+    /// Not for HTTP/2: such a connection also moves when no request is under way.
+    beginning: Arc<AtomicBool>,
 }
 
 impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let result = Pin::new(&mut this.io).poll_read(context, out);
-        if let (true, Some(beginning)) = (result.is_ready(), &this.beginning) {
-            beginning.store(true, Ordering::Relaxed);
+        if result.is_ready() {
+            this.beginning.store(true, Ordering::Relaxed);
         }
         result
     }
@@ -109,11 +111,12 @@ impl Current {
                     chain: Arc::clone(chain),
                     watch: Rc::clone(&old.watch),
                     mux: old.mux,
+                    certificate: OnceCell::new(),
                 });
             }
             Some(Network::Http(_)) => {}
             // A new connection of this kind would be refused, or be treated otherwise: this one takes leave.
-            _ => known.1.watch.kick.notify_one(),
+            _ => known.1.watch.ask(Ask::Leave),
         }
         known.0 = generation;
         Rc::clone(&known.1)
@@ -142,30 +145,41 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         }
     };
     let connection =
-        Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux });
-    let io = TokioIo::new(Watched { io, beginning: (!http2).then(|| Arc::clone(&watch.beginning)) });
+        Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux, certificate: OnceCell::new() });
     let current = Current { connection: RefCell::new((0, Rc::clone(&connection))), place };
     let service = service_fn(|request| serve(current.get(), request));
-    let mut draining = worker.draining.clone();
     if http2 {
+        let (io, turns) = gather(io);
         let served = http2::Builder::new(LocalExec)
             .timer(TokioTimer::new())
             .initial_stream_window_size(1 << 20)
             .initial_connection_window_size(16 << 20)
             .max_header_list_size(60 * 1024)
             .max_concurrent_streams(connection.chain.max_concurrent_streams.min(1 << 20))
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(io), service);
         let mut served = std::pin::pin!(served);
         let mut ending = false;
-        loop {
-            tokio::select! {
-                result = &mut served => { log_end(result.as_ref().err()); return; }
-                () = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
-                () = watch.kick.notified(), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
-                () = abandoned(&worker, &watch) => return,
+        return poll_fn(|context| {
+            if let Poll::Ready(result) = turns.turn(served.as_mut(), context) {
+                log_end(result.as_ref().err());
+                log_end(result.ok().and_then(Result::err).as_ref());
+                return Poll::Ready(());
             }
-        }
+            while let Poll::Ready(ask) = watch.poll_asked(context) {
+                if ask == Ask::Close {
+                    return Poll::Ready(());
+                }
+                if !std::mem::replace(&mut ending, true) {
+                    served.as_mut().graceful_shutdown();
+                    // So that it is looked at again: the end has to be announced.
+                    context.waker().wake_by_ref();
+                }
+            }
+            Poll::Pending
+        })
+        .await;
     }
+    let io = TokioIo::new(Watched { io, beginning: Arc::clone(&watch.beginning) });
     let served = http1::Builder::new()
         .half_close(false)
         .keep_alive(true)
@@ -175,37 +189,28 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         .with_upgrades();
     let mut served = std::pin::pin!(served);
     let mut ending = false;
-    loop {
-        tokio::select! {
-            result = &mut served => { log_end(result.as_ref().err()); return; }
-            () = drain(&mut draining), if !ending => { ending = true; served.as_mut().graceful_shutdown(); }
-            () = abandoned(&worker, &watch) => return,
-            () = watch.kick.notified() => {
-                // A head that takes too long is not waited for; an idle connection may close in peace.
-                if watch.head_since.get().is_some() || ending { return; }
-                ending = true;
+    poll_fn(|context| {
+        if let Poll::Ready(result) = served.as_mut().poll(context) {
+            log_end(result.as_ref().err());
+            return Poll::Ready(());
+        }
+        while let Poll::Ready(ask) = watch.poll_asked(context) {
+            // A head that takes too long is not waited for; an idle connection may close in peace.
+            let hurry = ask == Ask::Hurry && (watch.head_since.get().is_some() || ending);
+            if ask == Ask::Close || hurry {
+                return Poll::Ready(());
+            }
+            if !std::mem::replace(&mut ending, true) {
                 served.as_mut().graceful_shutdown();
+                context.waker().wake_by_ref();
             }
         }
-    }
+        Poll::Pending
+    })
+    .await;
 }
 
-/// Returns when the proxy ends and the connection has no use any more, though its end was announced.
-async fn abandoned(worker: &Worker, watch: &Watch) {
-    worker.unused_ends(watch.idle_since.get()).await;
-    while !watch.is_abandoned() {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
-async fn drain(draining: &mut tokio::sync::watch::Receiver<bool>) {
-    if draining.wait_for(|draining| *draining).await.is_err() {
-        // The proxy is gone without draining: nothing more to wait for here.
-        std::future::pending::<()>().await;
-    }
-}
-
-fn log_end(error: Option<&hyper::Error>) {
+fn log_end(error: Option<&impl std::error::Error>) {
     if let Some(error) = error {
         tracing::debug!(%error, "a client's HTTP connection ended");
     }
@@ -220,7 +225,7 @@ async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            () = watch.kick.notified() => return None,
+            _ = watch.asked() => return None,
         }
         let compared = bytes.len().min(PREFACE.len());
         if bytes[..compared] != PREFACE[..compared] || bytes.len() >= PREFACE.len() {

@@ -132,10 +132,33 @@ impl Story {
             inbound,
             host: if named_by_host { xxhash_rust::xxh3::xxh3_64(self.authority.as_bytes()) } else { 0 },
         };
+        let mut last = self.worker.last_series.borrow_mut();
+        let counters = match &mut *last {
+            Some((known, counters)) if *known == key => counters,
+            last => &mut last.insert((key, self.series(key, peer, certificate, status, flag))).1,
+        };
+        counters.requests.add(1);
+        counters.duration.observe(duration.as_secs_f64() * 1000.0);
+        counters.request_bytes.observe(self.received() as f64);
+        counters.response_bytes.observe(self.sent as f64);
+        if self.grpc {
+            counters.request_messages.add(self.source.as_ref().map_or(0, |source| source.tally.messages.get()));
+            counters.response_messages.add(self.response_messages);
+        }
+    }
+
+    fn series(
+        &self,
+        key: SeriesKey,
+        peer: &Option<Arc<Peer>>,
+        certificate: Option<&Arc<PeerFacts>>,
+        status: u16,
+        flag: &str,
+    ) -> Arc<metrics::RequestSeries> {
         let mut known = self.worker.series.borrow_mut();
         let series = known.entry(key).or_insert_with(|| Series {
             counters: self.worker.shard.request(&self.labels(
-                inbound,
+                key.inbound,
                 peer.as_deref(),
                 certificate.map(AsRef::as_ref),
                 status,
@@ -145,15 +168,7 @@ impl Story {
             peer: peer.clone(),
             certificate: certificate.cloned(),
         });
-        let counters = &series.counters;
-        counters.requests.add(1);
-        counters.duration.observe(duration.as_secs_f64() * 1000.0);
-        counters.request_bytes.observe(self.received() as f64);
-        counters.response_bytes.observe(self.sent as f64);
-        if self.grpc {
-            counters.request_messages.add(self.source.as_ref().map_or(0, |source| source.tally.messages.get()));
-            counters.response_messages.add(self.response_messages);
-        }
+        Arc::clone(&series.counters)
     }
 
     fn labels(

@@ -185,6 +185,51 @@ impl Source {
     }
 }
 
+/// The body of an upstream's answer, by the connection's protocol.
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// HTTP/1.
+    One(Incoming),
+    /// HTTP/2.
+    Two(super::http2::Received),
+}
+
+/// The upstream broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer broke off")]
+pub struct BrokenOff;
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        let frame = match self.get_mut() {
+            AnswerBody::One(body) => {
+                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
+            }
+            AnswerBody::Two(body) => {
+                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
+            }
+        };
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            AnswerBody::One(body) => body.is_end_stream(),
+            AnswerBody::Two(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            AnswerBody::One(body) => body.size_hint(),
+            AnswerBody::Two(body) => body.size_hint(),
+        }
+    }
+}
+
 /// The try is over: another one reads the body now, or the client broke off.
 #[derive(Debug, thiserror::Error)]
 #[error("the request's body ended early")]

@@ -8,6 +8,9 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+/// Bytes up to which parts are joined before they are written.
+const SMALL: usize = 2048;
+
 /// A byte stream.
 #[derive(Debug)]
 pub enum Io {
@@ -64,7 +67,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(context, parts)
+        let stream = Pin::new(&mut self.get_mut().inner);
+        // A small message in several parts costs less as one: the kernel's way for many parts is longer than the copy.
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length > SMALL {
+            return stream.poll_write_vectored(context, parts);
+        }
+        let mut joined = [0; SMALL];
+        let mut end = 0;
+        for part in parts {
+            joined[end..end + part.len()].copy_from_slice(part);
+            end += part.len();
+        }
+        stream.poll_write(context, &joined[..end])
     }
 
     fn is_write_vectored(&self) -> bool {

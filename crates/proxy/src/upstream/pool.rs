@@ -9,12 +9,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use bytes::Bytes;
+use http::HeaderValue;
+use http::uri::Authority;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 use super::body::RequestBody;
 use super::connect::Dialled;
+use super::http2;
 use super::limits::Permit;
 use crate::facts::PeerFacts;
 use crate::failure::Failure;
@@ -91,7 +95,7 @@ pub enum Sender {
     /// HTTP/1.1.
     One(http1::SendRequest<RequestBody>),
     /// HTTP/2.
-    Two(http2::SendRequest<RequestBody>),
+    Two(http2::Connection),
 }
 
 /// A connection lent for one request.
@@ -108,7 +112,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 struct Shared {
-    sender: http2::SendRequest<RequestBody>,
+    sender: http2::Connection,
     link: Rc<Link>,
 }
 
@@ -138,6 +142,8 @@ pub struct Pool {
     pub muxes: Cell<Option<bool>>,
     /// What the peer negotiated where it was free to choose.
     pub speaks_http2: Cell<Option<bool>>,
+    /// The authority of the request before: most often it is that of the next one.
+    authority: RefCell<Option<Authority>>,
     retired: Cell<bool>,
 }
 
@@ -152,8 +158,21 @@ impl Pool {
             waiting: RefCell::default(),
             muxes: Cell::new(None),
             speaks_http2: Cell::new(None),
+            authority: RefCell::default(),
             retired: Cell::new(false),
         })
+    }
+
+    /// The parsed form of a host.
+    pub fn authority(&self, host: &HeaderValue) -> Option<Authority> {
+        let mut last = self.authority.borrow_mut();
+        if let Some(known) = last.as_ref()
+            && known.as_str().as_bytes() == host.as_bytes()
+        {
+            return Some(known.clone());
+        }
+        *last = Authority::from_maybe_shared(Bytes::copy_from_slice(host.as_bytes())).ok();
+        last.clone()
     }
 
     fn is_spent(&self, link: &Link) -> bool {
@@ -242,22 +261,7 @@ impl Pool {
     /// # Errors
     /// The connection broke.
     pub async fn start_http2(self: &Rc<Self>, dialled: Dialled, link: Rc<Link>) -> Result<(), Failure> {
-        let (sender, connection) = http2::Builder::new(LocalExec)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(16 << 20)
-            .max_header_list_size(60 * 1024)
-            .max_concurrent_reset_streams(1024)
-            .handshake(TokioIo::new(dialled.io))
-            .await
-            .map_err(|_| Failure::ConnectFailed)?;
-        let held = Rc::clone(&link);
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
-            }
-            drop(held);
-        });
+        let sender = http2::start(dialled.io, Rc::clone(&link)).await.map_err(|_| Failure::ConnectFailed)?;
         self.shared.borrow_mut().push(Shared { sender, link });
         Ok(())
     }
