@@ -7,6 +7,7 @@ pub mod limits;
 pub mod outlier;
 pub mod balance;
 pub mod connect;
+pub mod http1;
 pub mod http2;
 pub mod pool;
 pub mod resolve;

@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::snapshot::route::action::{Forward, HostRewrite};
 use crate::snapshot::route::retry::{Outcome, RetryOn, RetryPlan};
 use crate::upstream::body::{AnswerBody, RequestBody, Source};
+use crate::upstream::http1::Broken;
 use crate::upstream::http2::NotSent;
 use crate::upstream::limits::Limited;
 use crate::upstream::outlier::Verdict;
@@ -105,9 +106,8 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
                 story.host = Some(Rc::clone(&host));
                 story.busy = None;
                 story.busy = Some(upstream.begin(&host));
-                let result = try_once(&out, upstream, &host, story).await;
+                let result = try_once(&mut out, upstream, &host, story).await;
                 judge(upstream, &host, &result);
-                tried.push(host);
                 result
             }
         };
@@ -133,6 +133,7 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         });
         if stale && replayable && in_time && silent < SILENT {
             silent += 1;
+            tried.extend(story.host.clone());
             continue;
         }
         let wanted = plan.is_some_and(|plan| retries < plan.num_retries && plan.wants(outcome));
@@ -141,6 +142,7 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
                 Ok(permit) => {
                     retries += 1;
                     retry_permit = Some(permit);
+                    tried.extend(story.host.clone());
                     upstream.series.retries.add(1);
                     let pause = plan.map_or(Duration::ZERO, |plan| {
                         plan.pause(retries, &mut story.worker.upstreams.env().dice.borrow_mut())
@@ -255,11 +257,16 @@ async fn within<T>(out: &Outgoing<'_>, work: impl Future<Output = Result<T, Fail
 }
 
 async fn try_once(
-    out: &Outgoing<'_>,
+    out: &mut Outgoing<'_>,
     upstream: &Rc<Upstream>,
     host: &Rc<Host>,
     story: &mut Story,
 ) -> Result<Answered, Failed> {
+    let attempts = story.attempts;
+    if out.count_attempts {
+        out.head.headers.insert(names::ATTEMPT_COUNT.clone(), names::number(attempts.into()));
+    }
+    let out = &*out;
     let name = out.authority.to_str().unwrap_or("");
     let wanted = Wanted {
         downstream_http2: out.version == Version::HTTP_2,
@@ -267,7 +274,6 @@ async fn try_once(
         istio_alpn: out.istio_alpn,
         host: name,
     };
-    let attempts = story.attempts;
     let mut link = None;
     let result = within(out, async {
         let mut lease = upstream.checkout(host, wanted).await?;
@@ -276,13 +282,17 @@ async fn try_once(
             None => RequestBody::Empty,
             Some(source) => source.tap().ok_or(Failed::from(Failure::ClientGone))?,
         };
-        let request = request_for(out, &lease, host, body, attempts);
+        let request = request_for(out, &lease, host, body);
         let reused = lease.reused;
         let Some(sender) = &mut lease.sender else { return Err(Failed::from(Failure::ConnectFailed)) };
         let failed = match sender {
-            Sender::One(sender) => match sender.ready().await {
+            Sender::One(connection) => match connection.send(request).await {
+                Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
+                Err(error) => classify_http1(error, reused),
+            },
+            Sender::Spelled(sender) => match sender.ready().await {
                 Ok(()) => match sender.try_send_request(request).await {
-                    Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
+                    Ok(response) => return Ok(Answered { response: response.map(AnswerBody::Spelled), lease }),
                     Err(mut error) => {
                         let unsent = error.take_message().is_some();
                         classify(error.error(), unsent, reused)
@@ -308,6 +318,15 @@ fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
     Failed { failure, refused: false, unsent, reused }
 }
 
+fn classify_http1(error: Broken, reused: bool) -> Failed {
+    let (failure, unsent) = match error {
+        Broken::Closed { unsent } => (Failure::UpstreamClosed, unsent),
+        Broken::Protocol => (Failure::UpstreamProtocol, false),
+        Broken::Body => (Failure::ClientGone, false),
+    };
+    Failed { failure, refused: false, unsent, reused }
+}
+
 fn classify_http2(NotSent { error, unsent }: &NotSent, reused: bool) -> Failed {
     let reason = error.reason();
     // A graceful GOAWAY fails only the streams that were not processed (RFC 9113 section 6.8).
@@ -324,21 +343,12 @@ fn classify_http2(NotSent { error, unsent }: &NotSent, reused: bool) -> Failed {
 }
 
 /// The head in the form that the connection needs.
-fn request_for(
-    out: &Outgoing<'_>,
-    lease: &Lease,
-    host: &Host,
-    body: RequestBody,
-    attempts: u32,
-) -> Request<RequestBody> {
+fn request_for(out: &Outgoing<'_>, lease: &Lease, host: &Host, body: RequestBody) -> Request<RequestBody> {
     let endpoint_host = (out.host_of_endpoint && !host.endpoint.hostname.is_empty())
         .then(|| HeaderValue::from_str(&host.endpoint.hostname).ok())
         .flatten();
     let authority = endpoint_host.as_ref().unwrap_or(&out.authority);
     let mut request = plain_request(&out.head, authority, out.version, lease, host, body);
-    if out.count_attempts {
-        request.headers_mut().insert(names::ATTEMPT_COUNT.clone(), HeaderValue::from(attempts));
-    }
     if let Some(upgrade) = out.upgrade.as_ref().filter(|_| out.head.method != Method::CONNECT) {
         request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
         request.headers_mut().insert(http::header::UPGRADE, upgrade.clone());

@@ -1,6 +1,6 @@
 //! The story of a request, top to bottom.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +28,7 @@ use crate::snapshot::route::matcher::is_grpc;
 use crate::snapshot::route::{Decision, RouteTable, Target};
 use crate::telemetry::format::Facts;
 use crate::telemetry::peer::Peer;
-use crate::upstream::body::Source;
+use crate::upstream::body::{AnswerBody, Source};
 use crate::worker::{self, Watch, Worker};
 
 /// One client connection that speaks HTTP.
@@ -46,6 +46,8 @@ pub struct HttpConnection {
     pub mux: bool,
     /// What is said of the client's certificate, once it was needed.
     pub certificate: OnceCell<HeaderValue>,
+    /// The host that was asked for last: most often it is asked for again.
+    pub authority: RefCell<HeaderValue>,
 }
 
 /// The connection is to be closed without an answer.
@@ -83,7 +85,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
     let (version, mut early) = (client_version(connection, &mut request, rare), None);
     let switch = (rare.upgrade || request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let (mut head, incoming) = request.into_parts();
-    let authority = match take_authority(&mut head, version, rare) {
+    let authority = match take_authority(&mut head, version, rare, &connection.authority) {
         Ok(authority) => strip_port(authority, chain.strip_port, connection.facts.destination.port()),
         Err(failure) => {
             early = Some(failure);
@@ -173,8 +175,17 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
             reply::respond(reply, story)
         }
         Action::Forward(forward) => {
-            let ask =
-                Ask { connection, snapshot: &snapshot, levels: &levels, forward, target, version, upgrade, switch, rare };
+            let ask = Ask {
+                connection,
+                snapshot: &snapshot,
+                levels: &levels,
+                forward,
+                target,
+                version,
+                upgrade,
+                switch,
+                rare,
+            };
             let body = (!incoming.is_end_stream() && head.method != Method::CONNECT).then_some(incoming);
             return forward_request(ask, head, body, authority, story, &notes).await;
         }
@@ -290,26 +301,34 @@ async fn forward_request(
     let switches = upgrade.is_some()
         && (head.status == http::StatusCode::SWITCHING_PROTOCOLS
             || (story.method == Method::CONNECT && head.status.is_success()));
-    let kind =
-        if Rare::of(&head.headers).hop_by_hop { forwarded::strip_hop_by_hop(&mut head.headers) } else { None };
+    let kind = if Rare::of(&head.headers).hop_by_hop { forwarded::strip_hop_by_hop(&mut head.headers) } else { None };
     story.status = head.status.as_u16();
     if let Some(status) = head.headers.get(&names::GRPC_STATUS) {
         story.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
     }
     if !chain.suppress_envoy_headers {
-        head.headers.insert(names::UPSTREAM_SERVICE_TIME.clone(), HeaderValue::from(head_time.as_millis() as u64));
+        head.headers.insert(names::UPSTREAM_SERVICE_TIME.clone(), names::number(head_time.as_millis() as u64));
     }
     let mut lease = answered.lease;
     if switches && let Some(client) = switch {
-        let mut response = Response::from_parts(head, body);
-        let upstream_switch = hyper::upgrade::on(&mut response);
+        let mut response = Response::from_parts(head, ());
+        let other_side = match body {
+            AnswerBody::One(received) => {
+                let link = Rc::clone(&lease.link);
+                drop(lease);
+                upgrade::OtherSide::Tcp(received.into_io(), link)
+            }
+            AnswerBody::Spelled(_) | AnswerBody::Two(_) => {
+                upgrade::OtherSide::Http(hyper::upgrade::on(&mut response), lease)
+            }
+        };
         if let Some(kind) = kind {
             response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
             response.headers_mut().insert(http::header::UPGRADE, kind);
         }
-        let mut response = response.map(|_| ResponseBody::empty());
+        let mut response = response.map(|()| ResponseBody::empty());
         finish_response(connection, levels, notes, &mut response, Some(attempts));
-        upgrade::tunnel(client, upgrade::OtherSide::Http(upstream_switch, lease), story, deadlines.idle, upstream);
+        upgrade::tunnel(client, other_side, story, deadlines.idle, upstream);
         return response;
     }
     if upgrade.is_some() {
@@ -446,7 +465,7 @@ fn finish_response(
     if levels.decision.host.count_attempts_in_response
         && let Some(attempts) = attempts
     {
-        head.headers.insert(names::ATTEMPT_COUNT.clone(), HeaderValue::from(attempts));
+        head.headers.insert(names::ATTEMPT_COUNT.clone(), names::number(attempts.into()));
     }
     match chain.server_header {
         ServerHeader::Overwrite => {
@@ -519,14 +538,25 @@ fn client_version(connection: &HttpConnection, request: &mut Request<Incoming>, 
 
 /// The host that is asked for. An absolute target beats the `host` header (RFC 9112 section 3.2.2); more than one `host`, or one
 /// that cannot be a host, is refused.
-fn take_authority(head: &mut RequestHead, version: Version, rare: Rare) -> Result<HeaderValue, Failure> {
+fn take_authority(
+    head: &mut RequestHead,
+    version: Version,
+    rare: Rare,
+    last: &RefCell<HeaderValue>,
+) -> Result<HeaderValue, Failure> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let (host, second) = (hosts.next().cloned(), hosts.next());
     if second.is_some() {
         return Err(Failure::BadRequest);
     }
     let authority = match head.uri.authority() {
-        Some(authority) => Some(HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::BadRequest)?),
+        Some(authority) => {
+            let mut last = last.borrow_mut();
+            if last.as_bytes() != authority.as_str().as_bytes() {
+                *last = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::BadRequest)?;
+            }
+            Some(last.clone())
+        }
         None => host,
     };
     let authority = match authority {
@@ -721,9 +751,10 @@ impl Deadlines {
             value.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).map(Duration::from_millis)
         };
         let (asked, per_try) = match rare.envoy {
-            true => {
-                (millis(head.headers.remove(&names::UPSTREAM_TIMEOUT)), millis(head.headers.remove(&names::PER_TRY_TIMEOUT)))
-            }
+            true => (
+                millis(head.headers.remove(&names::UPSTREAM_TIMEOUT)),
+                millis(head.headers.remove(&names::PER_TRY_TIMEOUT)),
+            ),
             false => (None, None),
         };
         let timeout = asked.unwrap_or(forward.timeout);
@@ -788,7 +819,7 @@ mod tests {
         let of = |mut head: RequestHead, version| {
             {
                 let rare = Rare::of(&head.headers);
-                take_authority(&mut head, version, rare)
+                take_authority(&mut head, version, rare, &RefCell::new(HeaderValue::from_static("")))
             }
             .map(|host| (host, head.uri.to_string()))
         };

@@ -3,9 +3,8 @@
 
 use std::cell::OnceCell;
 
-use http::header::{
-    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use bytes::Bytes;
+use http::header::{CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use rand::RngExt;
 use rand::rngs::SmallRng;
@@ -38,7 +37,11 @@ impl Rare {
             match name.as_str() {
                 "upgrade" => (rare.upgrade, rare.hop_by_hop) = (true, true),
                 "transfer-encoding" => (rare.transfer_encoding, rare.hop_by_hop) = (true, true),
-                "connection" | "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization"
+                "connection"
+                | "keep-alive"
+                | "proxy-connection"
+                | "proxy-authenticate"
+                | "proxy-authorization"
                 | "te" => rare.hop_by_hop = true,
                 "x-mesh-protocol" => rare.mesh_protocol = true,
                 "x-envoy-peer-metadata" | "x-envoy-peer-metadata-id" => {}
@@ -55,19 +58,15 @@ impl Rare {
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
     let mut upgrade = None;
     if let Some(connection) = headers.remove(CONNECTION) {
-        let named: Vec<HeaderName> = connection
-            .to_str()
-            .unwrap_or("")
-            .split(',')
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            // The host and our own words are not to be removed by whoever calls.
-            .filter(|name| name != HOST && name != TE && !name.as_str().starts_with("x-forwarded-"))
-            .collect();
-        for name in named {
-            if name == UPGRADE {
-                upgrade = headers.remove(UPGRADE);
-            } else {
-                headers.remove(name);
+        for name in connection.to_str().unwrap_or("").split(',').map(str::trim) {
+            match name {
+                "" | "keep-alive" | "close" | "Keep-Alive" | "Close" => continue,
+                _ if name.eq_ignore_ascii_case("upgrade") => upgrade = headers.remove(UPGRADE),
+                // The host and our own words are not to be removed by whoever calls.
+                _ if name.eq_ignore_ascii_case("host")
+                    || name.eq_ignore_ascii_case("te")
+                    || name.get(..12).is_some_and(|begin| begin.eq_ignore_ascii_case("x-forwarded-")) => {}
+                _ => drop(headers.remove(name)),
             }
         }
     }
@@ -179,7 +178,11 @@ fn request_id(dice: &mut SmallRng) -> HeaderValue {
         text[at + 1] = HEX[usize::from(byte & 15)];
         at += 2;
     }
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))
+    // Counted from the start: it is kept twice, and a copy of other bytes would be counted only then. No table is to remember it.
+    let mut id =
+        HeaderValue::from_maybe_shared(Bytes::from_owner(text)).unwrap_or_else(|_| HeaderValue::from_static("-"));
+    id.set_sensitive(true);
+    id
 }
 
 fn client_cert(

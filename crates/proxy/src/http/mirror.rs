@@ -85,9 +85,10 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
     let mut lease = upstream.checkout(&host, wanted).await.ok()?;
     let request = super::attempt::plain_request(&head, &authority, version, &lease, &host, body);
     let mut body = match lease.sender.as_mut()? {
-        Sender::One(sender) => {
+        Sender::One(connection) => AnswerBody::One(connection.send(request).await.ok()?.into_body()),
+        Sender::Spelled(sender) => {
             sender.ready().await.ok()?;
-            AnswerBody::One(sender.send_request(request).await.ok()?.into_body())
+            AnswerBody::Spelled(sender.send_request(request).await.ok()?.into_body())
         }
         Sender::Two(sender) => AnswerBody::Two(sender.send(request).await.ok()?.into_body()),
     };

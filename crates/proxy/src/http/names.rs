@@ -1,6 +1,6 @@
 //! Header names that are looked up for every request: made once, never parsed again.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 macro_rules! names {
     ($($constant:ident = $name:literal;)*) => { $(#[doc = $name] pub static $constant: HeaderName = HeaderName::from_static($name);)* };
@@ -32,4 +32,16 @@ names! {
     MESH_PROTOCOL = "x-mesh-protocol";
     KEEP_ALIVE = "keep-alive";
     PROXY_CONNECTION = "proxy-connection";
+}
+
+/// A number as a header's value; small ones, which are the most, cost no memory.
+pub fn number(number: u64) -> HeaderValue {
+    const SMALL: [&str; 21] = [
+        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "17", "18", "19",
+        "20",
+    ];
+    match usize::try_from(number).ok().and_then(|number| SMALL.get(number)) {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from(number),
+    }
 }

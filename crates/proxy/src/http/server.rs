@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -112,6 +113,7 @@ impl Current {
                     watch: Rc::clone(&old.watch),
                     mux: old.mux,
                     certificate: OnceCell::new(),
+                    authority: old.authority.clone(),
                 });
             }
             Some(Network::Http(_)) => {}
@@ -144,8 +146,15 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
             http2
         }
     };
-    let connection =
-        Rc::new(HttpConnection { worker: Rc::clone(&worker), facts, chain, watch: Rc::clone(&watch), mux, certificate: OnceCell::new() });
+    let connection = Rc::new(HttpConnection {
+        worker: Rc::clone(&worker),
+        facts,
+        chain,
+        watch: Rc::clone(&watch),
+        mux,
+        certificate: OnceCell::new(),
+        authority: RefCell::new(HeaderValue::from_static("")),
+    });
     let current = Current { connection: RefCell::new((0, Rc::clone(&connection))), place };
     let service = service_fn(|request| serve(current.get(), request));
     if http2 {

@@ -189,7 +189,9 @@ impl Source {
 #[derive(Debug)]
 pub enum AnswerBody {
     /// HTTP/1.
-    One(Incoming),
+    One(super::http1::Received),
+    /// HTTP/1 with the spelling of names kept.
+    Spelled(Incoming),
     /// HTTP/2.
     Two(super::http2::Received),
 }
@@ -208,6 +210,9 @@ impl Body for AnswerBody {
             AnswerBody::One(body) => {
                 ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
             }
+            AnswerBody::Spelled(body) => {
+                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
+            }
             AnswerBody::Two(body) => {
                 ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
             }
@@ -218,6 +223,7 @@ impl Body for AnswerBody {
     fn is_end_stream(&self) -> bool {
         match self {
             AnswerBody::One(body) => body.is_end_stream(),
+            AnswerBody::Spelled(body) => body.is_end_stream(),
             AnswerBody::Two(body) => body.is_end_stream(),
         }
     }
@@ -225,6 +231,7 @@ impl Body for AnswerBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             AnswerBody::One(body) => body.size_hint(),
+            AnswerBody::Spelled(body) => body.size_hint(),
             AnswerBody::Two(body) => body.size_hint(),
         }
     }

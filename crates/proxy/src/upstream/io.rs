@@ -18,6 +18,8 @@ pub enum Io {
     Tcp(Prefixed<TcpStream>),
     /// A Unix socket.
     Unix(Prefixed<UnixStream>),
+    /// None any more: it was taken over by somebody else. Reads end, writes lead nowhere.
+    Gone(tokio::io::Empty),
     /// TLS, dialled.
     Client(Box<tokio_rustls::client::TlsStream<TcpStream>>, Bytes),
     /// TLS, accepted.
@@ -100,6 +102,7 @@ macro_rules! each {
         match $self {
             Io::Tcp($stream) => $call,
             Io::Unix($stream) => $call,
+            Io::Gone($stream) => $call,
             Io::Client($stream, _) => $call,
             Io::Server($stream, _) => $call,
         }
@@ -151,6 +154,7 @@ impl Io {
             Io::Tcp(stream) => stream.prefix = bytes,
             Io::Server(_, prefix) | Io::Client(_, prefix) => *prefix = bytes,
             Io::Unix(stream) => stream.prefix = bytes,
+            Io::Gone(_) => {}
         }
     }
 }

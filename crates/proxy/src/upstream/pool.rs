@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use super::body::RequestBody;
 use super::connect::Dialled;
+use super::http1::Connection;
 use super::http2;
 use super::limits::Permit;
 use crate::facts::PeerFacts;
@@ -93,9 +94,22 @@ impl Drop for Link {
 #[derive(Debug)]
 pub enum Sender {
     /// HTTP/1.1.
-    One(http1::SendRequest<RequestBody>),
+    One(Connection),
+    /// HTTP/1.1 with the spelling of names kept.
+    Spelled(http1::SendRequest<RequestBody>),
     /// HTTP/2.
     Two(http2::Connection),
+}
+
+impl Sender {
+    /// It takes no more requests.
+    fn is_closed(&self) -> bool {
+        match self {
+            Sender::One(connection) => connection.is_closed(),
+            Sender::Spelled(sender) => sender.is_closed(),
+            Sender::Two(connection) => connection.is_closed(),
+        }
+    }
 }
 
 /// A connection lent for one request.
@@ -133,7 +147,7 @@ pub struct Life {
 #[derive(Debug)]
 pub struct Pool {
     life: Life,
-    idle: RefCell<Vec<(http1::SendRequest<RequestBody>, Rc<Link>)>>,
+    idle: RefCell<Vec<(Sender, Rc<Link>)>>,
     shared: RefCell<Vec<Shared>>,
     /// A shared connection is being made; these wait for it.
     dialling: Cell<bool>,
@@ -188,7 +202,7 @@ impl Pool {
                 continue;
             }
             link.requests.set(link.requests.get() + 1);
-            return Some(Lease { sender: Some(Sender::One(sender)), link, reused: true, pool: Some(Rc::clone(self)) });
+            return Some(Lease { sender: Some(sender), link, reused: true, pool: Some(Rc::clone(self)) });
         }
     }
 
@@ -239,8 +253,14 @@ impl Pool {
         link: Rc<Link>,
         preserve_case: bool,
     ) -> Result<Lease, Failure> {
+        link.requests.set(1);
+        let pool = Some(Rc::clone(self));
+        if !preserve_case {
+            let sender = Some(Sender::One(Connection::new(dialled.io)));
+            return Ok(Lease { sender, link, reused: false, pool });
+        }
         let (sender, connection) = http1::Builder::new()
-            .preserve_header_case(preserve_case)
+            .preserve_header_case(true)
             .handshake(TokioIo::new(dialled.io))
             .await
             .map_err(|_| Failure::ConnectFailed)?;
@@ -252,8 +272,7 @@ impl Pool {
             }
             drop(held);
         });
-        link.requests.set(1);
-        Ok(Lease { sender: Some(Sender::One(sender)), link, reused: false, pool: Some(Rc::clone(self)) })
+        Ok(Lease { sender: Some(Sender::Spelled(sender)), link, reused: false, pool })
     }
 
     /// Speaks HTTP/2 on a new connection and shares it.
@@ -270,7 +289,13 @@ impl Pool {
     pub fn sweep(&self, now: Instant) -> bool {
         let idle = self.life.idle;
         let old = |link: &Link| !idle.is_zero() && now.duration_since(link.last_used.get()) >= idle;
-        self.idle.borrow_mut().retain(|(sender, link)| !sender.is_closed() && !old(link));
+        self.idle.borrow_mut().retain(|(sender, link)| {
+            let keep = !sender.is_closed() && !old(link);
+            if let (true, Sender::One(connection)) = (keep, sender) {
+                connection.rest();
+            }
+            keep
+        });
         self.shared
             .borrow_mut()
             .retain(|one| !one.sender.is_closed() && (one.link.streams.get() > 0 || !old(&one.link)));
@@ -300,17 +325,17 @@ impl Lease {
         let Some(pool) = self.pool.take() else { return };
         self.link.last_used.set(Instant::now());
         match self.sender.take() {
-            Some(Sender::One(sender)) if !sender.is_closed() && !pool.retired.get() && !pool.is_spent(&self.link) => {
+            Some(Sender::Two(_)) => self.end_stream(),
+            Some(sender) if !sender.is_closed() && !pool.retired.get() && !pool.is_spent(&self.link) => {
                 pool.idle.borrow_mut().push((sender, Rc::clone(&self.link)));
             }
-            Some(Sender::Two(_)) => self.end_stream(),
             _ => {}
         }
     }
 
     /// The lease does not go back to the pool (upgrades, broken exchanges).
     pub fn keep_out(&mut self) {
-        if matches!(self.sender, Some(Sender::One(_))) {
+        if !matches!(self.sender, Some(Sender::Two(_))) {
             self.pool = None;
         }
     }
