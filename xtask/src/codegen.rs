@@ -64,6 +64,7 @@ const OWN: &[&str] = &[
     "stats/config.proto",
     "io/istio/http/peer_metadata/config.proto",
     "istio/envoy/config/filter/http/alpn/v2alpha1/config.proto",
+    "envoy/tcp/metadataexchange/config.proto",
 ];
 
 /// Writes the file.

@@ -11,8 +11,10 @@ use api::xds::core::Node;
 /// Filters that only Istio's Envoy and our proxy have built in, by the name a node lists them under.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Extensions {
-    /// `istio.metadata_exchange`, HTTP and network.
+    /// `istio.metadata_exchange`, in HTTP headers.
     pub metadata_exchange: bool,
+    /// `envoy.filters.network.metadata_exchange`, in front of the bytes of a TCP connection.
+    pub peer_exchange: bool,
     /// `istio.stats`.
     pub stats: bool,
     /// `istio.alpn`.
@@ -131,6 +133,7 @@ impl ProxyIdentity {
             interception: Interception::named(&metadata.interception_mode).unwrap_or_default(),
             extensions: Extensions {
                 metadata_exchange: has_extension(node, "istio.metadata_exchange"),
+                peer_exchange: has_extension(node, "envoy.filters.network.metadata_exchange"),
                 stats: has_extension(node, "istio.stats"),
                 alpn: has_extension(node, "istio.alpn"),
             },

@@ -17,7 +17,8 @@ use crate::xds::client::{Options, parse_duration};
 /// The release of Istio whose configuration the proxy understands.
 const ISTIO_VERSION: &str = "1.32.0";
 /// Extensions that only Istio's builds of Envoy have, and this proxy: a control plane may use them.
-const EXTENSIONS: &[&str] = &["istio.metadata_exchange", "istio.stats", "istio.alpn"];
+const EXTENSIONS: &[&str] =
+    &["istio.metadata_exchange", "envoy.filters.network.metadata_exchange", "istio.stats", "istio.alpn"];
 
 /// The data plane of the mesh: proxies the traffic of one workload, or of a gateway.
 #[derive(Debug, Parser)]

@@ -654,8 +654,16 @@ impl Upstream {
     /// # Errors
     /// None can be had.
     pub async fn connect_tcp(&self, host: &Host) -> Result<(connect::Dialled, Rc<Link>), Failure> {
+        self.connect_bytes(host, false).await
+    }
+
+    /// The same, with an exchange of metadata in front if `exchange` and the endpoint can: the negotiated protocol tells.
+    ///
+    /// # Errors
+    /// A circuit breaker, or the connection fails.
+    pub async fn connect_bytes(&self, host: &Host, exchange: bool) -> Result<(connect::Dialled, Rc<Link>), Failure> {
         let permit = self.usage.take(Limited::Connections, &self.settings.limits).ok_or(Failure::TcpOverflow)?;
-        let dialled = self.dial(host, Offer::Tcp, "").await?;
+        let dialled = self.dial(host, Offer::Tcp { exchange }, "").await?;
         let link = Link::new(&dialled, permit, Arc::clone(&self.series));
         Ok((dialled, link))
     }

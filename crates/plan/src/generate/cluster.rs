@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     LeastRequestLbConfig, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{
-    CircuitBreakers, Cluster, OutlierDetection, UpstreamConnectionOptions, circuit_breakers::Thresholds,
+    CircuitBreakers, Cluster, Filter, OutlierDetection, UpstreamConnectionOptions, circuit_breakers::Thresholds,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
@@ -29,7 +29,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use serde_json::json;
 
 use super::wire::{ads, config_path, metadata, some_duration, some_u32, transport_socket};
-use super::{endpoint, named, tls};
+use super::{endpoint, filter, named, tls};
 use crate::model::Named;
 use crate::model::{Digested, Port, Protocol, Resolution, Service, digest_of};
 use crate::proxy::Interception;
@@ -73,7 +73,7 @@ pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> 
     let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
     let proxy = &scope.proxy;
     let parts = (what, scope.snapshot.mesh_digest, service.digest, rule, expected);
-    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id))
+    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id, proxy.extensions.peer_exchange))
 }
 
 /// The empty subset, then those of the service's rule.
@@ -121,7 +121,17 @@ fn outbound(scope: &Scope, service: &Service, port: &Port, name: &ClusterName) -
     }
     let http2 = is_http2(scope, policy.connection_pool.as_ref(), port.protocol);
     secure(scope, service, name, policy.tls.as_ref(), http2, &mut cluster);
+    exchange(scope, &mut cluster);
     cluster
+}
+
+/// The two ends of a TCP connection tell each other who they are, where TLS negotiates it.
+fn exchange(scope: &Scope, cluster: &mut Cluster) {
+    cluster.filters.extend(filter::peer_exchange(scope).map(|(name, config)| Filter {
+        name: name.to_owned(),
+        typed_config: Some(config),
+        ..Filter::default()
+    }));
 }
 
 /// The policy for a port and subset: the port's entry, which inherits nothing, else block by block the subset's over the
@@ -389,7 +399,8 @@ fn secure(
         let sni =
             settings.map(|settings| settings.sni.clone()).filter(|sni| !sni.is_empty()).unwrap_or_else(|| name.sni());
         let names = settings.map(|settings| settings.subject_alt_names.clone()).filter(|names| !names.is_empty());
-        tls::mutual_client(&sni, &names.map_or_else(identities, |names| names.into_iter().collect()), http2)
+        let exchange = scope.proxy.extensions.peer_exchange;
+        tls::mutual_client(&sni, &names.map_or_else(identities, |names| names.into_iter().collect()), http2, exchange)
     };
     match settings.map(|settings| settings.mode) {
         Some(ClientTlsMode::Disable) => {}
@@ -448,6 +459,9 @@ fn passthrough(scope: &Scope, name: &str, inbound: bool) -> Cluster {
         ..Cluster::default()
     };
     connect(scope, None, Protocol::Sniffed, &mut cluster);
+    if !inbound {
+        exchange(scope, &mut cluster);
+    }
     cluster
 }
 

@@ -4,7 +4,7 @@ use api::crd::gateway::ServerTlsMode;
 use api::crd::sidecar::OutboundMode;
 use api::mesh_config::{AccessLogEncoding, MeshConfig, NormalizationType};
 use api::xds::core::{Http1ProtocolOptions, SubstitutionFormatString, substitution_format_string::Format};
-use api::xds::{Any, alpn, json_to_struct, pack, peer_metadata, stats};
+use api::xds::{Any, PEER_EXCHANGE, alpn, json_to_struct, metadata_exchange, pack, peer_metadata, stats};
 use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_types::pb::envoy::config::listener::v3::{Filter, ListenerFilter, filter, listener_filter};
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
@@ -223,6 +223,21 @@ pub(super) fn tcp(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::Cluste
         config_type: Some(filter::ConfigType::TypedConfig(pack(&proxy))),
     });
     filters
+}
+
+/// A TCP proxy for what a workload takes in: the peer's metadata stands before the bytes of those that speak the exchange.
+pub(super) fn tcp_inbound(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
+    let mut filters = tcp(scope, stat_prefix, specifier);
+    if let Some((name, config)) = peer_exchange(scope) {
+        filters.insert(0, Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) });
+    }
+    filters
+}
+
+/// Name and settings of the filter that exchanges metadata in front of a connection's bytes, for proxies that have it.
+pub(super) fn peer_exchange(scope: &Scope) -> Option<(&'static str, Any)> {
+    let config = metadata_exchange::MetadataExchange { protocol: PEER_EXCHANGE.into(), ..Default::default() };
+    scope.proxy.extensions.peer_exchange.then(|| ("istio.metadata_exchange", pack(&config)))
 }
 
 /// The cluster for traffic whose destination is not known.

@@ -18,7 +18,7 @@ use crate::scope::{Scope, Want};
 /// ALPN of HTTP between sidecars.
 const MESH_HTTP: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
 /// ALPN of TCP between sidecars, and of HTTP from an Envoy without Istio's filters.
-const MESH_TCP: [&str; 2] = ["istio-peer-exchange", "istio"];
+const MESH_TCP: [&str; 2] = [api::xds::PEER_EXCHANGE, "istio"];
 /// What the inspector of plaintext calls HTTP.
 const PLAIN_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 

@@ -37,9 +37,7 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
     if !cluster.dns_resolvers.is_empty() || cluster.dns_resolution_config.is_some() {
         return Err("dns_resolvers: other name servers than the system's are not built".to_owned());
     }
-    if !cluster.filters.is_empty() {
-        return Err("upstream network filters are not built".to_owned());
-    }
+    let exchange = exchange(&cluster)?;
     let http = http_options(&cluster)?;
     Ok(Cluster {
         name: cluster.name.as_str().into(),
@@ -68,7 +66,8 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             .as_ref()
             .and_then(|config| config.healthy_panic_threshold)
             .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u8),
-        sockets: sockets(&cluster, http.names)?,
+        sockets: sockets(&cluster, http.names, exchange)?,
+        exchange,
         bind: match cluster.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref()) {
             None => None,
             Some(source) => {
@@ -97,6 +96,17 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
         service: service(&cluster),
         object: super::object_of(cluster.metadata.as_ref()),
     })
+}
+
+/// Whether metadata is exchanged in front of the bytes of TCP connections, the only upstream network filter there is.
+fn exchange(cluster: &XdsCluster) -> Result<bool, String> {
+    for filter in &cluster.filters {
+        let known = filter.typed_config.as_ref().map(tls::is_exchange).transpose()?;
+        if known != Some(true) {
+            return Err(format!("the upstream network filter {:?} is not known to this proxy", filter.name));
+        }
+    }
+    Ok(!cluster.filters.is_empty())
 }
 
 fn first_number(first: &Option<UInt32Value>, second: &Option<UInt32Value>) -> u32 {
@@ -288,15 +298,24 @@ fn outlier(config: &OutlierDetection) -> Result<Outlier, String> {
 }
 
 /// `names` says that server names come from requests, and that certificates must be for them.
-fn sockets(cluster: &XdsCluster, names: UpstreamHttpProtocolOptions) -> Result<Vec<SocketChoice>, String> {
+fn sockets(
+    cluster: &XdsCluster,
+    names: UpstreamHttpProtocolOptions,
+    exchange: bool,
+) -> Result<Vec<SocketChoice>, String> {
     if !names.override_auto_sni_header.is_empty() {
         return Err("override_auto_sni_header is not built".to_owned());
     }
     let terms = |socket| {
-        let terms = tls::client_terms(socket)?.map(|terms| ClientTerms {
-            auto_host_sni: terms.auto_host_sni || (names.auto_sni && terms.sni.is_empty()),
-            name_must_match: terms.name_must_match || names.auto_san_validation,
-            ..terms
+        let terms = tls::client_terms(socket)?.map(|mut terms| {
+            if !exchange {
+                tls::without_exchange(&mut terms.alpn);
+            }
+            ClientTerms {
+                auto_host_sni: terms.auto_host_sni || (names.auto_sni && terms.sni.is_empty()),
+                name_must_match: terms.name_must_match || names.auto_san_validation,
+                ..terms
+            }
         });
         Ok::<_, String>(terms.map(Arc::new))
     };

@@ -39,6 +39,8 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// How to talk: by endpoint metadata, the first match counts; none left: plaintext.
     pub sockets: Vec<SocketChoice>,
+    /// Our metadata is told in front of the bytes of TCP connections and the endpoint's is read, if TLS negotiated that.
+    pub exchange: bool,
     /// Source address of connections (`upstream_bind_config`).
     pub bind: Option<IpAddr>,
     /// Seconds of silence before TCP keep-alive probes start, seconds between them, and their number.

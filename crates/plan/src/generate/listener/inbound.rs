@@ -73,7 +73,7 @@ fn chains(scope: &Scope, inbound: &Inbound, destination_port: Option<u16>) -> Ve
                 Routes::Inline(Box::new(route::inbound(inbound))),
             )]
         } else {
-            filter::tcp(scope, &cluster, ClusterSpecifier::Cluster(cluster.clone()))
+            filter::tcp_inbound(scope, &cluster, ClusterSpecifier::Cluster(cluster.clone()))
         };
         let when =
             When { destination_port, transport: taking.transport, protocols: &taking.protocols, ..When::default() };
@@ -99,7 +99,7 @@ fn catch_all(scope: &Scope) -> Vec<FilterChain> {
         } else {
             (
                 "virtualInbound",
-                filter::tcp(scope, INBOUND_PASSTHROUGH, ClusterSpecifier::Cluster(INBOUND_PASSTHROUGH.into())),
+                filter::tcp_inbound(scope, INBOUND_PASSTHROUGH, ClusterSpecifier::Cluster(INBOUND_PASSTHROUGH.into())),
             )
         };
         let when = When { transport: taking.transport, protocols: &taking.protocols, ..When::default() };
@@ -112,7 +112,8 @@ fn mutual(scope: &Scope, taking: &Taking) -> Option<TransportSocket> {
     let mesh = &scope.snapshot.mesh;
     let mut domains = vec![mesh.trust_domain.as_str()];
     domains.extend(mesh.trust_domain_aliases.iter().map(String::as_str));
-    taking.mutual.then(|| tls::mutual_server(&domains, !taking.http))
+    let exchange = !taking.http && scope.proxy.extensions.peer_exchange;
+    taking.mutual.then(|| tls::mutual_server(&domains, exchange))
 }
 
 /// Which connections a port takes, by what it speaks and the mode of mutual TLS.

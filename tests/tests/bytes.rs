@@ -1,0 +1,115 @@
+//! What goes through two sidecars comes out as it went in: bytes of TCP, with who is there known at both ends.
+
+// A test stops at the first thing that is not as it should be.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use api::node::Role;
+use mesh_tests::control_plane::ControlPlane;
+use mesh_tests::server::{Client, get};
+use mesh_tests::sidecar::{self, MESH_CONFIG, loopback, workload};
+use mesh_tests::wait::until;
+use proxy::agent::Agent;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A store that speaks TCP, and its customer.
+fn store_objects(store: &str, customer: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: store, namespace: bank}}
+spec: {{selector: {{app: store}}, ports: [{{name: tcp, port: 9000, targetPort: 9000}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: store, namespace: bank}}
+spec:
+  workloadSelector: {{labels: {{app: store}}}}
+  ingress:
+  - {{port: {{number: 9000, protocol: TCP, name: tcp}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:19000'}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: customer, namespace: bank}}
+spec:
+  workloadSelector: {{labels: {{app: customer}}}}
+  egress:
+  - {{port: {{number: 9000, protocol: TCP, name: tcp}}, bind: {customer}, captureMode: NONE, hosts: [./store.bank.svc.cluster.local]}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: bank}}
+spec: {{mtls: {{mode: STRICT}}}}
+{}{}",
+        workload("store", "bank", store),
+        workload("customer", "bank", customer)
+    )
+}
+
+/// The lines of a metric that a proxy counts.
+async fn lines(agent: &Agent, metric: &str) -> Vec<String> {
+    let address = agent.running.prometheus_addr().to_string();
+    let (_, text) = Client::connect(&address).await.unwrap().ask(get(&address, "/stats/prometheus")).await.unwrap();
+    text.lines().filter(|line| line.starts_with(&format!("{metric}{{"))).map(str::to_owned).collect()
+}
+
+/// Answers every connection with a greeting, then with what it is sent.
+async fn greet(address: &str) {
+    let socket = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            tokio::spawn(async move {
+                stream.write_all(b"welcome").await.unwrap();
+                let mut bytes = [0; 256];
+                while let Ok(count @ 1..) = stream.read(&mut bytes).await {
+                    stream.write_all(&bytes[..count]).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_of_a_tcp_connection_are_known_at_both_ends() {
+    let (store, customer) = (loopback(), loopback());
+    let objects = store_objects(&store, &customer);
+    let control_plane = ControlPlane::start_with(&[("bank.yaml", objects.as_str())], MESH_CONFIG).await;
+    greet(&format!("{store}:19000")).await;
+    let at_store =
+        sidecar::start(&control_plane, Role::Sidecar, "store", "bank", &store, &["--labels", "version=v7"]).await;
+    let at_customer =
+        sidecar::start(&control_plane, Role::Sidecar, "customer", "bank", &customer, &["--cluster-id", "east"]).await;
+    let talk = async || {
+        let mut stream = TcpStream::connect(format!("{customer}:9000")).await.map_err(|error| error.to_string())?;
+        let mut bytes = [0; 7];
+        stream.read_exact(&mut bytes).await.map_err(|error| error.to_string())?;
+        assert_eq!(&bytes, b"welcome", "the side that speaks first is heard, and nothing else");
+        stream.write_all(b"deposit").await.map_err(|error| error.to_string())?;
+        stream.read_exact(&mut bytes).await.map_err(|error| error.to_string())?;
+        assert_eq!(&bytes, b"deposit");
+        Ok::<_, String>(())
+    };
+    until("the store answers", talk).await;
+    for (agent, reporter) in [(&at_store, "destination"), (&at_customer, "source")] {
+        let line = until("a connection is counted", async || {
+            let lines = lines(agent, "istio_tcp_connections_opened_total").await;
+            lines.last().cloned().ok_or(lines)
+        })
+        .await;
+        for label in [
+            format!("reporter=\"{reporter}\""),
+            "source_workload=\"customer\"".to_owned(),
+            "source_workload_namespace=\"bank\"".to_owned(),
+            "source_cluster=\"east\"".to_owned(),
+            "source_principal=\"spiffe://cluster.local/ns/bank/sa/customer\"".to_owned(),
+            "destination_workload=\"store\"".to_owned(),
+            // Nobody but the store itself says so.
+            "destination_version=\"v7\"".to_owned(),
+            "destination_canonical_service=\"store\"".to_owned(),
+            "destination_principal=\"spiffe://cluster.local/ns/bank/sa/store\"".to_owned(),
+        ] {
+            assert!(line.contains(&label), "{reporter}: {label} is not in {line}");
+        }
+    }
+}
