@@ -1,4 +1,5 @@
-//! What goes through two sidecars comes out as it went in: bytes of TCP, with who is there known at both ends.
+//! What goes through two sidecars comes out as it went in: bytes of TCP, with who is there known at both ends, and the spelling
+//! of header names where that is asked for.
 
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -111,5 +112,103 @@ async fn both_ends_of_a_tcp_connection_are_known_at_both_ends() {
         ] {
             assert!(line.contains(&label), "{reporter}: {label} is not in {line}");
         }
+    }
+}
+
+const WEB: &str = "web.shop.svc.cluster.local:8080";
+
+fn web_objects(web: &str, caller: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: shop}}
+spec: {{selector: {{app: web}}, ports: [{{name: http, port: 8080, targetPort: 8080}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default, namespace: shop}}
+spec:
+  ingress:
+  - {{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
+  egress:
+  - {{captureMode: NONE, hosts: [./*]}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: shop}}
+spec: {{mtls: {{mode: STRICT}}}}
+{}{}",
+        workload("web", "shop", web),
+        workload("caller", "shop", caller)
+    )
+}
+
+/// Reads up to the end of a head.
+async fn head(stream: &mut TcpStream) -> Result<String, String> {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        bytes.push(stream.read_u8().await.map_err(|error| error.to_string())?);
+    }
+    Ok(String::from_utf8(bytes).unwrap())
+}
+
+/// Answers each request with a header of an odd spelling and with the head of the request.
+async fn tell_heads(address: &str) {
+    let socket = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            tokio::spawn(async move {
+                while let Ok(head) = head(&mut stream).await {
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\nX-oDD-Answer: 1\r\nContent-Length: {}\r\n\r\n{head}", head.len());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+/// The heads of an answer and of the request as the application got it.
+async fn heads(outbound: &str) -> Result<(String, String), String> {
+    let mut stream = TcpStream::connect(outbound).await.map_err(|error| error.to_string())?;
+    let mut told = Err("nothing".to_owned());
+    // Connections are used again.
+    for _ in 0..3 {
+        let request = format!("GET / HTTP/1.1\r\nHost: {WEB}\r\nX-oDD-Request: 1\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+        let answer = head(&mut stream).await?;
+        if !answer.starts_with("HTTP/1.1 200") {
+            return Err(answer);
+        }
+        told = Ok((answer, head(&mut stream).await?));
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_names_keep_their_spelling_where_that_is_asked_for() {
+    let kept = "{proxyHeaders: {preserveHttp1HeaderCase: true}}";
+    let in_the_mesh =
+        MESH_CONFIG.replace("interceptionMode", "proxyHeaders: {preserveHttp1HeaderCase: true}, interceptionMode");
+    for (mesh, own, preserved) in [
+        (MESH_CONFIG, vec![], false),
+        (in_the_mesh.as_str(), vec![], true),
+        (MESH_CONFIG, vec!["--proxy-config", kept], true),
+        (&in_the_mesh, vec!["--proxy-config", "{proxyHeaders: {preserveHttp1HeaderCase: false}}"], false),
+    ] {
+        let (web, caller) = (loopback(), loopback());
+        let objects = web_objects(&web, &caller);
+        let control_plane = ControlPlane::start_with(&[("web.yaml", objects.as_str())], mesh).await;
+        tell_heads(&format!("{web}:18080")).await;
+        let at_web = sidecar::start(&control_plane, Role::Sidecar, "web", "shop", &web, &own).await;
+        let at_caller = sidecar::start(&control_plane, Role::Sidecar, "caller", "shop", &caller, &own).await;
+        let (answer, request) = until("an answer", async || heads(&format!("{caller}:15080")).await).await;
+        for (text, name) in [(&answer, "X-oDD-Answer: 1"), (&request, "X-oDD-Request: 1")] {
+            let expected = if preserved { name.to_owned() } else { name.to_lowercase() };
+            assert!(text.lines().any(|line| line == expected), "{mesh} {own:?}: {text}");
+        }
+        at_caller.end().await;
+        at_web.end().await;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use api::mesh_config::MeshConfig;
+use api::mesh_config::{MeshConfig, preserve_http1_header_case};
 use api::node::{NodeId, NodeMetadata, Role, has_extension};
 use api::spiffe::SpiffeId;
 use api::value::Labels;
@@ -78,6 +78,8 @@ pub struct ProxyIdentity {
     pub network: String,
     /// How traffic gets here.
     pub interception: Interception,
+    /// Whether HTTP/1 header names keep their spelling; the mesh's `defaultConfig` counts if the node does not say.
+    pub preserve_header_case: Option<bool>,
     /// Filters built in.
     pub extensions: Extensions,
     /// Whether the identity was proved; Secrets are only for those.
@@ -131,6 +133,7 @@ impl ProxyIdentity {
             cluster_id: metadata.cluster_id,
             network: metadata.network,
             interception: Interception::named(&metadata.interception_mode).unwrap_or_default(),
+            preserve_header_case: preserve_http1_header_case(&metadata.proxy_config),
             extensions: Extensions {
                 metadata_exchange: has_extension(node, "istio.metadata_exchange"),
                 peer_exchange: has_extension(node, "envoy.filters.network.metadata_exchange"),
@@ -139,6 +142,13 @@ impl ProxyIdentity {
             },
             verified: verified.is_some(),
         })
+    }
+
+    /// Whether HTTP/1 header names keep their spelling on their way through this proxy.
+    pub(crate) fn preserves_header_case(&self, mesh: &MeshConfig) -> bool {
+        self.preserve_header_case
+            .or_else(|| preserve_http1_header_case(mesh.default_config.as_ref()?))
+            .unwrap_or_default()
     }
 
     /// The proxy's first address.

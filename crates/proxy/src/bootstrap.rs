@@ -65,6 +65,10 @@ pub struct Arguments {
     /// How traffic comes: REDIRECT (captured by `proxy init`), or NONE (the proxy is addressed).
     #[arg(long, env = "ISTIO_META_INTERCEPTION_MODE", default_value = "REDIRECT")]
     pub interception_mode: String,
+    /// The proxy's own settings in YAML, with the fields of the mesh's `defaultConfig`, over which they count (Istio: the
+    /// annotation `proxy.istio.io/config`). Of them, `proxyHeaders.preserveHttp1HeaderCase` has an effect.
+    #[arg(long, env = "PROXY_CONFIG", value_parser = api::mesh_config::proxy_config)]
+    pub proxy_config: Option<serde_json::Value>,
     /// Cluster that the workload runs in.
     #[arg(long, env = "ISTIO_META_CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
@@ -138,6 +142,15 @@ impl Arguments {
         }
     }
 
+    /// What is said in the proxy's own settings and has no effect.
+    pub fn without_effect(&self) -> Vec<String> {
+        let Some(config) = &self.proxy_config else { return Vec::new() };
+        let mut fields = api::mesh_config::proxy_config_without_effect(config);
+        // The setting of its own counts.
+        fields.extend(config.get("interceptionMode").map(|_| "interceptionMode".to_owned()));
+        fields
+    }
+
     fn metadata(&self) -> NodeMetadata {
         NodeMetadata {
             name: self.name.clone(),
@@ -149,6 +162,7 @@ impl Arguments {
             cluster_id: self.cluster_id.clone(),
             mesh_id: self.mesh_id.clone(),
             interception_mode: self.interception_mode.clone(),
+            proxy_config: self.proxy_config.clone().unwrap_or_default(),
             istio_version: ISTIO_VERSION.to_owned(),
             mesh_version: env!("CARGO_PKG_VERSION").to_owned(),
             ..NodeMetadata::default()

@@ -9,8 +9,8 @@ use api::crd::peer_authentication::MutualTlsMode;
 use api::node::Role;
 use api::value::{Duration, Labels};
 use api::xds::core::{
-    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings,
-    SocketAddress, TcpKeepalive as Keepalive, TransportSocket,
+    BindConfig, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings, SocketAddress,
+    TcpKeepalive as Keepalive, TransportSocket,
 };
 use api::xds::{json_to_struct, pack};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
@@ -73,7 +73,8 @@ pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> 
     let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
     let proxy = &scope.proxy;
     let parts = (what, scope.snapshot.mesh_digest, service.digest, rule, expected);
-    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id, proxy.extensions.peer_exchange))
+    let own = (proxy.preserve_header_case, proxy.extensions.peer_exchange);
+    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id, own))
 }
 
 /// The empty subset, then those of the service's rule.
@@ -320,13 +321,13 @@ fn connect(scope: &Scope, pool: Option<&ConnectionPoolSettings>, protocol: Proto
         })
     } else if client_decides {
         UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-            http_protocol_options: Some(Http1ProtocolOptions::default()),
+            http_protocol_options: Some(filter::http1(scope)),
             http2_protocol_options: Some(http2()),
             ..UseDownstreamHttpConfig::default()
         })
     } else if protocol.is_http() || common != Common::default() {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())),
+            protocol_config: Some(ProtocolConfig::HttpProtocolOptions(filter::http1(scope))),
         })
     } else {
         return;
