@@ -166,6 +166,19 @@ impl ProxyIdentity {
         }
     }
 
+    /// The unspecified addresses of all families that the proxy has addresses of, the first address's family first: where
+    /// captured connections come to.
+    pub(crate) fn any_addresses(&self) -> Vec<&'static str> {
+        let first = self.address();
+        let both = self.addresses.iter().any(|address| address.is_ipv6() != first.is_ipv6());
+        match (first.is_ipv6(), both) {
+            (false, false) => vec!["0.0.0.0"],
+            (true, false) => vec!["::"],
+            (false, true) => vec!["0.0.0.0", "::"],
+            (true, true) => vec!["::", "0.0.0.0"],
+        }
+    }
+
     /// Where "this host" is for this proxy: its own loopback address if it has one.
     pub fn local_host(&self) -> String {
         match self.address() {

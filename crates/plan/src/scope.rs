@@ -423,7 +423,7 @@ impl Scope {
             if asks { digest_of(&self.labels) } else { 0 },
             digest_of(&self.target_ports),
             // Listeners are named by address where the address is the proxy's own.
-            digest_of(&(proxy.wildcard(), proxy.local_host())),
+            digest_of(&(proxy.wildcard(), proxy.local_host(), proxy.any_addresses())),
         ];
         for egress in &self.egress {
             let port = egress.port.as_ref().map(|port| (port.number, port.protocol.as_str()));

@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Its address.
     #[arg(long, env = "INSTANCE_IP")]
     pub ip: IpAddr,
+    /// All of its addresses, if there are more: a workload with addresses of both families is captured in both.
+    #[arg(long, env = "INSTANCE_IPS", value_delimiter = ',')]
+    pub instance_ips: Vec<IpAddr>,
     /// Its service account.
     #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
     pub service_account: String,
@@ -151,13 +154,19 @@ impl Arguments {
         fields
     }
 
+    fn addresses(&self) -> String {
+        let mut all = vec![self.ip];
+        all.extend(self.instance_ips.iter().filter(|address| **address != self.ip));
+        all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
+    }
+
     fn metadata(&self) -> NodeMetadata {
         NodeMetadata {
             name: self.name.clone(),
             namespace: self.namespace.clone(),
             workload_name: self.workload_name.clone().unwrap_or_else(|| self.name.clone()),
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
-            instance_ips: self.ip.to_string(),
+            instance_ips: self.addresses(),
             service_account: self.service_account.clone(),
             cluster_id: self.cluster_id.clone(),
             mesh_id: self.mesh_id.clone(),

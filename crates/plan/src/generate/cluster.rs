@@ -9,8 +9,8 @@ use api::crd::peer_authentication::MutualTlsMode;
 use api::node::Role;
 use api::value::{Duration, Labels};
 use api::xds::core::{
-    BindConfig, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings, SocketAddress,
-    TcpKeepalive as Keepalive, TransportSocket,
+    BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings,
+    SocketAddress, TcpKeepalive as Keepalive, TransportSocket,
 };
 use api::xds::{json_to_struct, pack};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
@@ -456,7 +456,7 @@ fn passthrough(scope: &Scope, name: &str, inbound: bool) -> Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
         lb_policy: LbPolicy::ClusterProvided as i32,
         circuit_breakers: Some(breakers(None)),
-        upstream_bind_config: inbound.then(loop_breaker),
+        upstream_bind_config: inbound.then(|| loop_breaker(scope)),
         ..Cluster::default()
     };
     connect(scope, None, Protocol::Sniffed, &mut cluster);
@@ -466,14 +466,21 @@ fn passthrough(scope: &Scope, name: &str, inbound: bool) -> Cluster {
     cluster
 }
 
-/// Connections from 127.0.0.6 are not captured again.
-fn loop_breaker() -> BindConfig {
+/// Connections from 127.0.0.6 and ::6 are not captured again.
+fn loop_breaker(scope: &Scope) -> BindConfig {
+    let source = |any: &&str| SocketAddress {
+        address: if *any == "::" { "::6" } else { "127.0.0.6" }.into(),
+        port_specifier: Some(api::xds::core::socket_address::PortSpecifier::PortValue(0)),
+        ..SocketAddress::default()
+    };
+    let mut sources: Vec<SocketAddress> = scope.proxy.any_addresses().iter().map(source).collect();
+    let others = sources.split_off(1.min(sources.len()));
     BindConfig {
-        source_address: Some(SocketAddress {
-            address: "127.0.0.6".into(),
-            port_specifier: Some(api::xds::core::socket_address::PortSpecifier::PortValue(0)),
-            ..SocketAddress::default()
-        }),
+        source_address: sources.pop(),
+        extra_source_addresses: others
+            .into_iter()
+            .map(|address| ExtraSourceAddress { address: Some(address), ..ExtraSourceAddress::default() })
+            .collect(),
         ..BindConfig::default()
     }
 }
@@ -496,7 +503,7 @@ fn inbound_cluster(scope: &Scope, inbound: &Inbound) -> Cluster {
         None => {
             cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
             cluster.lb_policy = LbPolicy::ClusterProvided as i32;
-            cluster.upstream_bind_config = Some(loop_breaker());
+            cluster.upstream_bind_config = Some(loop_breaker(scope));
         }
         Some((address, port)) => {
             use envoy_types::pb::envoy::config::endpoint::v3::{

@@ -1,6 +1,7 @@
 //! Clusters.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType,
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as XdsCluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
+    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
@@ -68,12 +69,7 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u8),
         sockets: sockets(&cluster, http.names, exchange)?,
         exchange,
-        bind: match cluster.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref()) {
-            None => None,
-            Some(source) => {
-                Some(source.address.parse().map_err(|_| format!("{:?} is not an address to bind", source.address))?)
-            }
-        },
+        bind: cluster.upstream_bind_config.as_ref().map(sources).transpose()?.unwrap_or_default(),
         tcp_keepalive: cluster.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive).map(
             |keepalive| {
                 let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value.max(1));
@@ -107,6 +103,16 @@ fn exchange(cluster: &XdsCluster) -> Result<bool, String> {
         }
     }
     Ok(!cluster.filters.is_empty())
+}
+
+/// Source addresses; of each family, the first counts.
+fn sources(bind: &BindConfig) -> Result<Vec<IpAddr>, String> {
+    let more = bind.extra_source_addresses.iter().filter_map(|more| more.address.as_ref());
+    bind.source_address
+        .iter()
+        .chain(more)
+        .map(|source| source.address.parse().map_err(|_| format!("{:?} is not an address to bind", source.address)))
+        .collect()
 }
 
 fn first_number(first: &Option<UInt32Value>, second: &Option<UInt32Value>) -> u32 {

@@ -41,8 +41,8 @@ pub struct Cluster {
     pub sockets: Vec<SocketChoice>,
     /// Our metadata is told in front of the bytes of TCP connections and the endpoint's is read, if TLS negotiated that.
     pub exchange: bool,
-    /// Source address of connections (`upstream_bind_config`).
-    pub bind: Option<IpAddr>,
+    /// Source addresses of connections, of each family the first (`upstream_bind_config`).
+    pub bind: Vec<IpAddr>,
     /// Seconds of silence before TCP keep-alive probes start, seconds between them, and their number.
     pub tcp_keepalive: Option<(u32, u32, u32)>,
     /// Which addresses of a name count.

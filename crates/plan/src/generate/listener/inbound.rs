@@ -41,8 +41,7 @@ fn own_listener(scope: &Scope, inbound: &Inbound) -> Listener {
 
 fn captured(scope: &Scope) -> Listener {
     let port = scope.snapshot.mesh.proxy_inbound_listen_port;
-    let bind = if scope.proxy.address().is_ipv6() { "::" } else { "0.0.0.0" };
-    let mut listener = listener(scope, "virtualInbound", bind, port, TrafficDirection::Inbound, true);
+    let mut listener = super::capturing(scope, "virtualInbound", port, TrafficDirection::Inbound);
     // Connections to the capturing port itself would go round for ever.
     let black_hole = filter::tcp(scope, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
     listener.filter_chains.push(chain(
