@@ -1,5 +1,5 @@
-//! What goes through two sidecars comes out as it went in: bytes of TCP, with who is there known at both ends, and the spelling
-//! of header names where that is asked for.
+//! What goes through two sidecars comes out as it went in: bytes of TCP, with who is there known at both ends, the spelling of
+//! header names where that is asked for, and bodies of any length without keeping them.
 
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -7,7 +7,7 @@
 use api::node::Role;
 use mesh_tests::control_plane::ControlPlane;
 use mesh_tests::server::{Client, get};
-use mesh_tests::sidecar::{self, MESH_CONFIG, loopback, workload};
+use mesh_tests::sidecar::{self, MESH_CONFIG, Process, loopback, workload};
 use mesh_tests::wait::until;
 use proxy::agent::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -210,5 +210,109 @@ async fn header_names_keep_their_spelling_where_that_is_asked_for() {
         }
         at_caller.end().await;
         at_web.end().await;
+    }
+}
+
+/// Takes and gives bodies of any length: `POST` tells how much came, `GET /LENGTH` gives so much.
+async fn store_and_give(address: &str) {
+    let socket = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = socket.accept().await {
+            tokio::spawn(async move {
+                while let Ok(head) = head(&mut stream).await {
+                    let path = head.split(' ').nth(1).unwrap().trim_start_matches('/').to_owned();
+                    if head.starts_with("GET") {
+                        let length: u64 = path.parse().unwrap();
+                        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                        give(&mut stream, length).await;
+                        continue;
+                    }
+                    let taken = take(&mut stream, length(&head)).await;
+                    let text = taken.to_string();
+                    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+fn length(head: &str) -> u64 {
+    let line = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+    line.parse().unwrap()
+}
+
+/// Byte number n is n modulo 251, so that nothing that is lost, doubled or moved stays unseen.
+const PERIOD: usize = 251;
+
+fn pattern() -> Vec<u8> {
+    (0..PERIOD * 512).map(|place| (place % PERIOD) as u8).collect()
+}
+
+async fn give(stream: &mut TcpStream, length: u64) {
+    let (pattern, mut left) = (pattern(), length);
+    while left > 0 {
+        let part = left.min(pattern.len() as u64);
+        stream.write_all(&pattern[..part as usize]).await.unwrap();
+        left -= part;
+    }
+}
+
+/// Reads a body; how long it was up to its end or its first wrong byte.
+async fn take(stream: &mut TcpStream, length: u64) -> u64 {
+    let pattern = pattern();
+    let (mut bytes, mut at) = (vec![0; PERIOD * 256], 0u64);
+    while at < length {
+        let most = (length - at).min(bytes.len() as u64) as usize;
+        let count = stream.read(&mut bytes[..most]).await.unwrap();
+        let phase = (at % PERIOD as u64) as usize;
+        if count == 0 || bytes[..count] != pattern[phase..phase + count] {
+            break;
+        }
+        at += count as u64;
+    }
+    at
+}
+
+/// Sends a body of this length and gets one back, one after the other on one connection.
+async fn both_ways(outbound: &str, length_of_each: u64) -> Result<(), String> {
+    let mut stream = TcpStream::connect(outbound).await.map_err(|error| error.to_string())?;
+    let request = format!("POST / HTTP/1.1\r\nhost: {WEB}\r\ncontent-length: {length_of_each}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    give(&mut stream, length_of_each).await;
+    let answer = head(&mut stream).await?;
+    if !answer.starts_with("HTTP/1.1 200") {
+        return Err(answer);
+    }
+    let mut taken = vec![0; length(&answer) as usize];
+    stream.read_exact(&mut taken).await.map_err(|error| error.to_string())?;
+    assert_eq!(String::from_utf8(taken).unwrap(), length_of_each.to_string(), "bytes that arrived");
+    let request = format!("GET /{length_of_each} HTTP/1.1\r\nhost: {WEB}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    let answer = head(&mut stream).await?;
+    assert_eq!(length(&answer), length_of_each, "{answer}");
+    assert_eq!(take(&mut stream, length_of_each).await, length_of_each);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_a_gibibyte_takes_no_more_memory_than_one_of_a_mebibyte() {
+    const MEBIBYTE: u64 = 1 << 20;
+    let (web, caller) = (loopback(), loopback());
+    let objects = web_objects(&web, &caller);
+    let control_plane = ControlPlane::start_with(&[("web.yaml", objects.as_str())], MESH_CONFIG).await;
+    store_and_give(&format!("{web}:18080")).await;
+    let at_web = Process::start(&control_plane, "web", "shop", &web).await;
+    let at_caller = Process::start(&control_plane, "caller", "shop", &caller).await;
+    let outbound = format!("{caller}:15080");
+    until("an answer", async || both_ways(&outbound, MEBIBYTE).await).await;
+    let before = [at_web.peak_memory(), at_caller.peak_memory()];
+    both_ways(&outbound, 1024 * MEBIBYTE).await.unwrap();
+    for (who, (before, after)) in
+        ["web", "caller"].into_iter().zip(before.into_iter().zip([at_web.peak_memory(), at_caller.peak_memory()]))
+    {
+        let more = after - before;
+        assert!(more < 4 * MEBIBYTE, "{who}: {before} bytes with a mebibyte, {more} more with a gibibyte");
     }
 }
