@@ -1,7 +1,7 @@
 //! Clusters.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::leaf::duration_or;
 use crate::snapshot::cluster::{
     Balance, Budget, Cluster, Discovery, Family, Limits, Outlier, Protocol, Service, SocketChoice,
 };
+use crate::snapshot::endpoint::Place;
 use crate::snapshot::tls_terms::ClientTerms;
 
 /// Compiles a CDS resource.
@@ -34,9 +35,6 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
     let cluster: XdsCluster = api::xds::unpack(any)?;
     if !cluster.health_checks.is_empty() || cluster.lb_subset_config.is_some() {
         return Err("active health checks and subset load balancing are not built".to_owned());
-    }
-    if !cluster.dns_resolvers.is_empty() || cluster.dns_resolution_config.is_some() {
-        return Err("dns_resolvers: other name servers than the system's are not built".to_owned());
     }
     let exchange = exchange(&cluster)?;
     let http = http_options(&cluster)?;
@@ -81,6 +79,8 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             },
         ),
         dns_refresh: duration_or(&cluster.dns_refresh_rate, Duration::from_secs(5))?.max(Duration::from_millis(1)),
+        respect_dns_ttl: cluster.respect_dns_ttl,
+        name_servers: name_servers(&cluster)?,
         dns_family: match cluster.dns_lookup_family {
             0 => Family::V6Preferred,
             1 => Family::V4Only,
@@ -103,6 +103,19 @@ fn exchange(cluster: &XdsCluster) -> Result<bool, String> {
         }
     }
     Ok(!cluster.filters.is_empty())
+}
+
+/// The older field, else the newer one.
+fn name_servers(cluster: &XdsCluster) -> Result<Vec<SocketAddr>, String> {
+    let newer = cluster.dns_resolution_config.as_ref().map(|config| &config.resolvers).filter(|all| !all.is_empty());
+    newer
+        .unwrap_or(&cluster.dns_resolvers)
+        .iter()
+        .map(|address| match endpoint::place_of(address)? {
+            Place::Socket(address) => Ok(address),
+            other => Err(format!("a name server must be an IP address with a port, not {other:?}")),
+        })
+        .collect()
 }
 
 /// Source addresses; of each family, the first counts.

@@ -88,6 +88,10 @@ fn cluster(cluster: &Cluster, found: &mut Vec<&'static str>) {
             ("dns_failure_refresh_rate", cluster.dns_failure_refresh_rate.is_some()),
             ("typed_dns_resolver_config", cluster.typed_dns_resolver_config.is_some()),
             ("use_tcp_for_dns_lookups", cluster.use_tcp_for_dns_lookups),
+            (
+                "dns_resolution_config.dns_resolver_options",
+                cluster.dns_resolution_config.as_ref().is_some_and(|config| config.dns_resolver_options.is_some()),
+            ),
             ("preconnect_policy", cluster.preconnect_policy.is_some()),
             ("queuing_policies", cluster.queuing_policies.is_some()),
             ("connection_pool_per_downstream_connection", cluster.connection_pool_per_downstream_connection),

@@ -1,7 +1,7 @@
 //! Settings of a cluster (Envoy `cluster.v3.Cluster`).
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +49,10 @@ pub struct Cluster {
     pub dns_family: Family,
     /// How often names are looked up.
     pub dns_refresh: Duration,
+    /// Names are looked up when what was found is no longer valid, in place of `dns_refresh`.
+    pub respect_dns_ttl: bool,
+    /// Name servers; empty: the system's.
+    pub name_servers: Vec<SocketAddr>,
     /// The service as Istio's metrics name it: host, name, namespace.
     pub service: Service,
     /// The configuration object the cluster comes from (`DestinationRule shop/a`), if it says so.
