@@ -108,6 +108,8 @@ async fn both_ends_of_a_tcp_connection_are_known_at_both_ends() {
             // Nobody but the store itself says so.
             "destination_version=\"v7\"".to_owned(),
             "destination_canonical_service=\"store\"".to_owned(),
+            "destination_service=\"store.bank.svc.cluster.local\"".to_owned(),
+            "destination_service_name=\"store\"".to_owned(),
             "destination_principal=\"spiffe://cluster.local/ns/bank/sa/store\"".to_owned(),
         ] {
             assert!(line.contains(&label), "{reporter}: {label} is not in {line}");
@@ -225,7 +227,7 @@ async fn store_and_give(address: &str) {
                         let length: u64 = path.parse().unwrap();
                         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
                         stream.write_all(answer.as_bytes()).await.unwrap();
-                        give(&mut stream, length).await;
+                        give(&mut stream, length).await.unwrap();
                         continue;
                     }
                     let taken = take(&mut stream, length(&head)).await;
@@ -250,13 +252,14 @@ fn pattern() -> Vec<u8> {
     (0..PERIOD * 512).map(|place| (place % PERIOD) as u8).collect()
 }
 
-async fn give(stream: &mut TcpStream, length: u64) {
+async fn give(stream: &mut TcpStream, length: u64) -> Result<(), String> {
     let (pattern, mut left) = (pattern(), length);
     while left > 0 {
         let part = left.min(pattern.len() as u64);
-        stream.write_all(&pattern[..part as usize]).await.unwrap();
+        stream.write_all(&pattern[..part as usize]).await.map_err(|error| error.to_string())?;
         left -= part;
     }
+    Ok(())
 }
 
 /// Reads a body; how long it was up to its end or its first wrong byte.
@@ -280,7 +283,7 @@ async fn both_ways(outbound: &str, length_of_each: u64) -> Result<(), String> {
     let mut stream = TcpStream::connect(outbound).await.map_err(|error| error.to_string())?;
     let request = format!("POST / HTTP/1.1\r\nhost: {WEB}\r\ncontent-length: {length_of_each}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
-    give(&mut stream, length_of_each).await;
+    give(&mut stream, length_of_each).await?;
     let answer = head(&mut stream).await?;
     if !answer.starts_with("HTTP/1.1 200") {
         return Err(answer);
