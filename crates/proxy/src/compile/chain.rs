@@ -299,3 +299,48 @@ fn tcp(config: &TcpProxy) -> Result<TcpChain, String> {
         access_logs: access_log::compile(&config.access_log)?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::xds::metadata_exchange::MetadataExchange;
+    use api::xds::{PEER_EXCHANGE, pack};
+    use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
+    use envoy_types::pb::envoy::config::listener::v3::Filter;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+        CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+    };
+
+    /// A chain for bytes behind TLS that knows the exchange, with the filter under these protocols.
+    fn chain(exchanges: &[&str]) -> Result<Chain, String> {
+        let common = CommonTlsContext {
+            alpn_protocols: vec![PEER_EXCHANGE.into(), "h2".into()],
+            tls_certificate_sds_secret_configs: vec![SdsSecretConfig::default()],
+            ..CommonTlsContext::default()
+        };
+        let tls = DownstreamTlsContext { common_tls_context: Some(common), ..DownstreamTlsContext::default() };
+        let filter = |config| Filter { config_type: Some(ConfigType::TypedConfig(config)), ..Filter::default() };
+        let exchange = |protocol: &&str| {
+            filter(pack(&MetadataExchange { protocol: (*protocol).to_owned(), ..MetadataExchange::default() }))
+        };
+        let tcp = TcpProxy { cluster_specifier: Some(ClusterSpecifier::Cluster("a".into())), ..TcpProxy::default() };
+        compile(&FilterChain {
+            filters: exchanges.iter().map(exchange).chain([filter(pack(&tcp))]).collect(),
+            transport_socket: Some(TransportSocket {
+                config_type: Some(transport_socket::ConfigType::TypedConfig(pack(&tls))),
+                ..TransportSocket::default()
+            }),
+            ..FilterChain::default()
+        })
+    }
+
+    #[test]
+    fn the_exchange_is_negotiated_only_where_it_is_read() {
+        for (exchanges, alpn) in [(&[PEER_EXCHANGE][..], &[PEER_EXCHANGE, "h2"][..]), (&[], &["h2"])] {
+            let chain = chain(exchanges).unwrap();
+            assert_eq!(chain.tls.unwrap().alpn, alpn);
+            assert!(matches!(&chain.network, Network::Tcp(tcp) if tcp.exchange != exchanges.is_empty()));
+        }
+        assert!(chain(&["another"]).unwrap_err().contains("another"));
+    }
+}

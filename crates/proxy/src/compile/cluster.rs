@@ -383,6 +383,12 @@ fn declared_service(cluster: &XdsCluster) -> Option<Service> {
 
 #[cfg(test)]
 mod tests {
+    use api::xds::metadata_exchange::MetadataExchange;
+    use api::xds::{PEER_EXCHANGE, pack};
+    use envoy_types::pb::envoy::config::cluster::v3::Filter;
+    use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CommonTlsContext, UpstreamTlsContext};
+
     use super::*;
 
     fn compiled(change: impl FnOnce(&mut XdsCluster)) -> Result<Cluster, String> {
@@ -412,5 +418,34 @@ mod tests {
         ] {
             assert!(compiled(change).unwrap_err().contains(word), "{word}");
         }
+    }
+
+    #[test]
+    fn the_exchange_is_offered_only_where_it_is_read() {
+        let tls = UpstreamTlsContext {
+            common_tls_context: Some(CommonTlsContext {
+                alpn_protocols: vec![PEER_EXCHANGE.into(), "istio".into()],
+                ..CommonTlsContext::default()
+            }),
+            ..UpstreamTlsContext::default()
+        };
+        let socket = TransportSocket {
+            config_type: Some(transport_socket::ConfigType::TypedConfig(pack(&tls))),
+            ..TransportSocket::default()
+        };
+        let exchange = MetadataExchange { protocol: PEER_EXCHANGE.into(), ..MetadataExchange::default() };
+        let filter = |any| Filter { name: "exchange".into(), typed_config: Some(any), ..Filter::default() };
+        for (filters, alpn) in [(vec![filter(pack(&exchange))], &[PEER_EXCHANGE, "istio"][..]), (vec![], &["istio"])] {
+            let with = !filters.is_empty();
+            let cluster = compiled(|cluster| {
+                cluster.filters = filters;
+                cluster.transport_socket = Some(socket.clone());
+            });
+            let cluster = cluster.unwrap();
+            assert_eq!(cluster.socket_for(&BTreeMap::new()).unwrap().alpn, alpn);
+            assert_eq!(cluster.exchange, with);
+        }
+        let other = filter(Any { type_url: "type.googleapis.com/x.Y".into(), value: vec![] });
+        assert!(compiled(|cluster| cluster.filters = vec![other]).unwrap_err().contains("exchange"));
     }
 }
