@@ -229,4 +229,33 @@ mod tests {
         assert!(ProxyIdentity::of(&node, Some(&id("shop", "b"))).unwrap_err().contains("service account"));
         assert!(!ProxyIdentity::of(&node, None).unwrap().verified);
     }
+
+    #[test]
+    fn a_proxy_is_captured_in_the_families_of_its_addresses() {
+        for (first, all, expected) in [
+            ("10.1.0.1", "", &["0.0.0.0"][..]),
+            ("10.1.0.1", "10.1.0.1,10.1.0.2", &["0.0.0.0"]),
+            ("fd00::1", "fd00::1", &["::"]),
+            ("10.1.0.1", "10.1.0.1,fd00::1", &["0.0.0.0", "::"]),
+            ("fd00::1", "10.1.0.1", &["::", "0.0.0.0"]),
+        ] {
+            let id = format!("sidecar~{first}~a.shop~shop.svc.cluster.local");
+            let proxy = ProxyIdentity::of(&node(&id, &serde_json::json!({"INSTANCE_IPS": all})), None).unwrap();
+            assert_eq!(proxy.any_addresses(), expected, "{first} {all}");
+        }
+    }
+
+    #[test]
+    fn a_proxys_own_word_on_header_names_counts_over_the_meshs() {
+        let (mesh, problems) = MeshConfig::parse("defaultConfig: {proxyHeaders: {preserveHttp1HeaderCase: true}}", "m");
+        assert_eq!(problems, []);
+        for (own, expected) in [
+            (serde_json::json!({}), true),
+            (serde_json::json!({"PROXY_CONFIG": {"concurrency": 2}}), true),
+            (serde_json::json!({"PROXY_CONFIG": {"proxyHeaders": {"preserveHttp1HeaderCase": false}}}), false),
+        ] {
+            let proxy = ProxyIdentity::of(&node("sidecar~10.1.0.1~a.shop~shop.svc.cluster.local", &own), None).unwrap();
+            assert_eq!(proxy.preserves_header_case(&mesh), expected, "{own}");
+        }
+    }
 }
