@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "stats/config.proto",
         "io/istio/http/peer_metadata/config.proto",
         "istio/envoy/config/filter/http/alpn/v2alpha1/config.proto",
+        "envoy/tcp/metadataexchange/config.proto",
     ];
     println!("cargo::rerun-if-changed=../../proto");
     let set = protox::compile(files, [root])?;

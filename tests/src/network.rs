@@ -11,7 +11,7 @@ use tempfile::TempDir;
 /// The user and group that the proxy runs as.
 const PROXY: &str = "1337";
 
-/// A hub at 10.66.0.1 and machines at 10.66.0.2 and up. Everything ends with this value; the logs are shown if the test fails.
+/// A hub at 10.66.0.1 and fd66::1, and machines at 10.66.0.2, fd66::2 and up. Everything ends with this value; the logs are shown if the test fails.
 pub struct Network {
     /// Files that every user may read.
     pub folder: TempDir,
@@ -30,6 +30,7 @@ impl Network {
         network.add(format!("{unique}-hub"));
         network.ip(0, "link add hub type bridge");
         network.ip(0, "addr add 10.66.0.1/24 dev hub");
+        network.ip(0, "-6 addr add fd66::1/64 dev hub nodad");
         network.ip(0, "link set hub up");
         for machine in 1..=machines {
             network.add(format!("{unique}-{machine}"));
@@ -38,8 +39,10 @@ impl Network {
             network.ip(0, &format!("link set port{machine} master hub"));
             network.ip(0, &format!("link set port{machine} up"));
             network.ip(machine, &format!("addr add {}/24 dev eth0", Self::address(machine)));
+            network.ip(machine, &format!("-6 addr add {}/64 dev eth0 nodad", Self::address_six(machine)));
             network.ip(machine, "link set eth0 up");
             network.ip(machine, "route add default via 10.66.0.1");
+            network.ip(machine, "-6 route add default via fd66::1");
         }
         network
     }
@@ -47,6 +50,11 @@ impl Network {
     /// The address of a machine.
     pub fn address(machine: usize) -> String {
         format!("10.66.0.{}", machine + 1)
+    }
+
+    /// Its IPv6 address.
+    pub fn address_six(machine: usize) -> String {
+        format!("fd66::{}", machine + 1)
     }
 
     fn add(&mut self, name: String) {

@@ -1,12 +1,16 @@
 //! Proxies in this process, each on a loopback address of its own, under a control plane in this process.
 
+use std::process::{Child, Command, Stdio};
+
 use api::node::Role;
 use clap::Parser;
 use proxy::agent::Agent;
-use proxy::bootstrap::{Cli, Command};
+use proxy::bootstrap::{Cli, Command as What};
 use rand::RngExt;
 
 use crate::control_plane::ControlPlane;
+use crate::network::program;
+use crate::server::ask;
 use crate::wait::until;
 
 /// Mesh-wide settings of a mesh without capture: each workload's calls go to port 15080 of its proxy.
@@ -25,19 +29,23 @@ pub fn workload(name: &str, namespace: &str, address: &str) -> String {
     )
 }
 
-/// Starts the proxy of a workload and waits until it serves. `more` are further settings, as on its command line.
-pub async fn start(
+fn ready_address(address: &str) -> String {
+    format!("{address}:{}", api::port::READY)
+}
+
+/// The command line of a workload's proxy. `more` are further settings.
+fn line(
     control_plane: &ControlPlane,
     role: Role,
     name: &str,
     namespace: &str,
     address: &str,
     more: &[&str],
-) -> Agent {
+) -> Vec<String> {
     let token = control_plane.path(&format!("token-{namespace}-{name}"));
     std::fs::write(&token, control_plane.token(namespace, name)).unwrap();
     let kind = if role == Role::Sidecar { "sidecar" } else { "router" };
-    let mut line = vec!["proxy".to_owned(), kind.to_owned()];
+    let mut line = vec![kind.to_owned()];
     for (flag, value) in [
         ("--name", name),
         ("--namespace", namespace),
@@ -48,7 +56,7 @@ pub async fn start(
         ("--workers", "1"),
         ("--admin-addr", "127.0.0.1:0"),
         ("--status-addr", "127.0.0.1:0"),
-        ("--ready-addr", "127.0.0.1:0"),
+        ("--ready-addr", &ready_address(address)),
         ("--prometheus-addr", "127.0.0.1:0"),
         ("--xds-address", &control_plane.addresses.secure_grpc),
         ("--root-cert", &control_plane.root_cert().display().to_string()),
@@ -57,7 +65,53 @@ pub async fn start(
         line.extend([flag.to_owned(), value.to_owned()]);
     }
     line.extend(more.iter().map(|word| (*word).to_owned()));
-    let (Command::Sidecar(arguments) | Command::Router(arguments)) = Cli::parse_from(line).command else {
+    line
+}
+
+/// The proxy of a workload as a process of its own, which ends with this value.
+pub struct Process(Child);
+
+impl Process {
+    /// Starts it and waits until it serves.
+    pub async fn start(control_plane: &ControlPlane, name: &str, namespace: &str, address: &str) -> Process {
+        let line = line(control_plane, Role::Sidecar, name, namespace, address, &["--log", "warn"]);
+        let process = Process(Command::new(program("proxy")).args(line).stdin(Stdio::null()).spawn().unwrap());
+        let ready = ready_address(address);
+        until(&format!("the proxy of {name}"), async || match ask(&ready, "x", "/healthz/ready").await {
+            Ok((200, _)) => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        process
+    }
+
+    /// The most memory that it ever had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the proxy of a workload and waits until it serves. `more` are further settings, as on its command line.
+pub async fn start(
+    control_plane: &ControlPlane,
+    role: Role,
+    name: &str,
+    namespace: &str,
+    address: &str,
+    more: &[&str],
+) -> Agent {
+    let mut words = vec!["proxy".to_owned()];
+    words.extend(line(control_plane, role, name, namespace, address, more));
+    let (What::Sidecar(arguments) | What::Router(arguments)) = Cli::parse_from(words).command else {
         panic!("not a proxy")
     };
     let agent = Agent::start(arguments.settings(role), arguments.control_plane.clone()).await.unwrap();

@@ -17,6 +17,8 @@ const SERVER: usize = 2;
 const OUTSIDER: usize = 3;
 /// Address of the service, which no machine has.
 const SERVICE: &str = "10.96.0.10";
+/// Its IPv6 address.
+const SERVICE_SIX: &str = "[fd96::10]";
 
 const OBJECTS: &str = "
 apiVersion: v1
@@ -24,6 +26,7 @@ kind: Service
 metadata: {name: user, namespace: shop}
 spec:
   clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, 'fd96::10']
   selector: {app: user}
   ports:
   - {name: http, port: 80, targetPort: 8080}
@@ -34,6 +37,14 @@ kind: WorkloadEntry
 metadata: {name: user-1, namespace: shop}
 spec:
   address: 10.66.0.3
+  serviceAccount: user
+  labels: {app: user, security.istio.io/tlsMode: istio}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: user-1-six, namespace: shop}
+spec:
+  address: fd66::3
   serviceAccount: user
   labels: {app: user, security.istio.io/tlsMode: istio}
 ---
@@ -97,14 +108,15 @@ impl Mesh {
             std::fs::write(&token, join_token::create(&key, "shop", account, now, 600).unwrap()).unwrap();
             install(&network, machine, &proxy);
             let line = format!(
-                "sidecar --name {account}-1 --namespace shop --ip {} --service-account {account} --workload-name {account} \
+                "sidecar --name {account}-1 --namespace shop --ip {} --instance-ips {} --service-account {account} --workload-name {account} \
                  --xds-address 10.66.0.1:15012 --root-cert {} --token-file {token} --workers 1",
                 Network::address(machine),
+                Network::address_six(machine),
                 path(&network, "root.pem")
             );
             network.start_proxy(machine, &format!("proxy-{account}"), &proxy, &words(&line));
         }
-        network.start_program(SERVER, "user", &application(), &words("serve 0.0.0.0:8080 0.0.0.0:9001 0.0.0.0:9999"));
+        network.start_program(SERVER, "user", &application(), &words("serve [::]:8080 [::]:9001 [::]:9999"));
         network.start_program(HUB, "elsewhere", &application(), &words("serve 10.66.0.1:80 10.66.0.1:7000"));
         for machine in [CALLER, SERVER] {
             until("a ready proxy", async || {
@@ -137,6 +149,41 @@ impl Mesh {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn both_families_of_addresses_are_captured() {
+    let mesh = Mesh::start().await;
+    // By either address of the service, to either address of the workload.
+    for service in [SERVICE, SERVICE_SIX] {
+        for source in ["127.0.0.6", "::6"] {
+            until("an answer over each family", async || {
+                let text = mesh.get(CALLER, &format!("{service}:80"), "user.shop.svc.cluster.local")?;
+                let secured = text.contains("URI=spiffe://cluster.local/ns/shop/sa/caller");
+                if secured && text.contains(&format!("connected from {source}\n")) { Ok(()) } else { Err(text) }
+            })
+            .await;
+            until("a greeting over each family", async || {
+                let text = ask(&mesh.network, CALLER, &["greet", &format!("{service}:9000"), "word"])?;
+                if text == format!("hello {source}\nWORD\n") { Ok(()) } else { Err(text) }
+            })
+            .await;
+        }
+    }
+    // A machine without a proxy.
+    let six = format!("[{}]", Network::address_six(SERVER));
+    for port in [8080, 9001, 9999] {
+        let refused = mesh.get(OUTSIDER, &format!("{six}:{port}"), "user");
+        assert!(refused.is_err(), "{port} is open to plaintext: {refused:?}");
+    }
+    mesh.set_mode("PERMISSIVE");
+    until("plaintext that is taken", async || {
+        let text = mesh.get(OUTSIDER, &format!("{six}:8080"), "user")?;
+        if text.contains("connected from ::6\n") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let greeting = ask(&mesh.network, OUTSIDER, &["greet", &format!("{six}:9999"), "word"]);
+    assert_eq!(greeting.unwrap(), "hello ::6\nWORD\n");
+}
+
 fn install(network: &Network, machine: usize, proxy: &Path) {
     let output = network.output(machine, proxy, &["init"]);
     assert!(output.status.success(), "proxy init: {}", String::from_utf8_lossy(&output.stderr));
@@ -147,7 +194,10 @@ fn rules(network: &Network, machine: usize) -> String {
     let print = |program: &str, arguments: &[&str]| {
         String::from_utf8_lossy(&network.output(machine, Path::new(program), arguments).stdout).into_owned()
     };
-    print("nft", &["list", "ruleset"]) + &print("iptables", &["-t", "nat", "-S"])
+    print("nft", &["list", "ruleset"])
+        + &print("iptables", &["-t", "nat", "-S"])
+        + &print("ip6tables", &["-t", "nat", "-S"])
+        + &print("ip", &["-6", "addr", "show", "dev", "lo"])
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -163,7 +213,11 @@ async fn applications_that_know_nothing_speak_mutual_tls() {
     })
     .await;
     assert!(text.contains("GET /hello HTTP/1.1"), "{text}");
-    assert!(text.contains("connected from 127.0.0.6"), "Istio's source address of inbound connections: {text}");
+    let sources = ["connected from 127.0.0.6\n", "connected from ::6\n"];
+    assert!(
+        sources.iter().any(|source| text.contains(source)),
+        "Istio's source address of inbound connections: {text}"
+    );
     assert!(
         text.contains("By=spiffe://cluster.local/ns/shop/sa/user;")
             && text.contains("URI=spiffe://cluster.local/ns/shop/sa/caller"),
@@ -185,7 +239,7 @@ async fn applications_that_know_nothing_speak_mutual_tls() {
 
     // A protocol in which the server speaks first.
     let greeting = ask(&mesh.network, CALLER, &["greet", &format!("{SERVICE}:9000"), "word"]).unwrap();
-    assert_eq!(greeting, "hello 127.0.0.6\nWORD\n");
+    assert!(["hello 127.0.0.6\nWORD\n", "hello ::6\nWORD\n"].contains(&greeting.as_str()), "{greeting}");
     assert!(mesh.metric(SERVER, &["istio_tcp_connections_opened_total{reporter=\"destination\"", "mutual_tls"]) >= 1.0);
 
     // Addresses that no service has are left to the network: on a port that the mesh knows, and on one that it does not.
@@ -232,10 +286,11 @@ fn installing_twice_is_installing_once_and_cleaning_removes_everything() {
     install(&network, CALLER, &proxy);
     let once = rules(&network, CALLER);
     assert!(once.contains("15001") && once.contains("15006"), "{once}");
+    assert!(once.contains("::6/128") && once.matches("15006").count() >= 2, "both families: {once}");
     install(&network, CALLER, &proxy);
     assert_eq!(rules(&network, CALLER), once);
     let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let after = rules(&network, CALLER);
-    assert!(!after.to_lowercase().contains("istio") && !after.contains("1500"), "{after}");
+    assert!(!after.to_lowercase().contains("istio") && !after.contains("1500") && !after.contains("::6/"), "{after}");
 }

@@ -157,6 +157,42 @@ async fn an_edited_route_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_rule_of_a_host_loses_nothing_though_its_subset_comes_later() {
+    let shop = Shop::open("", &[]).await;
+    shop.control_plane.write("vs.yaml", "");
+    until("the end of all rules", async || {
+        let (_, text) = ask(&shop.outbound, USER, "/").await?;
+        if text.contains("x-edition") { Err(text) } else { Ok(()) }
+    })
+    .await;
+    let load = Load::start(&shop.outbound, USER, 4);
+    let rule =
+        virtual_service("early").replace("{destination: {host: user}}", "{destination: {host: user, subset: v1}}");
+    shop.control_plane.write("vs.yaml", &rule);
+    until("the rule", async || {
+        let (_, text) = ask(&shop.outbound, USER, "/").await?;
+        if text.contains("x-edition: early") { Ok(()) } else { Err(text) }
+    })
+    .await;
+    let answered = load.answered();
+    until("more requests", async || if load.answered() > answered + 20 { Ok(()) } else { Err(load.answered()) }).await;
+    shop.control_plane.write(
+        "subset.yaml",
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: user, namespace: shop}\nspec: {host: user, subsets: [{name: v1, labels: {app: user}}]}\n",
+    );
+    let subset = "outbound|8080|v1|user.shop.svc.cluster.local";
+    until("requests to the subset", async || {
+        match shop.caller.running.shared().metrics.cluster_total(subset, |series| &series.requests) {
+            0..20 => Err("too few"),
+            _ => Ok(()),
+        }
+    })
+    .await;
+    let failures = load.stop().await;
+    assert!(failures.is_empty(), "{failures:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_crosses_two_sidecars() {
     let shop = Shop::open("", &[]).await;
     let request = Request::get("/socket")

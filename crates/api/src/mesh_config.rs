@@ -166,12 +166,52 @@ pub enum NormalizationType {
     DecodeAndMergeSlashes,
 }
 
+/// Reads a proxy's own settings (`PROXY_CONFIG`): YAML of a map.
+///
+/// # Errors
+/// It is no such text, or a value of another type than what is read of it.
+pub fn proxy_config(text: &str) -> Result<Value, String> {
+    let value: Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    if !value.is_object() {
+        return Err("expected a map of settings".to_owned());
+    }
+    let kept = value.get("proxyHeaders").and_then(|headers| headers.get("preserveHttp1HeaderCase"));
+    match kept {
+        Some(other) if !other.is_boolean() => {
+            Err(format!("proxyHeaders.preserveHttp1HeaderCase: expected true or false, found {other}"))
+        }
+        _ => Ok(value),
+    }
+}
+
 impl MeshConfig {
     /// Reads the text of the key `mesh` of Istio's ConfigMap. A field that cannot be read is reported; then the defaults
     /// are returned.
     pub fn parse(text: &str, file: &str) -> (MeshConfig, Vec<Problem>) {
         decode::settings(text, file, "MeshConfig")
     }
+}
+
+/// The settings in proxies' own settings (`defaultConfig`, `PROXY_CONFIG`) that have no effect on what proxies are told.
+pub fn proxy_config_without_effect(proxy_config: &Value) -> Vec<String> {
+    let mut fields = Vec::new();
+    for (name, value) in proxy_config.as_object().into_iter().flatten() {
+        match (name.as_str(), value.as_object()) {
+            ("interceptionMode", _) => {}
+            ("proxyHeaders", Some(headers)) => {
+                let others = headers.keys().filter(|name| *name != "preserveHttp1HeaderCase");
+                fields.extend(others.map(|name| format!("proxyHeaders.{name}")));
+            }
+            _ => fields.push(name.clone()),
+        }
+    }
+    fields
+}
+
+/// What settings of proxies (`defaultConfig`, the annotation `proxy.istio.io/config`, a node's `PROXY_CONFIG`) say about the
+/// spelling of HTTP/1 header names: kept (true), lower case (false), or nothing.
+pub fn preserve_http1_header_case(proxy_config: &Value) -> Option<bool> {
+    proxy_config.get("proxyHeaders")?.get("preserveHttp1HeaderCase")?.as_bool()
 }
 
 #[cfg(test)]

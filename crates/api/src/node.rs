@@ -121,6 +121,9 @@ pub struct NodeMetadata {
     pub generator: String,
     /// `true` asks for HTTP/1.0.
     pub http10: String,
+    /// The proxy's own settings, with the fields of the mesh's `defaultConfig`; null if there are none.
+    #[serde(skip_serializing_if = "serde_json::Value::is_null")]
+    pub proxy_config: serde_json::Value,
     /// Where the proxy's admin interface listens, `address:port`; ours, empty for Envoy.
     pub mesh_admin_address: String,
     /// Proxy's own version; ours, empty for Envoy.
@@ -167,6 +170,9 @@ impl NodeMetadata {
             network,
             mesh_id
         );
+        if !part.proxy_config.is_null() {
+            self.proxy_config = part.proxy_config;
+        }
         take!(interception_mode, istio_version, generator, http10, mesh_admin_address, mesh_version);
     }
 }

@@ -32,6 +32,15 @@ pub mod alpn {
     tonic::include_proto!("istio.envoy.config.filter.http.alpn.v2alpha1");
 }
 
+/// Configuration of `envoy.filters.network.metadata_exchange`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod metadata_exchange {
+    tonic::include_proto!("envoy.tcp.metadataexchange.config");
+}
+
+/// The application protocol of TLS connections that begin with the metadata of both ends (Istio `istio-peer-exchange`).
+pub const PEER_EXCHANGE: &str = "istio-peer-exchange";
+
 /// A kind of xDS resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ResourceKind {

@@ -5,9 +5,8 @@ mod cross;
 
 use std::sync::Arc;
 
-use api::mesh_config::MeshConfig;
+use api::mesh_config::{MeshConfig, proxy_config_without_effect};
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
-use serde_json::Value;
 
 use crate::intrinsic::intrinsic;
 use crate::proxy::Interception;
@@ -66,14 +65,20 @@ fn mesh_config(world: &World) -> Vec<Problem> {
     };
     let mut problems: Vec<Problem> =
         rows.into_iter().filter(|(_, used)| *used).map(|(field, _)| not_built(field.to_owned())).collect();
-    for (name, value) in mesh.default_config.as_ref().and_then(Value::as_object).into_iter().flatten() {
-        let field = format!("defaultConfig.{name}");
-        if name != "interceptionMode" {
-            problems.push(not_built(field));
-        } else if value.as_str().and_then(Interception::named).is_none() {
-            let message = format!("The value {value} is not one of REDIRECT, TPROXY, NONE; REDIRECT is taken.");
-            problems.push(tell(field, Code::SchemaValidation, message));
-        }
+    let Some(proxies) = &mesh.default_config else { return problems };
+    problems.extend(proxy_config_without_effect(proxies).iter().map(|name| not_built(format!("defaultConfig.{name}"))));
+    let mut wrong = |field: &str, message: String| {
+        problems.push(tell(format!("defaultConfig.{field}"), Code::SchemaValidation, message));
+    };
+    if let Some(mode) = proxies.get("interceptionMode")
+        && mode.as_str().and_then(Interception::named).is_none()
+    {
+        wrong("interceptionMode", format!("The value {mode} is not one of REDIRECT, TPROXY, NONE; REDIRECT is taken."));
+    }
+    let kept = proxies.get("proxyHeaders").and_then(|headers| headers.get("preserveHttp1HeaderCase"));
+    if let Some(kept) = kept.filter(|kept| !kept.is_boolean()) {
+        let message = format!("The value {kept} is neither true nor false; false is taken.");
+        wrong("proxyHeaders.preserveHttp1HeaderCase", message);
     }
     problems
 }
@@ -85,12 +90,15 @@ mod tests {
     #[test]
     fn settings_without_effect_are_told() {
         let (mesh, problems) = MeshConfig::parse(
-            "defaultProviders: {metrics: [prometheus]}\ntrustDomain: td\ningressClass: x\ndefaultConfig: {interceptionMode: NONE, concurrency: 2}\n",
+            "defaultProviders: {metrics: [prometheus]}\ntrustDomain: td\ningressClass: x\ndefaultConfig: {interceptionMode: NONE, concurrency: 2, proxyHeaders: {preserveHttp1HeaderCase: true, server: {disabled: true}}}\n",
             "mesh",
         );
         assert_eq!(problems, []);
         let found = mesh_config(&World::new(mesh, "cluster.local"));
         let fields: Vec<&str> = found.iter().map(|problem| problem.field.as_str()).collect();
-        assert_eq!(fields, ["defaultProviders", "ingressClass", "defaultConfig.concurrency"]);
+        assert_eq!(
+            fields,
+            ["defaultProviders", "ingressClass", "defaultConfig.concurrency", "defaultConfig.proxyHeaders.server"]
+        );
     }
 }

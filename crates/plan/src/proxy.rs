@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use api::mesh_config::MeshConfig;
+use api::mesh_config::{MeshConfig, preserve_http1_header_case};
 use api::node::{NodeId, NodeMetadata, Role, has_extension};
 use api::spiffe::SpiffeId;
 use api::value::Labels;
@@ -11,8 +11,10 @@ use api::xds::core::Node;
 /// Filters that only Istio's Envoy and our proxy have built in, by the name a node lists them under.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Extensions {
-    /// `istio.metadata_exchange`, HTTP and network.
+    /// `istio.metadata_exchange`, in HTTP headers.
     pub metadata_exchange: bool,
+    /// `envoy.filters.network.metadata_exchange`, in front of the bytes of a TCP connection.
+    pub peer_exchange: bool,
     /// `istio.stats`.
     pub stats: bool,
     /// `istio.alpn`.
@@ -76,6 +78,8 @@ pub struct ProxyIdentity {
     pub network: String,
     /// How traffic gets here.
     pub interception: Interception,
+    /// Whether HTTP/1 header names keep their spelling; the mesh's `defaultConfig` counts if the node does not say.
+    pub preserve_header_case: Option<bool>,
     /// Filters built in.
     pub extensions: Extensions,
     /// Whether the identity was proved; Secrets are only for those.
@@ -129,13 +133,22 @@ impl ProxyIdentity {
             cluster_id: metadata.cluster_id,
             network: metadata.network,
             interception: Interception::named(&metadata.interception_mode).unwrap_or_default(),
+            preserve_header_case: preserve_http1_header_case(&metadata.proxy_config),
             extensions: Extensions {
                 metadata_exchange: has_extension(node, "istio.metadata_exchange"),
+                peer_exchange: has_extension(node, "envoy.filters.network.metadata_exchange"),
                 stats: has_extension(node, "istio.stats"),
                 alpn: has_extension(node, "istio.alpn"),
             },
             verified: verified.is_some(),
         })
+    }
+
+    /// Whether HTTP/1 header names keep their spelling on their way through this proxy.
+    pub(crate) fn preserves_header_case(&self, mesh: &MeshConfig) -> bool {
+        self.preserve_header_case
+            .or_else(|| preserve_http1_header_case(mesh.default_config.as_ref()?))
+            .unwrap_or_default()
     }
 
     /// The proxy's first address.
@@ -150,6 +163,19 @@ impl ProxyIdentity {
             address if address.is_loopback() => address.to_string(),
             IpAddr::V4(_) => "0.0.0.0".into(),
             IpAddr::V6(_) => "::".into(),
+        }
+    }
+
+    /// The unspecified addresses of all families that the proxy has addresses of, the first address's family first: where
+    /// captured connections come to.
+    pub(crate) fn any_addresses(&self) -> Vec<&'static str> {
+        let first = self.address();
+        let both = self.addresses.iter().any(|address| address.is_ipv6() != first.is_ipv6());
+        match (first.is_ipv6(), both) {
+            (false, false) => vec!["0.0.0.0"],
+            (true, false) => vec!["::"],
+            (false, true) => vec!["0.0.0.0", "::"],
+            (true, true) => vec!["::", "0.0.0.0"],
         }
     }
 
@@ -202,5 +228,34 @@ mod tests {
         assert!(ProxyIdentity::of(&node, Some(&id("other", "a"))).unwrap_err().contains("namespace"));
         assert!(ProxyIdentity::of(&node, Some(&id("shop", "b"))).unwrap_err().contains("service account"));
         assert!(!ProxyIdentity::of(&node, None).unwrap().verified);
+    }
+
+    #[test]
+    fn a_proxy_is_captured_in_the_families_of_its_addresses() {
+        for (first, all, expected) in [
+            ("10.1.0.1", "", &["0.0.0.0"][..]),
+            ("10.1.0.1", "10.1.0.1,10.1.0.2", &["0.0.0.0"]),
+            ("fd00::1", "fd00::1", &["::"]),
+            ("10.1.0.1", "10.1.0.1,fd00::1", &["0.0.0.0", "::"]),
+            ("fd00::1", "10.1.0.1", &["::", "0.0.0.0"]),
+        ] {
+            let id = format!("sidecar~{first}~a.shop~shop.svc.cluster.local");
+            let proxy = ProxyIdentity::of(&node(&id, &serde_json::json!({"INSTANCE_IPS": all})), None).unwrap();
+            assert_eq!(proxy.any_addresses(), expected, "{first} {all}");
+        }
+    }
+
+    #[test]
+    fn a_proxys_own_word_on_header_names_counts_over_the_meshs() {
+        let (mesh, problems) = MeshConfig::parse("defaultConfig: {proxyHeaders: {preserveHttp1HeaderCase: true}}", "m");
+        assert_eq!(problems, []);
+        for (own, expected) in [
+            (serde_json::json!({}), true),
+            (serde_json::json!({"PROXY_CONFIG": {"concurrency": 2}}), true),
+            (serde_json::json!({"PROXY_CONFIG": {"proxyHeaders": {"preserveHttp1HeaderCase": false}}}), false),
+        ] {
+            let proxy = ProxyIdentity::of(&node("sidecar~10.1.0.1~a.shop~shop.svc.cluster.local", &own), None).unwrap();
+            assert_eq!(proxy.preserves_header_case(&mesh), expected, "{own}");
+        }
     }
 }

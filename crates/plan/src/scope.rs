@@ -247,24 +247,19 @@ impl Scope {
             for (index, ingress) in sidecar.spec.ingress.iter().enumerate() {
                 self.take_in_ingress(sidecar, index, ingress, &own, uncaptured);
             }
+            // A service of the workload on the port of an ingress listener gives it its name (Istio).
+            for (service, _, target) in self.instances(addresses) {
+                let nameless = |inbound: &&mut Inbound| inbound.port == target && inbound.service.is_empty();
+                for inbound in self.inbound.iter_mut().filter(nameless) {
+                    inbound.host = service.host.to_string();
+                    inbound.service.clone_from(&service.name);
+                }
+            }
             return;
         }
-        let mut instances: Vec<(&Digested<Service>, u16, u16)> = addresses
-            .iter()
-            .filter_map(|address| self.snapshot.endpoints_by_address.get(address))
-            .flatten()
-            .map(|(service, endpoint)| (&self.snapshot.services[*service], *endpoint))
-            .map(|(service, endpoint)| {
-                (service, service.endpoints[endpoint].service_port, service.endpoints[endpoint].port)
-            })
-            .filter(|(service, ..)| service.namespace == self.proxy.namespace)
-            .collect();
-        // Of several services on one port of the workload, the oldest says the protocol.
-        instances.sort_by(|one, two| (one.2, &one.0.age, one.1).cmp(&(two.2, &two.0.age, two.1)));
-        instances.dedup_by_key(|instance| instance.2);
         let mut taken = Vec::new();
         let mut problems = Vec::new();
-        for (service, number, target) in instances {
+        for (service, number, target) in self.instances(addresses) {
             let Some(port) = service.port(number).filter(|port| port.protocol != Protocol::Udp) else { continue };
             if uncaptured && own == "127.0.0.1" {
                 let message = format!(
@@ -288,6 +283,24 @@ impl Scope {
         }
         self.inbound = taken;
         self.problems.append(&mut problems);
+    }
+
+    /// The workload's services with their port and the workload's port for it, one for each of the workload's ports.
+    fn instances(&self, addresses: &[String]) -> Vec<(Digested<Service>, u16, u16)> {
+        let mut instances: Vec<(&Digested<Service>, u16, u16)> = addresses
+            .iter()
+            .filter_map(|address| self.snapshot.endpoints_by_address.get(address))
+            .flatten()
+            .map(|(service, endpoint)| (&self.snapshot.services[*service], *endpoint))
+            .map(|(service, endpoint)| {
+                (service, service.endpoints[endpoint].service_port, service.endpoints[endpoint].port)
+            })
+            .filter(|(service, ..)| service.namespace == self.proxy.namespace)
+            .collect();
+        // Of several services on one port of the workload, the oldest says the protocol.
+        instances.sort_by(|one, two| (one.2, &one.0.age, one.1).cmp(&(two.2, &two.0.age, two.1)));
+        instances.dedup_by_key(|instance| instance.2);
+        instances.into_iter().map(|(service, number, target)| (service.clone(), number, target)).collect()
     }
 
     fn take_in_ingress(
@@ -423,7 +436,7 @@ impl Scope {
             if asks { digest_of(&self.labels) } else { 0 },
             digest_of(&self.target_ports),
             // Listeners are named by address where the address is the proxy's own.
-            digest_of(&(proxy.wildcard(), proxy.local_host())),
+            digest_of(&(proxy.wildcard(), proxy.local_host(), proxy.any_addresses())),
         ];
         for egress in &self.egress {
             let port = egress.port.as_ref().map(|port| (port.number, port.protocol.as_str()));

@@ -252,66 +252,121 @@ fn a_bad_version_never_replaces_a_good_one() {
     assert!(snapshot.problems().iter().all(|problem| problem.code != Code::InvalidRegex));
 }
 
+/// A VirtualService with these hosts and rules.
+fn rules_of(hosts: &str, rules: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: one}}\nspec: {{hosts: [{hosts}], http: [{rules}]}}\n"
+    )
+}
+
+/// A DestinationRule of service `a` with these subsets.
+fn subsets_of_a(names: &[&str]) -> String {
+    let one = |name: &&str| format!("{{name: {name}, labels: {{version: {name}}}}}");
+    let list: Vec<String> = names.iter().map(one).collect();
+    let list = list.join(", ");
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: a}}\nspec: {{host: a, subsets: [{list}]}}\n"
+    )
+}
+
+fn to_subset(subset: &str) -> String {
+    format!("route: [{{destination: {{host: a, subset: {subset}, port: {{number: 80}}}}}}]")
+}
+
+fn apply(world: &mut World, text: &str) {
+    for object in objects(text) {
+        world.apply(Change::Upsert(Box::new(object)));
+    }
+}
+
+/// Where requests to a service go, route by route.
+fn routed(snapshot: &Arc<Snapshot>, service: &str) -> Vec<String> {
+    let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Route, &Want::All);
+    let table = all.iter().find(|one| one.name == "80").unwrap();
+    let table = api::json::to_json(&table.body).unwrap();
+    let hosts = table["virtual_hosts"].as_array().unwrap();
+    let host =
+        hosts.iter().find(|host| host["name"].as_str().unwrap().starts_with(&format!("{service}.shop"))).unwrap();
+    let cluster = |route: &serde_json::Value| route["route"]["cluster"].as_str().unwrap().to_owned();
+    host["routes"].as_array().unwrap().iter().map(cluster).collect()
+}
+
+/// What is told of subsets that are missing.
+fn missing_subsets(snapshot: &Snapshot) -> Vec<String> {
+    let mine = |problem: &&api::problem::Problem| problem.code == Code::SubsetNotFound;
+    snapshot.problems().iter().filter(mine).map(|problem| problem.message.clone()).collect()
+}
+
+#[test]
+fn the_first_rules_of_a_host_wait_for_their_subset() {
+    let service = |name: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{selector: {{app: {name}}}, ports: [{{name: http, port: 80}}]}}\n"
+        )
+    };
+    let mut world = world(objects(&(service("a") + &service("b"))));
+    let before = Snapshot::build(&world, None);
+    let (to_a, to_b) = ("outbound|80||a.shop.svc.cluster.local", "outbound|80||b.shop.svc.cluster.local");
+    assert_eq!((routed(&before, "a"), routed(&before, "b")), (vec![to_a.to_owned()], vec![to_b.to_owned()]));
+
+    // Each host stays with its own service, until the subset is there.
+    let rules = format!("{{match: [{{uri: {{prefix: /new}}}}], {}}}, {{{}}}", to_subset("v1"), to_subset("v2"));
+    apply(&mut world, &rules_of("a, b", &rules));
+    let mut waiting = Snapshot::build(&world, Some(&before));
+    for _ in 0..2 {
+        assert_eq!(
+            (routed(&waiting, "a"), routed(&waiting, "b")),
+            (vec![to_a.to_owned(); 2], vec![to_b.to_owned(); 2])
+        );
+        let messages = missing_subsets(&waiting);
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert!(messages.iter().all(|message| message.contains("keep the destinations")), "{messages:?}");
+        waiting = Snapshot::build(&world, Some(&waiting));
+    }
+    apply(&mut world, &subsets_of_a(&["v1"]));
+    let half = Snapshot::build(&world, Some(&waiting));
+    let (v1, v2) = ("outbound|80|v1|a.shop.svc.cluster.local", "outbound|80|v2|a.shop.svc.cluster.local");
+    assert_eq!(
+        (routed(&half, "a"), routed(&half, "b")),
+        (vec![v1.to_owned(), to_a.to_owned()], vec![v1.to_owned(), to_b.to_owned()])
+    );
+    apply(&mut world, &subsets_of_a(&["v1", "v2"]));
+    let whole = Snapshot::build(&world, Some(&half));
+    assert_eq!(routed(&whole, "b"), [v1, v2]);
+    assert_eq!(all(&whole), all(&Snapshot::build(&world, None)), "nothing of what was kept is left");
+    assert_eq!(missing_subsets(&whole), [""; 0]);
+}
+
 #[test]
 fn a_rule_keeps_its_route_until_its_new_subset_is_there() {
-    let rules = |rules: &str| {
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: one}}\nspec: {{hosts: [a], http: [{rules}]}}\n"
-        )
-    };
-    let subsets = |names: &[&str]| {
-        let one = |name: &&str| format!("{{name: {name}, labels: {{version: {name}}}}}");
-        let list: Vec<String> = names.iter().map(one).collect();
-        let list = list.join(", ");
-        format!(
-            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: a}}\nspec: {{host: a, subsets: [{list}]}}\n"
-        )
-    };
-    let to = |subset: &str| format!("route: [{{destination: {{host: a, subset: {subset}, port: {{number: 80}}}}}}]");
-    let apply = |world: &mut World, text: &str| {
-        for object in objects(text) {
-            world.apply(Change::Upsert(Box::new(object)));
-        }
-    };
-    let routed = |snapshot: &Arc<Snapshot>| -> Vec<String> {
-        let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Route, &Want::All);
-        let table = all.iter().find(|one| one.name == "80").unwrap();
-        let table = api::json::to_json(&table.body).unwrap();
-        let hosts = table["virtual_hosts"].as_array().unwrap();
-        let host = hosts.iter().find(|host| host["name"].as_str().unwrap().starts_with("a.shop")).unwrap();
-        let cluster = |route: &serde_json::Value| route["route"]["cluster"].as_str().unwrap().to_owned();
-        host["routes"].as_array().unwrap().iter().map(cluster).collect()
-    };
-    let said = |snapshot: &Arc<Snapshot>| -> Vec<String> {
-        let mine = |problem: &&api::problem::Problem| problem.code == Code::SubsetNotFound;
-        snapshot.problems().iter().filter(mine).map(|problem| problem.message.clone()).collect()
-    };
     let (v1, v2) = ("outbound|80|v1|a.shop.svc.cluster.local", "outbound|80|v2|a.shop.svc.cluster.local");
     let mut world = world(objects(COMPETING.split("---").next().unwrap()));
-    apply(&mut world, &subsets(&["v1"]));
-    apply(&mut world, &rules(&format!("{{{}}}", to("v1"))));
+    apply(&mut world, &subsets_of_a(&["v1"]));
+    apply(&mut world, &rules_of("a", &format!("{{{}}}", to_subset("v1"))));
     let first = Snapshot::build(&world, None);
-    assert_eq!(routed(&first), [v1]);
-    assert_eq!(said(&first), [""; 0]);
+    assert_eq!(routed(&first, "a"), [v1]);
+    assert_eq!(missing_subsets(&first), [""; 0]);
 
-    // The rule's new subset is not there yet; a rule that is new has nothing to keep.
-    let new = format!("{{match: [{{uri: {{prefix: /new}}}}], {}}}", to("v3"));
-    apply(&mut world, &rules(&format!("{new}, {{{}, timeout: 7s}}", to("v2"))));
+    // The rule's new subset is not there yet; a rule that is new takes requests away from the one that had them.
+    let new = format!("{{match: [{{uri: {{prefix: /new}}}}], {}}}", to_subset("v3"));
+    apply(&mut world, &rules_of("a", &format!("{new}, {{{}, timeout: 7s}}", to_subset("v2"))));
     let second = Snapshot::build(&world, Some(&first));
-    assert_eq!(routed(&second), [v2.replace("v2", "v3"), v1.to_owned()]);
-    let messages = said(&second);
+    assert_eq!(routed(&second, "a"), [v1, v1]);
+    let messages = missing_subsets(&second);
     assert_eq!(messages.len(), 2, "{messages:?}");
-    assert!(messages.iter().any(|message| message.contains("\"v2\"") && message.contains("keeps the destinations")));
-    assert!(messages.iter().any(|message| message.contains("\"v3\"") && message.contains("503")));
+    for subset in ["v2", "v3"] {
+        let about = |message: &&String| message.contains(&format!("{subset:?}"));
+        assert!(messages.iter().find(about).unwrap().contains("keep the destinations"), "{messages:?}");
+    }
     assert_ne!(all(&first), all(&second), "the rest of the rule is the new one");
 
     // It stays for as long as it takes, and goes when the subset comes.
     let third = Snapshot::build(&world, Some(&second));
     assert_eq!(all(&second), all(&third));
-    apply(&mut world, &subsets(&["v1", "v2", "v3"]));
+    apply(&mut world, &subsets_of_a(&["v1", "v2", "v3"]));
     let fourth = Snapshot::build(&world, Some(&third));
-    assert_eq!(routed(&fourth), [v2.replace("v2", "v3"), v2.to_owned()]);
-    assert_eq!(said(&fourth), [""; 0]);
+    assert_eq!(routed(&fourth, "a"), [v2.replace("v2", "v3"), v2.to_owned()]);
+    assert_eq!(missing_subsets(&fourth), [""; 0]);
     assert_eq!(all(&fourth), all(&Snapshot::build(&world, None)), "nothing of what was kept is left");
 }
 

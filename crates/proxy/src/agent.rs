@@ -51,11 +51,12 @@ impl Agent {
         }
         let (state, stream) = watch::channel(State::default());
         let applied = running.clone();
+        let mut told = Told::default();
         let apply = move |resources: &ResourceSet| {
             tokio::task::block_in_place(|| {
                 let mut rejects = take_secrets(resources, &store);
                 rejects.extend(applied.apply(resources));
-                for reject in &rejects {
+                for reject in told.news(resources, &rejects) {
                     tracing::error!(
                         kind = reject.kind.row().short,
                         name = reject.name,
@@ -78,6 +79,22 @@ impl Agent {
         if let Some(running) = Arc::into_inner(running) {
             running.drain().await;
         }
+    }
+}
+
+/// The refusals that the log has: it gets each once, until the resource or the reason is another.
+#[derive(Debug, Default)]
+struct Told(Vec<(Reject, Option<String>)>);
+
+impl Told {
+    /// Those that the log does not have yet.
+    fn news<'a>(&mut self, resources: &ResourceSet, rejects: &'a [Reject]) -> Vec<&'a Reject> {
+        let version = |reject: &Reject| resources.of(reject.kind).get(&reject.name).map(|held| held.version.clone());
+        let now: Vec<_> = rejects.iter().map(|reject| (reject.clone(), version(reject))).collect();
+        let news =
+            rejects.iter().zip(&now).filter(|(_, one)| !self.0.contains(one)).map(|(reject, _)| reject).collect();
+        self.0 = now;
+        news
     }
 }
 
@@ -142,5 +159,30 @@ fn bytes(source: Option<&DataSource>) -> Result<&[u8]> {
         Some(Specifier::InlineBytes(bytes)) => Ok(bytes),
         Some(Specifier::InlineString(text)) => Ok(text.as_bytes()),
         _ => anyhow::bail!("a part of the secret is missing or not inline"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xds::resources::Resource;
+
+    #[test]
+    fn a_refusal_is_told_once_until_something_changes() {
+        let set = |version: &str| {
+            let mut set = ResourceSet::default();
+            let held = Resource { version: version.to_owned(), body: Arc::default() };
+            set.of_mut(ResourceKind::Cluster).insert("a".to_owned(), held);
+            set
+        };
+        let reject = |reason: &str| Reject { kind: ResourceKind::Cluster, name: "a".into(), reason: reason.to_owned() };
+        let mut told = Told::default();
+        let mut count = |version: &str, rejects: &[Reject]| told.news(&set(version), rejects).len();
+        assert_eq!(count("1", &[reject("x")]), 1);
+        assert_eq!(count("1", &[reject("x")]), 0, "nothing changed");
+        assert_eq!(count("1", &[reject("y")]), 1, "another reason");
+        assert_eq!(count("2", &[reject("y")]), 1, "another version");
+        assert_eq!(count("3", &[]), 0);
+        assert_eq!(count("2", &[reject("y")]), 1, "it was good in between");
     }
 }

@@ -17,7 +17,8 @@ use crate::xds::client::{Options, parse_duration};
 /// The release of Istio whose configuration the proxy understands.
 const ISTIO_VERSION: &str = "1.32.0";
 /// Extensions that only Istio's builds of Envoy have, and this proxy: a control plane may use them.
-const EXTENSIONS: &[&str] = &["istio.metadata_exchange", "istio.stats", "istio.alpn"];
+const EXTENSIONS: &[&str] =
+    &["istio.metadata_exchange", "envoy.filters.network.metadata_exchange", "istio.stats", "istio.alpn"];
 
 /// The data plane of the mesh: proxies the traffic of one workload, or of a gateway.
 #[derive(Debug, Parser)]
@@ -52,6 +53,9 @@ pub struct Arguments {
     /// Its address.
     #[arg(long, env = "INSTANCE_IP")]
     pub ip: IpAddr,
+    /// All of its addresses, if there are more: a workload with addresses of both families is captured in both.
+    #[arg(long, env = "INSTANCE_IPS", value_delimiter = ',')]
+    pub instance_ips: Vec<IpAddr>,
     /// Its service account.
     #[arg(long, env = "SERVICE_ACCOUNT", default_value = "default")]
     pub service_account: String,
@@ -64,6 +68,10 @@ pub struct Arguments {
     /// How traffic comes: REDIRECT (captured by `proxy init`), or NONE (the proxy is addressed).
     #[arg(long, env = "ISTIO_META_INTERCEPTION_MODE", default_value = "REDIRECT")]
     pub interception_mode: String,
+    /// The proxy's own settings in YAML, with the fields of the mesh's `defaultConfig`, over which they count (Istio: the
+    /// annotation `proxy.istio.io/config`). Of them, `proxyHeaders.preserveHttp1HeaderCase` has an effect.
+    #[arg(long, env = "PROXY_CONFIG", value_parser = api::mesh_config::proxy_config)]
+    pub proxy_config: Option<serde_json::Value>,
     /// Cluster that the workload runs in.
     #[arg(long, env = "ISTIO_META_CLUSTER_ID", default_value = "Kubernetes")]
     pub cluster_id: String,
@@ -137,17 +145,33 @@ impl Arguments {
         }
     }
 
+    /// What is said in the proxy's own settings and has no effect.
+    pub fn without_effect(&self) -> Vec<String> {
+        let Some(config) = &self.proxy_config else { return Vec::new() };
+        let mut fields = api::mesh_config::proxy_config_without_effect(config);
+        // The setting of its own counts.
+        fields.extend(config.get("interceptionMode").map(|_| "interceptionMode".to_owned()));
+        fields
+    }
+
+    fn addresses(&self) -> String {
+        let mut all = vec![self.ip];
+        all.extend(self.instance_ips.iter().filter(|address| **address != self.ip));
+        all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",")
+    }
+
     fn metadata(&self) -> NodeMetadata {
         NodeMetadata {
             name: self.name.clone(),
             namespace: self.namespace.clone(),
             workload_name: self.workload_name.clone().unwrap_or_else(|| self.name.clone()),
             labels: self.labels.iter().cloned().collect::<BTreeMap<_, _>>(),
-            instance_ips: self.ip.to_string(),
+            instance_ips: self.addresses(),
             service_account: self.service_account.clone(),
             cluster_id: self.cluster_id.clone(),
             mesh_id: self.mesh_id.clone(),
             interception_mode: self.interception_mode.clone(),
+            proxy_config: self.proxy_config.clone().unwrap_or_default(),
             istio_version: ISTIO_VERSION.to_owned(),
             mesh_version: env!("CARGO_PKG_VERSION").to_owned(),
             ..NodeMetadata::default()

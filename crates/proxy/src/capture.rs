@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 pub use render::{Program, render};
-pub use rules::{Options, Rule, rules};
+pub use rules::{Family, Options, Rule, rules};
 
 /// Installs the rules, or prints them with `--dry-run`. Doing it twice is doing it once.
 ///
@@ -18,45 +18,78 @@ pub use rules::{Options, Rule, rules};
 /// A flag is wrong or not built, no program takes the rules, or they are not there afterwards.
 pub fn run(options: &Options) -> Result<()> {
     options.check().map_err(anyhow::Error::msg)?;
-    if options.dry_run {
-        print!("{}", render(options, Program::Nft));
-        return Ok(());
-    }
-    if options.cleanup_only {
+    if options.cleanup_only && !options.dry_run {
         return clean();
+    }
+    for family in families() {
+        if options.dry_run {
+            print!("{}", render(options, Program::Nft, family));
+        } else {
+            install(options, family)?;
+        }
+    }
+    Ok(())
+}
+
+/// IPv4, and IPv6 if an interface has an address of it that others can reach, as Istio does.
+fn families() -> Vec<Family> {
+    let table = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    if has_global(&table) { vec![Family::Four, Family::Six] } else { vec![Family::Four] }
+}
+
+/// Whether the kernel's table of IPv6 addresses has one of global scope. Its columns are address, interface, length of the
+/// prefix, scope, flags and name; the scope 00 is global.
+fn has_global(table: &str) -> bool {
+    table.lines().any(|line| {
+        let mut columns = line.split_whitespace();
+        let address = columns.next().unwrap_or_default();
+        columns.nth(2) == Some("00") && address != OWN_SIX
+    })
+}
+
+/// `::6` as the kernel's table has it: the address that we add ourselves.
+const OWN_SIX: &str = "00000000000000000000000000000006";
+
+fn install(options: &Options, family: Family) -> Result<()> {
+    if family == Family::Six {
+        // Unlike 127.0.0.6, this address is none of the loopback interface by itself.
+        let source = family.passthrough_source();
+        output("ip", &["-6", "addr", "replace", source, "dev", "lo"]).context(
+            "IPv6 needs the address ::6 on the loopback interface, set with the program ip (iproute2) and NET_ADMIN",
+        )?;
     }
     let mut reasons = Vec::new();
     for program in [Program::Nft, Program::Iptables] {
-        match apply(options, program) {
+        match apply(options, program, family) {
             Ok(()) => {
-                eprintln!("traffic is captured (with {})", program.name());
+                eprintln!("{family} traffic is captured (with {})", program.name(family));
                 return Ok(());
             }
-            Err(error) => reasons.push(format!("{}: {error:#}", program.name())),
+            Err(error) => reasons.push(format!("{}: {error:#}", program.name(family))),
         }
     }
     bail!(
-        "no rules could be installed; this takes the capability NET_ADMIN and nft or iptables-restore.\n  {}",
+        "no rules for {family} could be installed; this takes the capability NET_ADMIN and nft or iptables-restore.\n  {}",
         reasons.join("\n  ")
     )
 }
 
-fn apply(options: &Options, program: Program) -> Result<()> {
-    let text = render(options, program);
+fn apply(options: &Options, program: Program, family: Family) -> Result<()> {
+    let text = render(options, program, family);
     match program {
         Program::Nft => {
             feed("nft", &["-f", "-"], &text)?;
             // What was asked for must be there: a kernel without NAT takes the table and drops the chains on some systems.
-            let listed = output("nft", &["list", "table", "ip", render::TABLE])?;
+            let listed = output("nft", &["list", "table", render::word(family), render::TABLE])?;
             if !listed.contains("redirect to") {
                 bail!("the rules are not there after they were installed");
             }
         }
         Program::Iptables => {
             // Chains of ours that exist already are replaced: --noflush leaves all others alone.
-            remove_jumps();
-            feed("iptables-restore", &["--noflush", "-w"], &text)?;
-            if !output("iptables", &["-w", "-t", "nat", "-S"])?.contains("ISTIO_REDIRECT") {
+            remove_jumps(family);
+            feed(program.name(family), &["--noflush", "-w"], &text)?;
+            if !output(iptables(family), &["-w", "-t", "nat", "-S"])?.contains("ISTIO_REDIRECT") {
                 bail!("the rules are not there after they were installed");
             }
         }
@@ -64,26 +97,40 @@ fn apply(options: &Options, program: Program) -> Result<()> {
     Ok(())
 }
 
+fn iptables(family: Family) -> &'static str {
+    match family {
+        Family::Four => "iptables",
+        Family::Six => "ip6tables",
+    }
+}
+
 /// The jumps into our chains, which would double with each run.
-fn remove_jumps() {
+fn remove_jumps(family: Family) {
     for (chain, rest) in
         [("PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]), ("OUTPUT", &["-j", "ISTIO_OUTPUT"])]
     {
-        let _ =
-            Command::new("iptables").args(["-w", "-t", "nat", "-D", chain]).args(rest).stderr(Stdio::null()).status();
+        let mut command = Command::new(iptables(family));
+        let _ = command.args(["-w", "-t", "nat", "-D", chain]).args(rest).stderr(Stdio::null()).status();
     }
 }
 
 fn clean() -> Result<()> {
-    if output("nft", &["list", "table", "ip", render::TABLE]).is_ok() {
-        feed("nft", &["-f", "-"], &format!("delete table ip {}\n", render::TABLE))?;
-    }
-    remove_jumps();
-    for action in ["-F", "-X"] {
-        for chain in ["ISTIO_OUTPUT", "ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT"] {
-            let _ = Command::new("iptables").args(["-w", "-t", "nat", action, chain]).stderr(Stdio::null()).status();
+    for family in [Family::Four, Family::Six] {
+        let word = render::word(family);
+        if output("nft", &["list", "table", word, render::TABLE]).is_ok() {
+            feed("nft", &["-f", "-"], &format!("delete table {word} {}\n", render::TABLE))?;
+        }
+        remove_jumps(family);
+        for action in ["-F", "-X"] {
+            for chain in ["ISTIO_OUTPUT", "ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT"] {
+                let mut command = Command::new(iptables(family));
+                let _ = command.args(["-w", "-t", "nat", action, chain]).stderr(Stdio::null()).status();
+            }
         }
     }
+    let source = Family::Six.passthrough_source();
+    let mut command = Command::new("ip");
+    let _ = command.args(["-6", "addr", "del", source, "dev", "lo"]).stderr(Stdio::null()).status();
     Ok(())
 }
 
@@ -110,4 +157,22 @@ fn output(program: &str, arguments: &[&str]) -> Result<String> {
         bail!("{program} {} failed", arguments.join(" "));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_addresses_that_others_can_reach_ask_for_the_second_family() {
+        let (loopback, link, global, own) = (
+            "00000000000000000000000000000001 01 80 10 80       lo\n",
+            "fe800000000000004c1d0ffffe0a1b2c 02 40 20 80     eth0\n",
+            "fd660000000000000000000000000003 02 40 00 80     eth0\n",
+            "00000000000000000000000000000006 01 80 00 80       lo\n",
+        );
+        assert!(!has_global(""));
+        assert!(!has_global(&[loopback, link, own].concat()));
+        assert!(has_global(&[loopback, link, global].concat()));
+    }
 }

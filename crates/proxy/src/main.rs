@@ -50,6 +50,9 @@ async fn serve(arguments: &Arguments, role: Role) -> Result<()> {
         registry.with(format).init()
     }
 
+    for field in arguments.without_effect() {
+        tracing::warn!(field, "this setting of the proxy's own configuration has no effect");
+    }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let agent = Agent::start(arguments.settings(role), arguments.control_plane.clone()).await?;
     let control = move |level: &str| {

@@ -4,5 +4,6 @@ pub mod format;
 pub mod access_log;
 pub mod metrics;
 pub mod why;
+pub mod exchange;
 pub mod peer;
 pub mod labels;

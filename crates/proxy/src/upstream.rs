@@ -6,6 +6,7 @@ pub mod body;
 pub mod limits;
 pub mod outlier;
 pub mod balance;
+pub mod priority;
 pub mod connect;
 pub mod http1;
 pub mod http2;
@@ -36,6 +37,7 @@ use balance::{Candidate, Memory};
 use limits::{Limited, Permit, Usage};
 use outlier::{Health, Verdict};
 use pool::{Lease, Life, Link, Pool};
+use priority::Level;
 
 /// By cluster and place.
 type HealthByHost = HashMap<(Arc<str>, Place), Arc<Health>>;
@@ -459,40 +461,24 @@ impl Upstream {
         } else {
             &hosts.healthy
         };
-        let (priority, short) =
+        let (priority, panics) =
             self.priority(&hosts.priorities, healthy, &mut dice).ok_or(Failure::NoHealthyUpstream)?;
-        let (all, well) = (&hosts.priorities[priority], &healthy[priority]);
-        let panic = short && well.len() * 100 < all.len() * usize::from(self.settings.panic_threshold);
-        let candidates = if panic { all } else { well };
+        let candidates = if panics { &hosts.priorities[priority] } else { &healthy[priority] };
         let place = balance::pick(self.settings.balance, candidates, &mut self.memory.borrow_mut(), &mut dice);
         place.map(|place| Rc::clone(&candidates[place])).ok_or(Failure::NoHealthyUpstream)
     }
 
-    /// The priority to take: the first gets its overrated healthy share, what is left goes on (Envoy's priority levels). Also
-    /// whether all of them together are short of healthy hosts: only then may one panic.
+    /// The priority to take, and whether all of its hosts are used, healthy or not.
     fn priority(&self, all: &[Vec<Rc<Host>>], healthy: &[Vec<Rc<Host>>], dice: &mut SmallRng) -> Option<(usize, bool)> {
-        let factor = self.source.borrow().as_ref().map_or(140, |source| source.overprovisioning) as usize;
-        let share = |place: usize| match all[place].len() {
-            0 => 0,
-            count => (healthy[place].len() * factor / count).min(100),
-        };
-        let total: usize = (0..all.len()).map(share).sum::<usize>().min(100);
-        let short = total < 100;
-        if all.len() == 1 {
-            return (!all[0].is_empty()).then_some((0, short));
+        let factor = self.source.borrow().as_ref().map_or(140, |source| source.overprovisioning);
+        let levels = all.iter().zip(healthy).map(|(all, healthy)| Level { hosts: all.len(), healthy: healthy.len() });
+        let parts = || priority::parts(levels.clone(), factor, self.settings.panic_threshold);
+        if let [_] = all {
+            return parts().next().map(|part| (0, part.panics));
         }
-        if total == 0 {
-            return all.iter().position(|group| !group.is_empty()).map(|place| (place, short));
-        }
-        let mut point = dice.random_range(0..total);
-        for place in 0..all.len() {
-            let share = share(place);
-            if point < share {
-                return Some((place, short));
-            }
-            point -= share;
-        }
-        None
+        let total: u64 = parts().map(|part| part.weight).sum();
+        let point = if total > 0 { dice.random_range(0..total) } else { 0 };
+        priority::at(parts(), point).map(|(place, part)| (place, part.panics))
     }
 
     /// Counts a request to a host.
@@ -657,8 +643,16 @@ impl Upstream {
     /// # Errors
     /// None can be had.
     pub async fn connect_tcp(&self, host: &Host) -> Result<(connect::Dialled, Rc<Link>), Failure> {
+        self.connect_bytes(host, false).await
+    }
+
+    /// The same, with an exchange of metadata in front if `exchange` and the endpoint can: the negotiated protocol tells.
+    ///
+    /// # Errors
+    /// A circuit breaker, or the connection fails.
+    pub async fn connect_bytes(&self, host: &Host, exchange: bool) -> Result<(connect::Dialled, Rc<Link>), Failure> {
         let permit = self.usage.take(Limited::Connections, &self.settings.limits).ok_or(Failure::TcpOverflow)?;
-        let dialled = self.dial(host, Offer::Tcp, "").await?;
+        let dialled = self.dial(host, Offer::Tcp { exchange }, "").await?;
         let link = Link::new(&dialled, permit, Arc::clone(&self.series));
         Ok((dialled, link))
     }

@@ -46,7 +46,7 @@ fn accept(listener: &TcpListener, serve: fn(TcpStream) -> Result<()>) {
 
 /// Answers each request with its own head, and who connected.
 fn answer(mut stream: TcpStream) -> Result<()> {
-    let peer = stream.peer_addr()?.ip();
+    let peer = stream.peer_addr()?.ip().to_canonical();
     let mut reader = BufReader::new(stream.try_clone()?);
     loop {
         let mut head = format!("connected from {peer}\n");
@@ -66,7 +66,7 @@ fn answer(mut stream: TcpStream) -> Result<()> {
 
 /// Says hello before it is spoken to, then gives back a line in capitals.
 fn speak_first(mut stream: TcpStream) -> Result<()> {
-    writeln!(stream, "hello {}", stream.peer_addr()?.ip())?;
+    writeln!(stream, "hello {}", stream.peer_addr()?.ip().to_canonical())?;
     let mut line = String::new();
     BufReader::new(stream.try_clone()?).read_line(&mut line)?;
     stream.write_all(line.to_uppercase().as_bytes())

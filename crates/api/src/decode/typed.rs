@@ -62,15 +62,51 @@ impl de::Error for TypeError {
     }
 
     fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, found {}", plain(&found)))
+        Self::custom(format!("expected {}, found {}", wanted(expected), plain(&found)))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, found {}", plain(&found)))
+        Self::custom(format!("expected {}, found {}", wanted(expected), plain(&found)))
     }
 
     fn unknown_variant(found: &str, allowed: &'static [&'static str]) -> Self {
         Self::custom(format!("{found:?} is not one of {}", allowed.join(", ")))
+    }
+
+    fn invalid_length(length: usize, expected: &dyn de::Expected) -> Self {
+        Self::custom(format!("expected {}, found {length} of them", wanted(expected)))
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self::custom(format!("the field {field} is missing"))
+    }
+
+    fn duplicate_field(field: &'static str) -> Self {
+        Self::custom(format!("the field {field} is there twice"))
+    }
+}
+
+/// What serde calls a type of Rust, as a user would say it.
+fn wanted(expected: &dyn de::Expected) -> String {
+    let text = expected.to_string();
+    let whole = |least: i128, most: i128| format!("a whole number from {least} to {most}");
+    match text.as_str() {
+        "u8" => whole(0, u8::MAX.into()),
+        "u16" => whole(0, u16::MAX.into()),
+        "u32" => whole(0, u32::MAX.into()),
+        "u64" | "usize" => "a whole number, 0 or more".to_owned(),
+        "i8" => whole(i8::MIN.into(), i8::MAX.into()),
+        "i16" => whole(i16::MIN.into(), i16::MAX.into()),
+        "i32" => whole(i32::MIN.into(), i32::MAX.into()),
+        "i64" | "isize" => "a whole number".to_owned(),
+        "f32" | "f64" => "a number".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "a string" | "a borrowed string" | "string or identifier" => "text".to_owned(),
+        "a character" => "one character".to_owned(),
+        "a sequence" => "a list".to_owned(),
+        "a map" => "a group of fields".to_owned(),
+        "unit" => "nothing".to_owned(),
+        _ => text,
     }
 }
 
@@ -280,5 +316,65 @@ impl<'de> SeqAccess<'de> for Items<'_> {
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, TypeError> {
         let Some((index, value)) = self.items.next() else { return Ok(None) };
         seed.deserialize(At { value, path: Path::Index(self.path, index), known: &[], unknown: self.unknown }).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(default)]
+    #[allow(dead_code)]
+    struct All {
+        port: u16,
+        small: u8,
+        weight: u32,
+        large: u64,
+        signed: i32,
+        share: f64,
+        on: bool,
+        text: String,
+        list: Vec<String>,
+        map: BTreeMap<String, String>,
+        inner: Inner,
+        maybe: Option<u32>,
+    }
+
+    #[derive(Debug, Default, Deserialize)]
+    #[allow(dead_code)]
+    struct Inner {
+        needed: bool,
+    }
+
+    #[test]
+    fn types_are_called_what_users_call_them() {
+        for (field, value, expected) in [
+            ("port", json!("http"), "expected a whole number from 0 to 65535, found the text \"http\""),
+            ("port", json!(70_000), "expected a whole number from 0 to 65535, found the number 70000"),
+            ("port", json!(1.5), "expected a whole number from 0 to 65535, found the number 1.5"),
+            ("small", json!(-1), "expected a whole number from 0 to 255, found the number -1"),
+            ("weight", json!([1]), "expected a whole number from 0 to 4294967295, found a list"),
+            ("large", json!("1"), "expected a whole number, 0 or more, found the text \"1\""),
+            ("signed", json!(true), "expected a whole number from -2147483648 to 2147483647, found true"),
+            ("share", json!("half"), "expected a number, found the text \"half\""),
+            ("on", json!("yes"), "expected true or false, found the text \"yes\""),
+            ("text", json!(5), "expected text, found the number 5"),
+            ("list", json!("a"), "expected a list, found the text \"a\""),
+            ("list", json!([1]), "expected text, found the number 1"),
+            ("map", json!(["a"]), "expected a group of fields, found a list"),
+            ("map", json!({"a": 1}), "expected text, found the number 1"),
+            ("inner", json!(3), "expected a group of fields, found the number 3"),
+            ("inner", json!({}), "the field needed is missing"),
+            ("maybe", json!("x"), "expected a whole number from 0 to 4294967295, found the text \"x\""),
+        ] {
+            let error = read::<All>(&json!({field: value}), "").err().map(|error| error.message);
+            assert_eq!(error.as_deref(), Some(expected), "{field}");
+        }
     }
 }

@@ -234,7 +234,7 @@ impl Found<'_> {
                 awaited.host == host && awaited.subset == destination.subset && (own || is_delegate(object))
             });
             let then = match waits {
-                true => "the rule keeps the destinations it had before until there is one",
+                true => "its requests keep the destinations they had before until there is one",
                 false => "requests to it are answered 503",
             };
             let message =

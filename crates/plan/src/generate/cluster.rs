@@ -9,7 +9,7 @@ use api::crd::peer_authentication::MutualTlsMode;
 use api::node::Role;
 use api::value::{Duration, Labels};
 use api::xds::core::{
-    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings,
+    BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings,
     SocketAddress, TcpKeepalive as Keepalive, TransportSocket,
 };
 use api::xds::{json_to_struct, pack};
@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     LeastRequestLbConfig, TransportSocketMatch,
 };
 use envoy_types::pb::envoy::config::cluster::v3::{
-    CircuitBreakers, Cluster, OutlierDetection, UpstreamConnectionOptions, circuit_breakers::Thresholds,
+    CircuitBreakers, Cluster, Filter, OutlierDetection, UpstreamConnectionOptions, circuit_breakers::Thresholds,
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
@@ -29,7 +29,7 @@ use envoy_types::pb::envoy::r#type::v3::Percent;
 use serde_json::json;
 
 use super::wire::{ads, config_path, metadata, some_duration, some_u32, transport_socket};
-use super::{endpoint, named, tls};
+use super::{endpoint, filter, named, tls};
 use crate::model::Named;
 use crate::model::{Digested, Port, Protocol, Resolution, Service, digest_of};
 use crate::proxy::Interception;
@@ -73,7 +73,8 @@ pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> 
     let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
     let proxy = &scope.proxy;
     let parts = (what, scope.snapshot.mesh_digest, service.digest, rule, expected);
-    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id))
+    let own = (proxy.preserve_header_case, proxy.extensions.peer_exchange);
+    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id, own))
 }
 
 /// The empty subset, then those of the service's rule.
@@ -121,7 +122,17 @@ fn outbound(scope: &Scope, service: &Service, port: &Port, name: &ClusterName) -
     }
     let http2 = is_http2(scope, policy.connection_pool.as_ref(), port.protocol);
     secure(scope, service, name, policy.tls.as_ref(), http2, &mut cluster);
+    exchange(scope, &mut cluster);
     cluster
+}
+
+/// The two ends of a TCP connection tell each other who they are, where TLS negotiates it.
+fn exchange(scope: &Scope, cluster: &mut Cluster) {
+    cluster.filters.extend(filter::peer_exchange(scope).map(|(name, config)| Filter {
+        name: name.to_owned(),
+        typed_config: Some(config),
+        ..Filter::default()
+    }));
 }
 
 /// The policy for a port and subset: the port's entry, which inherits nothing, else block by block the subset's over the
@@ -310,13 +321,13 @@ fn connect(scope: &Scope, pool: Option<&ConnectionPoolSettings>, protocol: Proto
         })
     } else if client_decides {
         UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-            http_protocol_options: Some(Http1ProtocolOptions::default()),
+            http_protocol_options: Some(filter::http1(scope)),
             http2_protocol_options: Some(http2()),
             ..UseDownstreamHttpConfig::default()
         })
     } else if protocol.is_http() || common != Common::default() {
         UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
-            protocol_config: Some(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())),
+            protocol_config: Some(ProtocolConfig::HttpProtocolOptions(filter::http1(scope))),
         })
     } else {
         return;
@@ -389,7 +400,8 @@ fn secure(
         let sni =
             settings.map(|settings| settings.sni.clone()).filter(|sni| !sni.is_empty()).unwrap_or_else(|| name.sni());
         let names = settings.map(|settings| settings.subject_alt_names.clone()).filter(|names| !names.is_empty());
-        tls::mutual_client(&sni, &names.map_or_else(identities, |names| names.into_iter().collect()), http2)
+        let exchange = scope.proxy.extensions.peer_exchange;
+        tls::mutual_client(&sni, &names.map_or_else(identities, |names| names.into_iter().collect()), http2, exchange)
     };
     match settings.map(|settings| settings.mode) {
         Some(ClientTlsMode::Disable) => {}
@@ -444,21 +456,31 @@ fn passthrough(scope: &Scope, name: &str, inbound: bool) -> Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32)),
         lb_policy: LbPolicy::ClusterProvided as i32,
         circuit_breakers: Some(breakers(None)),
-        upstream_bind_config: inbound.then(loop_breaker),
+        upstream_bind_config: inbound.then(|| loop_breaker(scope)),
         ..Cluster::default()
     };
     connect(scope, None, Protocol::Sniffed, &mut cluster);
+    if !inbound {
+        exchange(scope, &mut cluster);
+    }
     cluster
 }
 
-/// Connections from 127.0.0.6 are not captured again.
-fn loop_breaker() -> BindConfig {
+/// Connections from 127.0.0.6 and ::6 are not captured again.
+fn loop_breaker(scope: &Scope) -> BindConfig {
+    let source = |any: &&str| SocketAddress {
+        address: if *any == "::" { "::6" } else { "127.0.0.6" }.into(),
+        port_specifier: Some(api::xds::core::socket_address::PortSpecifier::PortValue(0)),
+        ..SocketAddress::default()
+    };
+    let mut sources: Vec<SocketAddress> = scope.proxy.any_addresses().iter().map(source).collect();
+    let others = sources.split_off(1.min(sources.len()));
     BindConfig {
-        source_address: Some(SocketAddress {
-            address: "127.0.0.6".into(),
-            port_specifier: Some(api::xds::core::socket_address::PortSpecifier::PortValue(0)),
-            ..SocketAddress::default()
-        }),
+        source_address: sources.pop(),
+        extra_source_addresses: others
+            .into_iter()
+            .map(|address| ExtraSourceAddress { address: Some(address), ..ExtraSourceAddress::default() })
+            .collect(),
         ..BindConfig::default()
     }
 }
@@ -481,7 +503,7 @@ fn inbound_cluster(scope: &Scope, inbound: &Inbound) -> Cluster {
         None => {
             cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));
             cluster.lb_policy = LbPolicy::ClusterProvided as i32;
-            cluster.upstream_bind_config = Some(loop_breaker());
+            cluster.upstream_bind_config = Some(loop_breaker(scope));
         }
         Some((address, port)) => {
             use envoy_types::pb::envoy::config::endpoint::v3::{

@@ -3,8 +3,11 @@
 use api::crd::gateway::ServerTlsMode;
 use api::crd::sidecar::OutboundMode;
 use api::mesh_config::{AccessLogEncoding, MeshConfig, NormalizationType};
-use api::xds::core::{Http1ProtocolOptions, SubstitutionFormatString, substitution_format_string::Format};
-use api::xds::{Any, alpn, json_to_struct, pack, peer_metadata, stats};
+use api::xds::core::http1_protocol_options::{HeaderKeyFormat, header_key_format::HeaderFormat};
+use api::xds::core::{
+    Http1ProtocolOptions, SubstitutionFormatString, TypedExtensionConfig, substitution_format_string::Format,
+};
+use api::xds::{Any, PEER_EXCHANGE, alpn, json_to_struct, metadata_exchange, pack, peer_metadata, stats};
 use envoy_types::pb::envoy::config::accesslog::v3::{AccessLog, access_log};
 use envoy_types::pb::envoy::config::listener::v3::{Filter, ListenerFilter, filter, listener_filter};
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
@@ -26,6 +29,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
     HttpConnectionManager, HttpFilter, Rds, http_filter,
 };
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy};
+use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use serde_json::{Value, json};
 
 use super::wire::{ads, some_bool, some_duration};
@@ -76,7 +80,7 @@ pub(super) fn http(scope: &Scope, side: Side, stat_prefix: &str, routes: Routes)
         http_filters: http_filters(scope, side),
         access_log: access_log(mesh),
         // Callers that speak HTTP/1.0 are answered in kind; Istio refuses them unless told otherwise.
-        http_protocol_options: Some(Http1ProtocolOptions { accept_http_10: true, ..Http1ProtocolOptions::default() }),
+        http_protocol_options: Some(Http1ProtocolOptions { accept_http_10: true, ..http1(scope) }),
         stream_idle_timeout: some_duration(api::value::Duration::default()),
         use_remote_address: some_bool(side == Side::Gateway),
         generate_request_id: some_bool(true),
@@ -93,6 +97,20 @@ pub(super) fn http(scope: &Scope, side: Side, stat_prefix: &str, routes: Routes)
     Filter {
         name: "envoy.filters.network.http_connection_manager".into(),
         config_type: Some(filter::ConfigType::TypedConfig(pack(&manager))),
+    }
+}
+
+/// HTTP/1 as the proxy is to speak it: header names in lower case, or as they were spelled.
+pub(super) fn http1(scope: &Scope) -> Http1ProtocolOptions {
+    let kept = || HeaderKeyFormat {
+        header_format: Some(HeaderFormat::StatefulFormatter(TypedExtensionConfig {
+            name: "preserve_case".into(),
+            typed_config: Some(pack(&PreserveCaseFormatterConfig::default())),
+        })),
+    };
+    Http1ProtocolOptions {
+        header_key_format: scope.proxy.preserves_header_case(&scope.snapshot.mesh).then(kept),
+        ..Http1ProtocolOptions::default()
     }
 }
 
@@ -223,6 +241,21 @@ pub(super) fn tcp(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::Cluste
         config_type: Some(filter::ConfigType::TypedConfig(pack(&proxy))),
     });
     filters
+}
+
+/// A TCP proxy for what a workload takes in: the peer's metadata stands before the bytes of those that speak the exchange.
+pub(super) fn tcp_inbound(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
+    let mut filters = tcp(scope, stat_prefix, specifier);
+    if let Some((name, config)) = peer_exchange(scope) {
+        filters.insert(0, Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) });
+    }
+    filters
+}
+
+/// Name and settings of the filter that exchanges metadata in front of a connection's bytes, for proxies that have it.
+pub(super) fn peer_exchange(scope: &Scope) -> Option<(&'static str, Any)> {
+    let config = metadata_exchange::MetadataExchange { protocol: PEER_EXCHANGE.into(), ..Default::default() };
+    scope.proxy.extensions.peer_exchange.then(|| ("istio.metadata_exchange", pack(&config)))
 }
 
 /// The cluster for traffic whose destination is not known.

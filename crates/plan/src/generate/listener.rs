@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 
 use api::node::Role;
 use api::xds::core::{TrafficDirection, TransportSocket};
-use envoy_types::pb::envoy::config::listener::v3::{Filter, FilterChain, FilterChainMatch, Listener};
+use envoy_types::pb::envoy::config::listener::v3::{
+    AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener,
+};
 
 use super::wire::{socket, some_duration};
 use super::{filter, named};
@@ -18,7 +20,7 @@ use crate::scope::{Scope, Want};
 /// ALPN of HTTP between sidecars.
 const MESH_HTTP: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
 /// ALPN of TCP between sidecars, and of HTTP from an Envoy without Istio's filters.
-const MESH_TCP: [&str; 2] = ["istio-peer-exchange", "istio"];
+const MESH_TCP: [&str; 2] = [api::xds::PEER_EXCHANGE, "istio"];
 /// What the inspector of plaintext calls HTTP.
 const PLAIN_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
@@ -100,6 +102,19 @@ fn listener(scope: &Scope, name: &str, address: &str, port: u16, direction: Traf
         listener_filters_timeout: some_duration(timeout),
         continue_on_listener_filters_timeout: !timeout.is_zero(),
         ..Listener::default()
+    }
+}
+
+/// A listener for captured connections, of each family of addresses that the workload has.
+fn capturing(scope: &Scope, name: &str, port: u16, direction: TrafficDirection) -> Listener {
+    let addresses = scope.proxy.any_addresses();
+    let first = addresses.first().copied().unwrap_or("0.0.0.0");
+    let others = addresses.iter().skip(1);
+    Listener {
+        additional_addresses: others
+            .map(|address| AdditionalAddress { address: socket(address, port), ..AdditionalAddress::default() })
+            .collect(),
+        ..listener(scope, name, first, port, direction, true)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use api::crd::destination_rule::{ClientTlsMode, ClientTlsSettings};
 use api::crd::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol};
+use api::xds::PEER_EXCHANGE;
 use api::xds::core::{DataSource, TransportSocket, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
@@ -20,11 +21,12 @@ use crate::scope::secret_name;
 
 const SOCKET: &str = "envoy.transport_sockets.tls";
 
-/// Server side of the mesh's mutual TLS: peers of the trust domain only.
-pub(super) fn mutual_server(trust_domains: &[&str], tcp: bool) -> TransportSocket {
+/// Server side of the mesh's mutual TLS: peers of the trust domain only. `exchange`: the chain reads the peer's metadata in
+/// front of its bytes. It must not be negotiated otherwise: the application would get them.
+pub(super) fn mutual_server(trust_domains: &[&str], exchange: bool) -> TransportSocket {
     let mut alpn = vec!["h2".to_owned(), "http/1.1".to_owned()];
-    if tcp {
-        alpn.insert(0, "istio-peer-exchange".into());
+    if exchange {
+        alpn.insert(0, PEER_EXCHANGE.into());
     }
     let peers = trust_domains.iter().map(|domain| uri(MatchPattern::Prefix(format!("spiffe://{domain}/")))).collect();
     let context = DownstreamTlsContext {
@@ -35,9 +37,13 @@ pub(super) fn mutual_server(trust_domains: &[&str], tcp: bool) -> TransportSocke
     transport_socket(SOCKET, &context)
 }
 
-/// Client side of the mesh's mutual TLS.
-pub(super) fn mutual_client(sni: &str, names: &BTreeSet<String>, http2: bool) -> TransportSocket {
-    let alpn = if http2 { ["istio", "h2"] } else { ["istio-peer-exchange", "istio"] };
+/// Client side of the mesh's mutual TLS. `exchange`: the cluster tells our metadata in front of the bytes, and reads the peer's.
+pub(super) fn mutual_client(sni: &str, names: &BTreeSet<String>, http2: bool, exchange: bool) -> TransportSocket {
+    let alpn: &[&str] = match (http2, exchange) {
+        (true, _) => &["istio", "h2"],
+        (false, true) => &[PEER_EXCHANGE, "istio"],
+        (false, false) => &["istio"],
+    };
     let peers = names.iter().map(|name| uri(MatchPattern::Exact(name.clone()))).collect();
     let context = UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
@@ -107,7 +113,7 @@ pub(super) fn client(settings: &ClientTlsSettings, host: &str, http2: bool) -> O
 /// Server side of a gateway.
 pub(super) fn server(settings: &ServerTlsSettings, trust_domains: &[&str], http: bool) -> Option<TransportSocket> {
     if settings.mode == ServerTlsMode::IstioMutual {
-        return Some(mutual_server(trust_domains, !http));
+        return Some(mutual_server(trust_domains, false));
     }
     let mut common = CommonTlsContext { tls_params: Some(parameters(settings)), ..CommonTlsContext::default() };
     if http {

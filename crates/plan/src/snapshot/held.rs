@@ -1,11 +1,12 @@
-//! Rules that point at a subset which does not exist (yet): the route that the rule had in the snapshot before stays, so that
-//! the order in which VirtualService and DestinationRule are applied loses no request.
+//! Rules that point at a subset which does not exist (yet): the route that the rule's requests had in the snapshot before stays,
+//! so that the order in which VirtualService and DestinationRule are applied loses no request. That route is the one that the
+//! rule had; for a new rule, the one of the rule for all other requests; for the first rules of a host, the way to its service.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::crd;
-use api::crd::virtual_service::Destination;
+use api::crd::virtual_service::{Destination, HttpRoute, HttpRouteDestination, RouteDestination, TcpRoute, TlsRoute};
 use api::name::Hostname;
 use api::value::Labels;
 
@@ -33,18 +34,21 @@ impl Snapshot {
     /// Puts the routes of before in the place of those that would lead to a missing subset.
     pub(super) fn hold_routes(&mut self, previous: &Snapshot) {
         let mut awaited = BTreeSet::new();
-        let held: Vec<Arc<VirtualService>> = self
-            .virtual_services
-            .iter()
-            .map(|rules| {
-                if !self.waits(rules) {
-                    return rules.clone();
-                }
-                let same = |old: &&Arc<VirtualService>| old.namespace == rules.namespace && old.name == rules.name;
-                let old = previous.virtual_services.iter().find(same);
-                old.and_then(|old| self.held(rules, old, &mut awaited)).unwrap_or_else(|| rules.clone())
-            })
-            .collect();
+        let mut held = Vec::with_capacity(self.virtual_services.len());
+        for rules in &self.virtual_services {
+            if !self.waits(rules) {
+                held.push(rules.clone());
+                continue;
+            }
+            for part in parts(rules, previous) {
+                let of_host = |old: &&Arc<VirtualService>| {
+                    is_same(old, &part) && part.hosts.iter().all(|host| old.hosts.contains(host))
+                };
+                let old = previous.virtual_services.iter().find(of_host).cloned();
+                let old = old.or_else(|| previous.without_rules(&part).map(Arc::new));
+                held.push(old.and_then(|old| self.held(&part, &old, &mut awaited)).unwrap_or(part));
+            }
+        }
         self.virtual_services = held;
         self.awaited = awaited;
     }
@@ -72,6 +76,8 @@ impl Snapshot {
                         continue;
                     }
                     let before = old.spec.$list.iter().find(|before| $same(rule, before));
+                    // New rules take requests away from the one for all others.
+                    let before = before.or_else(|| old.spec.$list.iter().find(|before| before.matches.is_empty()));
                     let Some(before) = before.filter(|before| {
                         !before.route.is_empty()
                             && before.route.iter().all(|route| self.found(rules, &route.destination) == Found::Service)
@@ -99,6 +105,28 @@ impl Snapshot {
         })
     }
 
+    /// The way that requests to a host took without any rules: to its service.
+    fn without_rules(&self, rules: &VirtualService) -> Option<VirtualService> {
+        let [host] = rules.hosts.as_slice() else { return None };
+        let ruled = |other: &Arc<VirtualService>| other.hosts.contains(host) && !is_same(other, rules);
+        if !rules.is_for_mesh()
+            || self.service(host, &rules.namespace).is_none()
+            || self.virtual_services.iter().any(ruled)
+        {
+            return None;
+        }
+        let destination = Destination { host: host.to_string(), ..Destination::default() };
+        let all = || vec![RouteDestination { destination: destination.clone(), ..RouteDestination::default() }];
+        let http = vec![HttpRouteDestination { destination: destination.clone(), ..HttpRouteDestination::default() }];
+        let spec = crd::VirtualService {
+            http: vec![HttpRoute { route: http, ..HttpRoute::default() }],
+            tls: vec![TlsRoute { route: all(), ..TlsRoute::default() }],
+            tcp: vec![TcpRoute { route: all(), ..TcpRoute::default() }],
+            ..crd::VirtualService::default()
+        };
+        Some(VirtualService { spec: Arc::new(spec), ..rules.clone() })
+    }
+
     fn missing<'a>(&self, rules: &VirtualService, destinations: impl Iterator<Item = &'a Destination>) -> Vec<Awaited> {
         destinations
             .filter(|destination| self.found(rules, destination) == Found::SubsetOnlyIsMissing)
@@ -122,4 +150,23 @@ impl Snapshot {
             false => Found::SubsetOnlyIsMissing,
         }
     }
+}
+
+fn is_same(one: &VirtualService, other: &VirtualService) -> bool {
+    one.namespace == other.namespace && one.name == other.name
+}
+
+/// The rules, for each host apart if the hosts did not have the same rules before: what is kept may differ between them.
+fn parts(rules: &Arc<VirtualService>, previous: &Snapshot) -> Vec<Arc<VirtualService>> {
+    let mut before = previous.virtual_services.iter().filter(|old| is_same(old, rules));
+    if rules.hosts.len() == 1 || before.any(|old| old.hosts == rules.hosts) {
+        return vec![rules.clone()];
+    }
+    let hosts = rules.hosts.iter().zip(&rules.spec.hosts);
+    let of_host = |(host, text): (&Hostname, &String)| {
+        let spec = crd::VirtualService { hosts: vec![text.clone()], ..(*rules.spec).clone() };
+        let digest = digest_of(&(rules.digest, host.as_str()));
+        Arc::new(VirtualService { hosts: vec![host.clone()], spec: Arc::new(spec), digest, ..(**rules).clone() })
+    };
+    hosts.map(of_host).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::rules::{Chain, Options, Owner, Rule, Verdict, rules};
+use super::rules::{Chain, Family, Options, Owner, Rule, Verdict, rules};
 
 /// Our table in nftables.
 pub(super) const TABLE: &str = "istio-proxy-nat";
@@ -12,16 +12,17 @@ pub(super) const TABLE: &str = "istio-proxy-nat";
 pub enum Program {
     /// `nft -f -`
     Nft,
-    /// `iptables-restore --noflush`
+    /// `iptables-restore --noflush`, `ip6tables-restore --noflush`
     Iptables,
 }
 
 impl Program {
     /// Its name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Program::Nft => "nft",
-            Program::Iptables => "iptables-restore",
+    pub fn name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Program::Nft, _) => "nft",
+            (Program::Iptables, Family::Four) => "iptables-restore",
+            (Program::Iptables, Family::Six) => "ip6tables-restore",
         }
     }
 }
@@ -40,16 +41,26 @@ fn name(chain: Chain) -> &'static str {
 }
 
 /// The text for a program. Installing it twice is installing it once.
-pub fn render(options: &Options, program: Program) -> String {
+pub fn render(options: &Options, program: Program, family: Family) -> String {
+    let rules = rules(options, family);
     match program {
-        Program::Nft => nft(&rules(options)),
-        Program::Iptables => iptables(&rules(options)),
+        Program::Nft => nft(&rules, family),
+        Program::Iptables => iptables(&rules),
     }
 }
 
-fn nft(rules: &[Rule]) -> String {
+/// What nft calls a family, also in rules.
+pub(super) fn word(family: Family) -> &'static str {
+    match family {
+        Family::Four => "ip",
+        Family::Six => "ip6",
+    }
+}
+
+fn nft(rules: &[Rule], family: Family) -> String {
+    let word = word(family);
     // Made, then removed, then made: one transaction, whether it was there before or not.
-    let mut text = format!("table ip {TABLE} {{}}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n");
+    let mut text = format!("table {word} {TABLE} {{}}\ndelete table {word} {TABLE}\ntable {word} {TABLE} {{\n");
     // What is jumped to stands first.
     for chain in [Chain::Redirect, Chain::InRedirect, Chain::Inbound, Chain::Out, Chain::Prerouting, Chain::Output] {
         let _ = writeln!(text, "  chain {} {{", name(chain));
@@ -60,20 +71,22 @@ fn nft(rules: &[Rule]) -> String {
             _ => {}
         }
         for rule in rules.iter().filter(|rule| rule.chain == chain) {
-            let _ = writeln!(text, "    {}", nft_rule(rule));
+            let _ = writeln!(text, "    {}", nft_rule(rule, word));
         }
         text += "  }\n";
     }
     text + "}\n"
 }
 
-fn nft_rule(rule: &Rule) -> String {
+fn nft_rule(rule: &Rule, family: &str) -> String {
     let mut words = Vec::new();
     words.extend(rule.input.as_ref().map(|name| format!("iifname \"{name}\"")));
     words.extend(rule.out.as_ref().map(|name| format!("oifname \"{name}\"")));
-    words.extend(rule.source.as_ref().map(|network| format!("ip saddr {network}")));
+    words.extend(rule.source.as_ref().map(|network| format!("{family} saddr {network}")));
     words.extend(
-        rule.destination.as_ref().map(|(is, network)| format!("ip daddr {}{network}", if *is { "" } else { "!= " })),
+        rule.destination
+            .as_ref()
+            .map(|(is, network)| format!("{family} daddr {}{network}", if *is { "" } else { "!= " })),
     );
     words.extend(rule.port.as_ref().map(|(is, port)| format!("tcp dport {}{port}", if *is { "" } else { "!= " })));
     if rule.tcp && rule.port.is_none() {
@@ -162,8 +175,11 @@ mod tests {
 
     #[test]
     fn the_injected_pods_rules_stand_in_istios_order() {
-        let text =
-            render(&options("-p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020"), Program::Iptables);
+        let text = render(
+            &options("-p 15001 -z 15006 -u 1337 -m REDIRECT -i * -b * -d 15090,15021,15020"),
+            Program::Iptables,
+            Family::Four,
+        );
         assert_eq!(
             of_chain(&text, "ISTIO_INBOUND"),
             [
@@ -188,12 +204,35 @@ mod tests {
 
     #[test]
     fn exclusions_come_before_what_captures() {
-        let text = render(&options("-o 25 -x 10.1.0.0/16 -q 99 -i 10.0.0.0/8"), Program::Nft);
+        let text = render(&options("-o 25 -x 10.1.0.0/16 -q 99 -i 10.0.0.0/8"), Program::Nft, Family::Four);
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} is not in {text}"));
         assert!(at("tcp dport 25 return") < at("ip daddr 10.1.0.0/16 return"));
         assert!(at("ip daddr 10.1.0.0/16 return") < at("tcp dport 99 jump ISTIO_REDIRECT"));
         assert!(
             at("tcp dport 99 jump ISTIO_REDIRECT") < at("ip daddr 10.0.0.0/8 meta l4proto tcp jump ISTIO_REDIRECT")
+        );
+    }
+
+    #[test]
+    fn each_family_has_its_own_networks_and_loopback() {
+        let options = options("-x 10.1.0.0/16,fd01::/16 -i 10.0.0.0/8,fd00::/8");
+        let (four, six) = (render(&options, Program::Nft, Family::Four), render(&options, Program::Nft, Family::Six));
+        for (text, own, other) in [
+            (&four, ["ip daddr 10.1.0.0/16 return", "ip saddr 127.0.0.6/32 return"], "fd0"),
+            (&six, ["ip6 daddr fd01::/16 return", "ip6 saddr ::6/128 return"], "10."),
+        ] {
+            own.iter().for_each(|part| assert!(text.contains(part), "{part} is not in {text}"));
+            assert!(!text.contains(other), "{text}");
+        }
+        assert!(
+            six.contains("ip6 daddr != ::1/128 tcp dport != 15008 meta skuid 1337 jump ISTIO_IN_REDIRECT"),
+            "{six}"
+        );
+        // All of one family only: nothing of the other is captured.
+        let only_four = render(&super::tests::options("-i 10.0.0.0/8"), Program::Iptables, Family::Six);
+        assert!(
+            of_chain(&only_four, "ISTIO_OUTPUT").iter().all(|rule| !rule.contains("ISTIO_REDIRECT")),
+            "{only_four}"
         );
     }
 

@@ -1,7 +1,7 @@
 //! Which packets go where: pure, in the order in which they are asked.
 
 use clap::Args;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// What is captured. Flags and defaults are Istio's.
 #[derive(Clone, Debug, Args)]
@@ -74,8 +74,8 @@ impl Options {
             }
         }
         for (flag, list) in [("-i", &self.outbound_networks), ("-x", &self.outbound_exclude)] {
-            if let Some(wrong) = given(list).find(|network| *network != "*" && network.parse::<Ipv4Net>().is_err()) {
-                return Err(format!("{flag} {wrong}: not an IPv4 network such as 10.0.0.0/8"));
+            if let Some(wrong) = given(list).find(|network| *network != "*" && network.parse::<IpNet>().is_err()) {
+                return Err(format!("{flag} {wrong}: not a network such as 10.0.0.0/8 or fd00::/8"));
             }
         }
         let is_name = |name: &str| {
@@ -171,12 +171,48 @@ fn rule(chain: Chain, verdict: Verdict) -> Rule {
     }
 }
 
-/// Address from which the inbound proxy calls the application, so that its calls are told from the application's own.
-const PASSTHROUGH_SOURCE: &str = "127.0.0.6/32";
-const LOOPBACK: &str = "127.0.0.1/32";
+/// A family of addresses: each has rules of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    Four,
+    /// IPv6.
+    Six,
+}
 
-/// All rules, in order.
-pub fn rules(options: &Options) -> Vec<Rule> {
+impl std::fmt::Display for Family {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(if *self == Family::Four { "IPv4" } else { "IPv6" })
+    }
+}
+
+impl Family {
+    /// Address from which the inbound proxy calls the application, so that its calls are told from the application's own.
+    pub fn passthrough_source(self) -> &'static str {
+        match self {
+            Family::Four => "127.0.0.6/32",
+            Family::Six => "::6/128",
+        }
+    }
+
+    fn loopback(self) -> &'static str {
+        match self {
+            Family::Four => "127.0.0.1/32",
+            Family::Six => "::1/128",
+        }
+    }
+
+    /// The networks of this family in a list; `*` is of both.
+    fn networks(self, list: &[String]) -> impl Iterator<Item = &str> {
+        given(list).filter(move |network| {
+            *network == "*"
+                || network.parse::<IpNet>().is_ok_and(|network| network.addr().is_ipv6() == (self == Family::Six))
+        })
+    }
+}
+
+/// All rules of a family, in order.
+pub fn rules(options: &Options, family: Family) -> Vec<Rule> {
     let mut rules = Vec::new();
     for interface in given(&options.exclude_interfaces) {
         rules.push(Rule { input: Some(interface.to_owned()), ..rule(Chain::Prerouting, Verdict::Return) });
@@ -187,7 +223,7 @@ pub fn rules(options: &Options) -> Vec<Rule> {
     rules.push(Rule { tcp: true, ..rule(Chain::InRedirect, Verdict::RedirectTo(options.inbound_port)) });
     inbound(options, &mut rules);
     rules.push(rule(Chain::Output, Verdict::Jump(Chain::Out)));
-    outbound(options, &mut rules);
+    outbound(options, family, &mut rules);
     rules
 }
 
@@ -206,13 +242,13 @@ fn inbound(options: &Options, rules: &mut Vec<Rule>) {
     }
 }
 
-fn outbound(options: &Options, rules: &mut Vec<Rule>) {
+fn outbound(options: &Options, family: Family, rules: &mut Vec<Rule>) {
     let out = |verdict| rule(Chain::Out, verdict);
     for port in numbers(&options.outbound_ports_exclude) {
         rules.push(Rule { tcp: true, port: Some((true, port)), ..out(Verdict::Return) });
     }
     let lo = || Some("lo".to_owned());
-    rules.push(Rule { out: lo(), source: Some(PASSTHROUGH_SOURCE.to_owned()), ..out(Verdict::Return) });
+    rules.push(Rule { out: lo(), source: Some(family.passthrough_source().to_owned()), ..out(Verdict::Return) });
     let uids = options.uids.iter().map(|uid| (Owner::Uid(*uid), Owner::NotUid(*uid)));
     let gids = options.gids.iter().map(|gid| (Owner::Gid(*gid), Owner::NotGid(*gid)));
     for (own, other) in uids.chain(gids) {
@@ -220,7 +256,7 @@ fn outbound(options: &Options, rules: &mut Vec<Rule>) {
         rules.push(Rule {
             tcp: true,
             out: lo(),
-            destination: Some((false, LOOPBACK.to_owned())),
+            destination: Some((false, family.loopback().to_owned())),
             port: Some((false, options.tunnel_port)),
             owner: Some(own),
             ..out(Verdict::Jump(Chain::InRedirect))
@@ -229,14 +265,14 @@ fn outbound(options: &Options, rules: &mut Vec<Rule>) {
         rules.push(Rule { out: lo(), owner: Some(other), ..out(Verdict::Return) });
         rules.push(Rule { owner: Some(own), ..out(Verdict::Return) });
     }
-    rules.push(Rule { destination: Some((true, LOOPBACK.to_owned())), ..out(Verdict::Return) });
-    for network in given(&options.outbound_exclude) {
+    rules.push(Rule { destination: Some((true, family.loopback().to_owned())), ..out(Verdict::Return) });
+    for network in family.networks(&options.outbound_exclude) {
         rules.push(Rule { destination: Some((true, network.to_owned())), ..out(Verdict::Return) });
     }
     for port in numbers(&options.outbound_ports) {
         rules.push(Rule { tcp: true, port: Some((true, port)), ..out(Verdict::Jump(Chain::Redirect)) });
     }
-    for network in given(&options.outbound_networks) {
+    for network in family.networks(&options.outbound_networks) {
         let destination = (network != "*").then(|| (true, network.to_owned()));
         rules.push(Rule { tcp: true, destination, ..out(Verdict::Jump(Chain::Redirect)) });
     }

@@ -29,12 +29,18 @@ pub(crate) fn compile(chain: &FilterChain) -> Result<Chain, String> {
     if chain.use_proxy_proto.is_some_and(|used| used.value) {
         return Err(format!("filter chain {:?}: use_proxy_proto is not built", chain.name));
     }
-    let tls = chain.transport_socket.as_ref().map(tls::server_terms).transpose()?.flatten().map(Arc::new);
+    let network = network(chain)?;
+    let mut tls = chain.transport_socket.as_ref().map(tls::server_terms).transpose()?.flatten();
+    if !matches!(&network, Network::Tcp(tcp) if tcp.exchange)
+        && let Some(terms) = &mut tls
+    {
+        tls::without_exchange(&mut terms.alpn);
+    }
     Ok(Chain {
         name: chain.name.as_str().into(),
         matches: chain.filter_chain_match.as_ref().map_or_else(|| Ok(ChainMatch::default()), chain_match)?,
-        tls,
-        network: network(chain)?,
+        tls: tls.map(Arc::new),
+        network,
     })
 }
 
@@ -79,7 +85,7 @@ fn range(range: &CidrRange) -> Result<IpNet, String> {
 }
 
 fn network(chain: &FilterChain) -> Result<Network, String> {
-    let mut stats = false;
+    let (mut stats, mut exchange) = (false, false);
     let mut found = None;
     for filter in &chain.filters {
         let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
@@ -97,11 +103,10 @@ fn network(chain: &FilterChain) -> Result<Network, String> {
             }
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
                 let config = api::xds::unpack(any)?;
-                found = Some(Network::Tcp(Arc::new(tcp(&config, stats)?)));
+                found = Some(Network::Tcp(Arc::new(TcpChain { stats, exchange, ..tcp(&config)? })));
             }
             "stats.PluginConfig" => stats = true,
-            // The peer exchange is spoken only if ALPN negotiates it, and it is never offered.
-            "envoy.tcp.metadataexchange.config.MetadataExchange" => {}
+            _ if tls::is_exchange(any)? => exchange = true,
             other => return Err(format!("the network filter {other:?} is not known to this proxy")),
         }
     }
@@ -267,7 +272,7 @@ struct Idle;
 
 impl crate::filter::HttpFilter for Idle {}
 
-fn tcp(config: &TcpProxy, stats: bool) -> Result<TcpChain, String> {
+fn tcp(config: &TcpProxy) -> Result<TcpChain, String> {
     if config.tunneling_config.is_some() || config.on_demand.is_some() {
         return Err("TCP tunnelling over HTTP and on-demand clusters are not built".to_owned());
     }
@@ -289,7 +294,53 @@ fn tcp(config: &TcpProxy, stats: bool) -> Result<TcpChain, String> {
         clusters,
         idle_timeout: duration_or(&config.idle_timeout, Duration::from_secs(3600))?,
         connect_attempts: config.max_connect_attempts.map_or(1, |attempts| attempts.value.max(1)),
-        stats,
+        stats: false,
+        exchange: false,
         access_logs: access_log::compile(&config.access_log)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::xds::metadata_exchange::MetadataExchange;
+    use api::xds::{PEER_EXCHANGE, pack};
+    use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
+    use envoy_types::pb::envoy::config::listener::v3::Filter;
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
+        CommonTlsContext, DownstreamTlsContext, SdsSecretConfig,
+    };
+
+    /// A chain for bytes behind TLS that knows the exchange, with the filter under these protocols.
+    fn chain(exchanges: &[&str]) -> Result<Chain, String> {
+        let common = CommonTlsContext {
+            alpn_protocols: vec![PEER_EXCHANGE.into(), "h2".into()],
+            tls_certificate_sds_secret_configs: vec![SdsSecretConfig::default()],
+            ..CommonTlsContext::default()
+        };
+        let tls = DownstreamTlsContext { common_tls_context: Some(common), ..DownstreamTlsContext::default() };
+        let filter = |config| Filter { config_type: Some(ConfigType::TypedConfig(config)), ..Filter::default() };
+        let exchange = |protocol: &&str| {
+            filter(pack(&MetadataExchange { protocol: (*protocol).to_owned(), ..MetadataExchange::default() }))
+        };
+        let tcp = TcpProxy { cluster_specifier: Some(ClusterSpecifier::Cluster("a".into())), ..TcpProxy::default() };
+        compile(&FilterChain {
+            filters: exchanges.iter().map(exchange).chain([filter(pack(&tcp))]).collect(),
+            transport_socket: Some(TransportSocket {
+                config_type: Some(transport_socket::ConfigType::TypedConfig(pack(&tls))),
+                ..TransportSocket::default()
+            }),
+            ..FilterChain::default()
+        })
+    }
+
+    #[test]
+    fn the_exchange_is_negotiated_only_where_it_is_read() {
+        for (exchanges, alpn) in [(&[PEER_EXCHANGE][..], &[PEER_EXCHANGE, "h2"][..]), (&[], &["h2"])] {
+            let chain = chain(exchanges).unwrap();
+            assert_eq!(chain.tls.unwrap().alpn, alpn);
+            assert!(matches!(&chain.network, Network::Tcp(tcp) if tcp.exchange != exchanges.is_empty()));
+        }
+        assert!(chain(&["another"]).unwrap_err().contains("another"));
+    }
 }

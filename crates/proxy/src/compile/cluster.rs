@@ -1,6 +1,7 @@
 //! Clusters.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType,
 use envoy_types::pb::envoy::config::cluster::v3::{CircuitBreakers, Cluster as XdsCluster, OutlierDetection};
 use envoy_types::pb::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use envoy_types::pb::envoy::config::core::v3::{
-    Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
+    BindConfig, Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions as Common, UpstreamHttpProtocolOptions,
 };
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_options::UpstreamProtocolOptions;
@@ -23,6 +24,7 @@ use crate::leaf::duration_or;
 use crate::snapshot::cluster::{
     Balance, Budget, Cluster, Discovery, Family, Limits, Outlier, Protocol, Service, SocketChoice,
 };
+use crate::snapshot::endpoint::Place;
 use crate::snapshot::tls_terms::ClientTerms;
 
 /// Compiles a CDS resource.
@@ -34,12 +36,7 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
     if !cluster.health_checks.is_empty() || cluster.lb_subset_config.is_some() {
         return Err("active health checks and subset load balancing are not built".to_owned());
     }
-    if !cluster.dns_resolvers.is_empty() || cluster.dns_resolution_config.is_some() {
-        return Err("dns_resolvers: other name servers than the system's are not built".to_owned());
-    }
-    if !cluster.filters.is_empty() {
-        return Err("upstream network filters are not built".to_owned());
-    }
+    let exchange = exchange(&cluster)?;
     let http = http_options(&cluster)?;
     Ok(Cluster {
         name: cluster.name.as_str().into(),
@@ -68,13 +65,9 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             .as_ref()
             .and_then(|config| config.healthy_panic_threshold)
             .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u8),
-        sockets: sockets(&cluster, http.names)?,
-        bind: match cluster.upstream_bind_config.as_ref().and_then(|bind| bind.source_address.as_ref()) {
-            None => None,
-            Some(source) => {
-                Some(source.address.parse().map_err(|_| format!("{:?} is not an address to bind", source.address))?)
-            }
-        },
+        sockets: sockets(&cluster, http.names, exchange)?,
+        exchange,
+        bind: cluster.upstream_bind_config.as_ref().map(sources).transpose()?.unwrap_or_default(),
         tcp_keepalive: cluster.upstream_connection_options.as_ref().and_then(|options| options.tcp_keepalive).map(
             |keepalive| {
                 let number = |value: Option<UInt32Value>, default| value.map_or(default, |value| value.value.max(1));
@@ -86,6 +79,8 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
             },
         ),
         dns_refresh: duration_or(&cluster.dns_refresh_rate, Duration::from_secs(5))?.max(Duration::from_millis(1)),
+        respect_dns_ttl: cluster.respect_dns_ttl,
+        name_servers: name_servers(&cluster)?,
         dns_family: match cluster.dns_lookup_family {
             0 => Family::V6Preferred,
             1 => Family::V4Only,
@@ -97,6 +92,40 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
         service: service(&cluster),
         object: super::object_of(cluster.metadata.as_ref()),
     })
+}
+
+/// Whether metadata is exchanged in front of the bytes of TCP connections, the only upstream network filter there is.
+fn exchange(cluster: &XdsCluster) -> Result<bool, String> {
+    for filter in &cluster.filters {
+        let known = filter.typed_config.as_ref().map(tls::is_exchange).transpose()?;
+        if known != Some(true) {
+            return Err(format!("the upstream network filter {:?} is not known to this proxy", filter.name));
+        }
+    }
+    Ok(!cluster.filters.is_empty())
+}
+
+/// The older field, else the newer one.
+fn name_servers(cluster: &XdsCluster) -> Result<Vec<SocketAddr>, String> {
+    let newer = cluster.dns_resolution_config.as_ref().map(|config| &config.resolvers).filter(|all| !all.is_empty());
+    newer
+        .unwrap_or(&cluster.dns_resolvers)
+        .iter()
+        .map(|address| match endpoint::place_of(address)? {
+            Place::Socket(address) => Ok(address),
+            other => Err(format!("a name server must be an IP address with a port, not {other:?}")),
+        })
+        .collect()
+}
+
+/// Source addresses; of each family, the first counts.
+fn sources(bind: &BindConfig) -> Result<Vec<IpAddr>, String> {
+    let more = bind.extra_source_addresses.iter().filter_map(|more| more.address.as_ref());
+    bind.source_address
+        .iter()
+        .chain(more)
+        .map(|source| source.address.parse().map_err(|_| format!("{:?} is not an address to bind", source.address)))
+        .collect()
 }
 
 fn first_number(first: &Option<UInt32Value>, second: &Option<UInt32Value>) -> u32 {
@@ -288,15 +317,24 @@ fn outlier(config: &OutlierDetection) -> Result<Outlier, String> {
 }
 
 /// `names` says that server names come from requests, and that certificates must be for them.
-fn sockets(cluster: &XdsCluster, names: UpstreamHttpProtocolOptions) -> Result<Vec<SocketChoice>, String> {
+fn sockets(
+    cluster: &XdsCluster,
+    names: UpstreamHttpProtocolOptions,
+    exchange: bool,
+) -> Result<Vec<SocketChoice>, String> {
     if !names.override_auto_sni_header.is_empty() {
         return Err("override_auto_sni_header is not built".to_owned());
     }
     let terms = |socket| {
-        let terms = tls::client_terms(socket)?.map(|terms| ClientTerms {
-            auto_host_sni: terms.auto_host_sni || (names.auto_sni && terms.sni.is_empty()),
-            name_must_match: terms.name_must_match || names.auto_san_validation,
-            ..terms
+        let terms = tls::client_terms(socket)?.map(|mut terms| {
+            if !exchange {
+                tls::without_exchange(&mut terms.alpn);
+            }
+            ClientTerms {
+                auto_host_sni: terms.auto_host_sni || (names.auto_sni && terms.sni.is_empty()),
+                name_must_match: terms.name_must_match || names.auto_san_validation,
+                ..terms
+            }
         });
         Ok::<_, String>(terms.map(Arc::new))
     };
@@ -345,6 +383,12 @@ fn declared_service(cluster: &XdsCluster) -> Option<Service> {
 
 #[cfg(test)]
 mod tests {
+    use api::xds::metadata_exchange::MetadataExchange;
+    use api::xds::{PEER_EXCHANGE, pack};
+    use envoy_types::pb::envoy::config::cluster::v3::Filter;
+    use envoy_types::pb::envoy::config::core::v3::{TransportSocket, transport_socket};
+    use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{CommonTlsContext, UpstreamTlsContext};
+
     use super::*;
 
     fn compiled(change: impl FnOnce(&mut XdsCluster)) -> Result<Cluster, String> {
@@ -374,5 +418,34 @@ mod tests {
         ] {
             assert!(compiled(change).unwrap_err().contains(word), "{word}");
         }
+    }
+
+    #[test]
+    fn the_exchange_is_offered_only_where_it_is_read() {
+        let tls = UpstreamTlsContext {
+            common_tls_context: Some(CommonTlsContext {
+                alpn_protocols: vec![PEER_EXCHANGE.into(), "istio".into()],
+                ..CommonTlsContext::default()
+            }),
+            ..UpstreamTlsContext::default()
+        };
+        let socket = TransportSocket {
+            config_type: Some(transport_socket::ConfigType::TypedConfig(pack(&tls))),
+            ..TransportSocket::default()
+        };
+        let exchange = MetadataExchange { protocol: PEER_EXCHANGE.into(), ..MetadataExchange::default() };
+        let filter = |any| Filter { name: "exchange".into(), typed_config: Some(any), ..Filter::default() };
+        for (filters, alpn) in [(vec![filter(pack(&exchange))], &[PEER_EXCHANGE, "istio"][..]), (vec![], &["istio"])] {
+            let with = !filters.is_empty();
+            let cluster = compiled(|cluster| {
+                cluster.filters = filters;
+                cluster.transport_socket = Some(socket.clone());
+            });
+            let cluster = cluster.unwrap();
+            assert_eq!(cluster.socket_for(&BTreeMap::new()).unwrap().alpn, alpn);
+            assert_eq!(cluster.exchange, with);
+        }
+        let other = filter(Any { type_url: "type.googleapis.com/x.Y".into(), value: vec![] });
+        assert!(compiled(|cluster| cluster.filters = vec![other]).unwrap_err().contains("exchange"));
     }
 }

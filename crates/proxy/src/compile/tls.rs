@@ -1,5 +1,6 @@
 //! TLS contexts.
 
+use api::xds::metadata_exchange::MetadataExchange;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::transport_socket::ConfigType;
 use envoy_types::pb::envoy::config::core::v3::{DataSource, TransportSocket};
@@ -7,6 +8,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::common_tls_c
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, UpstreamTlsContext,
 };
+use prost::Name;
 
 use crate::leaf::text_match;
 use crate::snapshot::tls_terms::{ClientTerms, SanKind, SanMatch, ServerTerms, Source};
@@ -30,7 +32,7 @@ pub(crate) fn client_terms(socket: &TransportSocket) -> Result<Option<ClientTerm
         name_must_match: context.auto_sni_san_validation,
         mesh: common.alpn_protocols.iter().any(|protocol| protocol == "istio"),
         only_tls13: only_tls13(&common)?,
-        alpn: alpn(&common),
+        alpn: common.alpn_protocols.clone(),
     }))
 }
 
@@ -57,13 +59,27 @@ pub(crate) fn server_terms(socket: &TransportSocket) -> Result<Option<ServerTerm
         require_client_certificate,
         sans,
         only_tls13: only_tls13(&common)?,
-        alpn: alpn(&common),
+        alpn: common.alpn_protocols.clone(),
     }))
 }
 
-/// The peer exchange of Istio's TCP metadata is not spoken, so it is not offered.
-fn alpn(common: &CommonTlsContext) -> Vec<String> {
-    common.alpn_protocols.iter().filter(|protocol| *protocol != "istio-peer-exchange").cloned().collect()
+/// What stands in front of the bytes must not be negotiated where nothing reads it: an application would get it.
+pub(crate) fn without_exchange(alpn: &mut Vec<String>) {
+    alpn.retain(|protocol| protocol != api::xds::PEER_EXCHANGE);
+}
+
+/// Whether a network filter is the one that exchanges metadata.
+pub(crate) fn is_exchange(any: &api::xds::Any) -> Result<bool, String> {
+    if any.type_url != MetadataExchange::type_url() {
+        return Ok(false);
+    }
+    let config: MetadataExchange = api::xds::unpack(any)?;
+    match config.protocol.as_str() {
+        api::xds::PEER_EXCHANGE => Ok(true),
+        other => {
+            Err(format!("metadata is exchanged under the protocol {:?} only, not {other:?}", api::xds::PEER_EXCHANGE))
+        }
+    }
 }
 
 fn tls_config(socket: &TransportSocket) -> Result<Option<&api::xds::Any>, String> {

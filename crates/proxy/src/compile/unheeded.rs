@@ -1,6 +1,7 @@
 //! Settings that a resource may carry and that this proxy does not heed, though it takes the resource: what they would tune is
 //! told, so that nobody waits for an effect. What would change where a request goes, or who is trusted, is refused instead.
 
+use api::xds::metadata_exchange::MetadataExchange;
 use api::xds::{Any, ResourceKind};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::LbConfig;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
@@ -87,6 +88,10 @@ fn cluster(cluster: &Cluster, found: &mut Vec<&'static str>) {
             ("dns_failure_refresh_rate", cluster.dns_failure_refresh_rate.is_some()),
             ("typed_dns_resolver_config", cluster.typed_dns_resolver_config.is_some()),
             ("use_tcp_for_dns_lookups", cluster.use_tcp_for_dns_lookups),
+            (
+                "dns_resolution_config.dns_resolver_options",
+                cluster.dns_resolution_config.as_ref().is_some_and(|config| config.dns_resolver_options.is_some()),
+            ),
             ("preconnect_policy", cluster.preconnect_policy.is_some()),
             ("queuing_policies", cluster.queuing_policies.is_some()),
             ("connection_pool_per_downstream_connection", cluster.connection_pool_per_downstream_connection),
@@ -97,6 +102,7 @@ fn cluster(cluster: &Cluster, found: &mut Vec<&'static str>) {
             ),
         ],
     );
+    cluster.filters.iter().filter_map(|filter| filter.typed_config.as_ref()).for_each(|any| exchange(any, found));
     if let Some(config) = &cluster.outlier_detection {
         outlier(config, found);
     }
@@ -213,7 +219,15 @@ fn chain(chain: &FilterChain, found: &mut Vec<&'static str>) {
     }
 }
 
+/// Peers that tell nothing are not asked for elsewhere, and what we tell has all labels already.
+fn exchange(any: &Any, found: &mut Vec<&'static str>) {
+    if let Ok(config) = api::xds::unpack::<MetadataExchange>(any) {
+        note(found, [("metadata_exchange.enable_discovery", config.enable_discovery)]);
+    }
+}
+
 fn network_filter(any: &Any, found: &mut Vec<&'static str>) {
+    exchange(any, found);
     if let Ok(manager) = api::xds::unpack::<HttpConnectionManager>(any) {
         http(&manager, found);
     } else if let Ok(tcp) = api::xds::unpack::<TcpProxy>(any) {

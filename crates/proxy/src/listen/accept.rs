@@ -289,9 +289,9 @@ impl Begin {
         let mut first = BytesMut::with_capacity(2048);
         tokio::select! {
             read = stream.read_buf(bytes) => Speaker::Client(read),
-            read = reached.dialled.io.read_buf(&mut first) => match read {
+            read = reached.io.read_buf(&mut first) => match read {
                 Ok(count) if count > 0 => {
-                    reached.dialled.io.put_back(first.freeze());
+                    reached.io.put_back(first.freeze());
                     Speaker::Upstream(Arc::clone(&chain), Box::new(reached))
                 }
                 _ => Speaker::Nobody,

@@ -250,6 +250,8 @@ pub struct TcpChain {
     pub idle_timeout: Duration,
     /// Tries to connect.
     pub connect_attempts: u32,
+    /// The client's metadata is read in front of its bytes and ours is told, if TLS negotiated that.
+    pub exchange: bool,
     /// Istio's metrics are counted.
     pub stats: bool,
     /// Logs.

@@ -1,7 +1,7 @@
 //! Settings of a cluster (Envoy `cluster.v3.Cluster`).
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,14 +39,20 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// How to talk: by endpoint metadata, the first match counts; none left: plaintext.
     pub sockets: Vec<SocketChoice>,
-    /// Source address of connections (`upstream_bind_config`).
-    pub bind: Option<IpAddr>,
+    /// Our metadata is told in front of the bytes of TCP connections and the endpoint's is read, if TLS negotiated that.
+    pub exchange: bool,
+    /// Source addresses of connections, of each family the first (`upstream_bind_config`).
+    pub bind: Vec<IpAddr>,
     /// Seconds of silence before TCP keep-alive probes start, seconds between them, and their number.
     pub tcp_keepalive: Option<(u32, u32, u32)>,
     /// Which addresses of a name count.
     pub dns_family: Family,
     /// How often names are looked up.
     pub dns_refresh: Duration,
+    /// Names are looked up when what was found is no longer valid, in place of `dns_refresh`.
+    pub respect_dns_ttl: bool,
+    /// Name servers; empty: the system's.
+    pub name_servers: Vec<SocketAddr>,
     /// The service as Istio's metrics name it: host, name, namespace.
     pub service: Service,
     /// The configuration object the cluster comes from (`DestinationRule shop/a`), if it says so.

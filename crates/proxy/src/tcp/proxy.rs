@@ -2,10 +2,12 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use api::xds::PEER_EXCHANGE;
 use rand::RngExt;
 
+use super::exchange::{Exchange, Introduced};
 use super::relay::{self, Ended};
 use crate::facts::{ConnFacts, Direction, PeerFacts};
 use crate::failure::Failure;
@@ -15,12 +17,14 @@ use crate::telemetry::format::Facts;
 use crate::telemetry::metrics::{self, TcpSeries};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{access_log::AccessLog, labels};
-use crate::upstream::connect::Dialled;
 use crate::upstream::io::Io;
 use crate::upstream::outlier::Verdict;
 use crate::upstream::pool::Link;
 use crate::upstream::{Busy, Host, Upstream};
 use crate::worker::Worker;
+
+/// How long the other end of a connection may take to say who it is.
+const INTRODUCTION: Duration = Duration::from_secs(2);
 
 /// A connection to an upstream, made for a client's connection.
 #[derive(Debug)]
@@ -29,8 +33,10 @@ pub struct Reached {
     pub upstream: Rc<Upstream>,
     /// The host.
     pub host: Rc<Host>,
-    /// The connection.
-    pub dialled: Dialled,
+    /// The connection's bytes.
+    pub io: Exchange<Io>,
+    /// The verified endpoint.
+    peer: Option<Arc<PeerFacts>>,
     link: Rc<Link>,
     _busy: Busy,
 }
@@ -74,8 +80,12 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
             }
         };
         let busy = upstream.begin(&host);
-        match upstream.connect_tcp(&host).await {
-            Ok((dialled, link)) => return Ok(Reached { upstream, host, dialled, link, _busy: busy }),
+        match upstream.connect_bytes(&host, upstream.settings.exchange).await {
+            Ok((dialled, link)) => {
+                let exchange = dialled.alpn.as_deref() == Some(PEER_EXCHANGE.as_bytes());
+                let io = exchanging(worker, dialled.io, exchange);
+                return Ok(Reached { upstream, host, io, peer: dialled.peer, link, _busy: busy });
+            }
             Err(reason) => {
                 upstream.report(&host, Verdict::Local);
                 failure = reason;
@@ -91,6 +101,11 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
     }))
 }
 
+/// The bytes of a connection on which the exchange was negotiated, or was not.
+fn exchanging(worker: &Worker, io: Io, negotiated: bool) -> Exchange<Io> {
+    if negotiated { Exchange::with(io, worker.own.preface.clone()) } else { Exchange::without(io) }
+}
+
 fn cluster_of(worker: &Worker, chain: &TcpChain) -> Arc<str> {
     let total: u64 = chain.clusters.iter().map(|(_, weight)| u64::from(*weight)).sum();
     let mut point = worker.upstreams.env().dice.borrow_mut().random_range(0..total.max(1));
@@ -104,7 +119,7 @@ fn cluster_of(worker: &Worker, chain: &TcpChain) -> Arc<str> {
 }
 
 /// Proxies a client's connection to its end. `reached` is an upstream's connection that was made ahead.
-pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Arc<TcpChain>, reached: Option<Reached>) {
+pub async fn run(worker: Rc<Worker>, io: Io, facts: Rc<ConnFacts>, chain: Arc<TcpChain>, reached: Option<Reached>) {
     let (start, wall) = (Instant::now(), SystemTime::now());
     let reached = match reached {
         Some(reached) => Ok(reached),
@@ -127,28 +142,42 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
             return;
         }
     };
+    let negotiated = chain.exchange && facts.alpn.as_deref() == Some(PEER_EXCHANGE);
+    let mut io = exchanging(&worker, io, negotiated);
     let cluster = Arc::clone(&reached.upstream.settings);
-    let workload = reached.host.endpoint.workload.as_ref().and_then(|workload| worker.peer_of_endpoint(workload));
     let host = Rc::clone(&reached.host);
-    let mut end = TcpEnd::new(&worker, &facts, start, wall);
-    end.cluster = Some(&cluster);
-    end.cluster_name = &cluster.name;
-    end.host = Some(&host);
-    end.upstream_peer = workload.as_deref();
-    end.certificate = reached.dialled.peer.as_deref();
-    end.link = Some(&reached.link);
-    let series = chain.stats.then(|| end.series());
+    let inbound = facts.direction == Direction::Inbound;
+    let introduced = if inbound { io.introduced() } else { reached.io.introduced() };
+    let (certificate, link) = (reached.peer.clone(), Rc::clone(&reached.link));
+    let about = || TcpEnd {
+        cluster: Some(&cluster),
+        cluster_name: &cluster.name,
+        host: Some(&host),
+        certificate: certificate.as_deref(),
+        link: Some(&link),
+        ..TcpEnd::new(&worker, &facts, start, wall)
+    };
+
+    let relay = relay::both_ways(&mut io, &mut reached.io, chain.idle_timeout, worker.draining.clone());
+    tokio::pin!(relay);
+    // Bytes flow while it is still to be told who is there. The control plane's word for an endpoint counts where the endpoint
+    // itself tells nothing.
+    let (told, early) = tokio::select! {
+        biased;
+        told = introduction(introduced.clone()) => (told, None),
+        counted = &mut relay => (introduced.borrow().clone().flatten(), Some(counted)),
+    };
+    let workload = host.endpoint.workload.as_ref().filter(|_| !inbound);
+    let peer = told.or_else(|| workload.and_then(|workload| worker.peer_of_endpoint(workload)));
+    let series = chain.stats.then(|| TcpEnd { other: peer.as_deref(), ..about() }.series());
     if let Some(series) = &series {
         series.opened.add(1);
     }
-    let certificate = reached.dialled.peer.clone();
-    let counted = relay::both_ways(&mut io, &mut reached.dialled.io, chain.idle_timeout, worker.draining.clone()).await;
-    let mut end = TcpEnd::new(&worker, &facts, start, wall);
-    end.cluster = Some(&cluster);
-    end.cluster_name = &cluster.name;
-    end.host = Some(&host);
-    end.certificate = certificate.as_deref();
-    end.link = Some(&reached.link);
+    let counted = match early {
+        Some(counted) => counted,
+        None => relay.await,
+    };
+    let mut end = about();
     end.counted = (counted.to_upstream, counted.to_client);
     end.failure = match counted.ended {
         Ended::Closed => None,
@@ -166,6 +195,15 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     end.write_down(&chain.access_logs);
 }
 
+/// Who the other end says it is. One that says nothing for long is not waited for: its connection is to be counted.
+async fn introduction(mut introduced: Introduced) -> Option<Arc<Peer>> {
+    if let Some(known) = &*introduced.borrow() {
+        return known.clone();
+    }
+    let told = tokio::time::timeout(INTRODUCTION, introduced.wait_for(Option::is_some)).await.ok()?.ok()?;
+    told.clone().flatten()
+}
+
 /// What became of a TCP connection.
 pub struct TcpEnd<'a> {
     worker: &'a Worker,
@@ -178,8 +216,8 @@ pub struct TcpEnd<'a> {
     pub cluster_name: &'a str,
     /// The host.
     pub host: Option<&'a Host>,
-    /// Its metadata.
-    pub upstream_peer: Option<&'a Peer>,
+    /// The workload at the other end: the client of what is taken in, the host of what is sent.
+    pub other: Option<&'a Peer>,
     /// Its certificate.
     pub certificate: Option<&'a PeerFacts>,
     /// The connection to it.
@@ -201,7 +239,7 @@ impl<'a> TcpEnd<'a> {
             cluster: None,
             cluster_name: "",
             host: None,
-            upstream_peer: None,
+            other: None,
             certificate: None,
             link: None,
             counted: (0, 0),
@@ -222,7 +260,7 @@ impl<'a> TcpEnd<'a> {
             inbound,
             own: &self.worker.own.peer,
             own_principal: own.unwrap_or("unknown"),
-            peer: if inbound { None } else { self.upstream_peer },
+            peer: self.other,
             peer_principal: &principal,
             service: (&service.host, &service.name, &service.namespace),
             host: "unknown",

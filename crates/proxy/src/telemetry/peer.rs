@@ -7,8 +7,11 @@ use api::annotation;
 use api::xds::{Struct, json_to_struct, struct_to_json};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use http::HeaderValue;
 use prost::Message;
+
+use super::exchange;
 
 /// Names of one workload. Empty: unknown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -60,7 +63,12 @@ impl Peer {
     /// Of the header; `None` if it cannot be read.
     pub fn of_header(value: &HeaderValue) -> Option<Self> {
         let bytes = STANDARD.decode(value.as_bytes()).ok()?;
-        let json = struct_to_json(&Struct::decode(bytes.as_slice()).ok()?);
+        Some(Self::of_struct(&Struct::decode(bytes.as_slice()).ok()?))
+    }
+
+    /// Of the metadata that proxies tell each other.
+    pub fn of_struct(metadata: &Struct) -> Self {
+        let json = struct_to_json(metadata);
         let text = |key: &str| json.get(key).and_then(|value| value.as_str()).unwrap_or_default().to_owned();
         let labels = json.get("LABELS").and_then(|labels| labels.as_object());
         let labels = labels
@@ -68,7 +76,7 @@ impl Peer {
                 labels.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
             })
             .unwrap_or_default();
-        Some(Self::of(&text("WORKLOAD_NAME"), &text("NAMESPACE"), &text("CLUSTER_ID"), &labels))
+        Self::of(&text("WORKLOAD_NAME"), &text("NAMESPACE"), &text("CLUSTER_ID"), &labels)
     }
 }
 
@@ -81,6 +89,8 @@ pub struct Own {
     pub header: HeaderValue,
     /// Value of `x-envoy-peer-metadata-id`: the node id.
     pub id: HeaderValue,
+    /// The same in front of the bytes of a TCP connection.
+    pub preface: Bytes,
     /// `NAME.NAMESPACE`.
     pub name: String,
 }
@@ -94,8 +104,10 @@ impl Own {
             "CLUSTER_ID": metadata.cluster_id, "MESH_ID": metadata.mesh_id, "SERVICE_ACCOUNT": metadata.service_account,
             "INSTANCE_IPS": metadata.instance_ips, "LABELS": metadata.labels,
         });
-        let header = STANDARD.encode(json_to_struct(&json).encode_to_vec());
+        let told = json_to_struct(&json);
+        let header = STANDARD.encode(told.encode_to_vec());
         Self {
+            preface: exchange::preface(&told, node_id),
             peer: Arc::new(Peer::of(workload, &metadata.namespace, &metadata.cluster_id, &metadata.labels)),
             header: HeaderValue::try_from(header).unwrap_or_else(|_| HeaderValue::from_static("")),
             id: HeaderValue::from_str(node_id).unwrap_or_else(|_| HeaderValue::from_static("")),

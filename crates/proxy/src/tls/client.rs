@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use api::xds::PEER_EXCHANGE;
 use rustls::ClientConfig;
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::CryptoProvider;
@@ -35,7 +36,10 @@ pub enum Offer {
     /// Either version, whatever the peer prefers.
     Auto,
     /// Bytes.
-    Tcp,
+    Tcp {
+        /// With an exchange of metadata in front, if the peer can.
+        exchange: bool,
+    },
 }
 
 /// Configurations of one worker.
@@ -155,13 +159,15 @@ fn protocols(terms: &ClientTerms, offer: Offer) -> Vec<String> {
             (mux && terms.mesh, names)
         }
         Offer::Auto => (false, vec!["h2", "http/1.1"]),
-        Offer::Tcp => {
+        Offer::Tcp { .. } => {
             (false, terms.alpn.iter().map(String::as_str).filter(|name| *name != "h2" && *name != "http/1.1").collect())
         }
     };
+    let exchange = offer == Offer::Tcp { exchange: true };
     let mut all: Vec<String> = Vec::new();
     for name in mux.then_some(super::MUX).into_iter().chain(names) {
-        if !all.iter().any(|known| known == name) {
+        let spoken = name != PEER_EXCHANGE || exchange;
+        if spoken && !all.iter().any(|known| known == name) {
             all.push(name.to_owned());
         }
     }
@@ -188,19 +194,21 @@ mod tests {
 
     #[test]
     fn offers_are_istios_behind_ours() {
-        let mesh = terms(true, &["istio", "h2"]);
+        let mesh = terms(true, &["istio-peer-exchange", "istio", "h2"]);
         assert_eq!(
             protocols(&mesh, Offer::Http1 { mux: true, istio: true }),
             ["istio-mux", "istio-http/1.1", "istio", "http/1.1"]
         );
         assert_eq!(protocols(&mesh, Offer::Http2 { mux: false, istio: true }), ["istio-h2", "istio", "h2"]);
-        assert_eq!(protocols(&mesh, Offer::Tcp), ["istio"]);
+        assert_eq!(protocols(&mesh, Offer::Http1 { mux: false, istio: false }), ["istio", "http/1.1"]);
+        assert_eq!(protocols(&mesh, Offer::Tcp { exchange: false }), ["istio"]);
+        assert_eq!(protocols(&mesh, Offer::Tcp { exchange: true }), ["istio-peer-exchange", "istio"]);
         let plain = terms(false, &[]);
         assert_eq!(
             protocols(&plain, Offer::Http1 { mux: true, istio: true }),
             ["http/1.1"],
             "only the mesh multiplexes"
         );
-        assert!(protocols(&plain, Offer::Tcp).is_empty());
+        assert!(protocols(&plain, Offer::Tcp { exchange: true }).is_empty());
     }
 }

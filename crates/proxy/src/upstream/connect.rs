@@ -86,11 +86,11 @@ pub async fn dial(
 }
 
 async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<TcpStream, Failure> {
-    let stream = match cluster.bind.filter(|bind| bind.is_ipv4() == address.is_ipv4()) {
+    let stream = match cluster.bind.iter().find(|bind| bind.is_ipv4() == address.is_ipv4()) {
         None => TcpStream::connect(address).await,
         Some(bind) => {
             let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-            match socket.and_then(|socket| socket.bind(SocketAddr::new(bind, 0)).map(|()| socket)) {
+            match socket.and_then(|socket| socket.bind(SocketAddr::new(*bind, 0)).map(|()| socket)) {
                 Ok(socket) => socket.connect(address).await,
                 Err(error) => Err(error),
             }

@@ -41,8 +41,7 @@ fn own_listener(scope: &Scope, inbound: &Inbound) -> Listener {
 
 fn captured(scope: &Scope) -> Listener {
     let port = scope.snapshot.mesh.proxy_inbound_listen_port;
-    let bind = if scope.proxy.address().is_ipv6() { "::" } else { "0.0.0.0" };
-    let mut listener = listener(scope, "virtualInbound", bind, port, TrafficDirection::Inbound, true);
+    let mut listener = super::capturing(scope, "virtualInbound", port, TrafficDirection::Inbound);
     // Connections to the capturing port itself would go round for ever.
     let black_hole = filter::tcp(scope, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
     listener.filter_chains.push(chain(
@@ -73,7 +72,7 @@ fn chains(scope: &Scope, inbound: &Inbound, destination_port: Option<u16>) -> Ve
                 Routes::Inline(Box::new(route::inbound(inbound))),
             )]
         } else {
-            filter::tcp(scope, &cluster, ClusterSpecifier::Cluster(cluster.clone()))
+            filter::tcp_inbound(scope, &cluster, ClusterSpecifier::Cluster(cluster.clone()))
         };
         let when =
             When { destination_port, transport: taking.transport, protocols: &taking.protocols, ..When::default() };
@@ -99,7 +98,7 @@ fn catch_all(scope: &Scope) -> Vec<FilterChain> {
         } else {
             (
                 "virtualInbound",
-                filter::tcp(scope, INBOUND_PASSTHROUGH, ClusterSpecifier::Cluster(INBOUND_PASSTHROUGH.into())),
+                filter::tcp_inbound(scope, INBOUND_PASSTHROUGH, ClusterSpecifier::Cluster(INBOUND_PASSTHROUGH.into())),
             )
         };
         let when = When { transport: taking.transport, protocols: &taking.protocols, ..When::default() };
@@ -112,7 +111,8 @@ fn mutual(scope: &Scope, taking: &Taking) -> Option<TransportSocket> {
     let mesh = &scope.snapshot.mesh;
     let mut domains = vec![mesh.trust_domain.as_str()];
     domains.extend(mesh.trust_domain_aliases.iter().map(String::as_str));
-    taking.mutual.then(|| tls::mutual_server(&domains, !taking.http))
+    let exchange = !taking.http && scope.proxy.extensions.peer_exchange;
+    taking.mutual.then(|| tls::mutual_server(&domains, exchange))
 }
 
 /// Which connections a port takes, by what it speaks and the mode of mutual TLS.

@@ -59,8 +59,7 @@ pub(super) fn route_names(scope: &Scope) -> BTreeSet<String> {
 
 fn capturing(scope: &Scope) -> Listener {
     let port = scope.snapshot.mesh.proxy_listen_port;
-    let bind = if scope.proxy.address().is_ipv6() { "::" } else { "0.0.0.0" };
-    let mut listener = listener(scope, "virtualOutbound", bind, port, TrafficDirection::Outbound, true);
+    let mut listener = super::capturing(scope, "virtualOutbound", port, TrafficDirection::Outbound);
     listener.use_original_dst = Some(envoy_types::pb::google::protobuf::BoolValue { value: true });
     // Connections to the capturing port itself would go round for ever.
     let black_hole = filter::tcp(scope, BLACK_HOLE, ClusterSpecifier::Cluster(BLACK_HOLE.into()));
