@@ -1,0 +1,234 @@
+//! Load: as many requests as there can be over n connections (closed loop), or so many a second whatever happens (open
+//! loop). Any failed or wrong-sized answer ends it with a sentence.
+
+mod grpc;
+mod http1;
+mod idle;
+mod tcp;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::histogram::Histogram;
+
+pub(crate) use idle::hold;
+
+/// An answer takes no longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where requests are sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    /// Address of the client's proxy, or of the server itself.
+    pub(crate) address: SocketAddr,
+    /// What the requests say whom they are for (`Host`, `:authority`).
+    pub(crate) authority: String,
+}
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// HTTP/1.1 requests on connections that stay, answered with so many bytes.
+    Http1 { size: usize },
+    /// gRPC calls with a message of so many bytes, which comes back; so many at once on each connection.
+    Grpc { size: usize, calls: usize },
+    /// Bytes from the server without end.
+    Download,
+    /// Connections that carry one small message each way and are closed.
+    Churn,
+}
+
+/// What has been done, of all connections.
+#[derive(Debug, Default)]
+struct Done {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Done {
+    fn add(&self, requests: u64, bytes: usize) {
+        self.requests.fetch_add(requests, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn read(&self) -> (u64, u64) {
+        (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+}
+
+/// What a measured window saw.
+#[derive(Debug)]
+pub(crate) struct Window<T> {
+    /// Answered requests; connections, of `Churn`.
+    pub(crate) requests: u64,
+    /// Bytes of the answers.
+    pub(crate) bytes: u64,
+    /// Its length.
+    pub(crate) seconds: f64,
+    /// What was sampled as it began.
+    pub(crate) before: T,
+    /// What was sampled as it ended.
+    pub(crate) after: T,
+}
+
+/// Sends as much as is answered: warms up, then samples, measures and samples again.
+///
+/// # Errors
+/// The first failed or wrong-sized answer, or a sample that could not be taken.
+pub(crate) fn closed<T>(
+    target: &Target,
+    kind: Kind,
+    connections: usize,
+    warm_up: Duration,
+    measure: Duration,
+    mut sample: impl FnMut() -> Result<T>,
+) -> Result<Window<T>> {
+    runtime()?.block_on(async {
+        let done = Arc::new(Done::default());
+        let mut tasks = JoinSet::new();
+        for _ in 0..connections {
+            let (target, done) = (target.clone(), done.clone());
+            match kind {
+                Kind::Http1 { size } => tasks.spawn(http1::repeat(target, size, done)),
+                Kind::Grpc { size, calls } => tasks.spawn(grpc::repeat(target, size, calls, done)),
+                Kind::Download => tasks.spawn(tcp::download(target, done)),
+                Kind::Churn => tasks.spawn(tcp::churn(target, done)),
+            };
+        }
+        run_for(&mut tasks, warm_up).await?;
+        let (before, started, first) = (sample()?, Instant::now(), done.read());
+        run_for(&mut tasks, measure).await?;
+        let (last, seconds, after) = (done.read(), started.elapsed().as_secs_f64(), sample()?);
+        Ok(Window { requests: last.0 - first.0, bytes: last.1 - first.1, seconds, before, after })
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Lets the connections work for a while. None may end meanwhile.
+async fn run_for(tasks: &mut JoinSet<Result<()>>, time: Duration) -> Result<()> {
+    match tokio::time::timeout(time, tasks.join_next()).await {
+        Err(_) => Ok(()),
+        Ok(Some(ended)) => ended?.and_then(|()| bail!("a connection ended")),
+        Ok(None) => bail!("there are no connections"),
+    }
+}
+
+/// Sends `rate` requests a second over the connections in turn, and tells how long each took, from the moment at which it
+/// was to be sent: a stall is seen by all that were due meanwhile.
+///
+/// # Errors
+/// The first failed or wrong-sized answer.
+pub(crate) fn open(
+    target: &Target,
+    kind: Kind,
+    connections: usize,
+    rate: u32,
+    warm_up: Duration,
+    measure: Duration,
+) -> Result<Histogram> {
+    runtime()?.block_on(async {
+        let counted = Arc::new(std::sync::Mutex::new(Histogram::default()));
+        let mut tasks = JoinSet::new();
+        let mut senders = Vec::new();
+        let start = Instant::now() + Duration::from_millis(50);
+        let counts_from = start + warm_up;
+        for _ in 0..connections {
+            let (sender, due) = mpsc::unbounded_channel();
+            senders.push(sender);
+            let meter = Meter { due, counts_from, counted: counted.clone() };
+            let target = target.clone();
+            match kind {
+                Kind::Http1 { size } => tasks.spawn(http1::paced(target, size, meter)),
+                Kind::Grpc { size, .. } => tasks.spawn(grpc::paced(target, size, meter)),
+                Kind::Download | Kind::Churn => bail!("no open loop is made of {kind:?}"),
+            };
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let pace = pacer(senders, start, rate, stop.clone())?;
+        let outcome = run_for(&mut tasks, start - Instant::now() + warm_up + measure).await;
+        stop.store(true, Ordering::Relaxed);
+        outcome?;
+        // The channels close with the pacer; what was sent is still answered and counted.
+        let _ = pace.join();
+        tokio::time::timeout(PATIENCE, async {
+            while let Some(ended) = tasks.join_next().await {
+                ended??;
+            }
+            Ok::<_, anyhow::Error>(())
+        })
+        .await
+        .context("the last answers did not come")??;
+        let counted = counted.lock().map_err(|_| anyhow::anyhow!("a connection panicked"))?;
+        Ok(counted.clone())
+    })
+}
+
+/// Tells connections when a request is due. A thread of its own: the runtime's timers are no finer than a millisecond.
+fn pacer(
+    senders: Vec<mpsc::UnboundedSender<Instant>>,
+    start: Instant,
+    rate: u32,
+    stop: Arc<AtomicBool>,
+) -> Result<std::thread::JoinHandle<()>> {
+    let pace = move || {
+        // Without it the kernel may wake this thread 50 µs late.
+        let _ = nix::sys::prctl::set_timerslack(1);
+        for (number, sender) in (0_u64..).zip(senders.iter().cycle()) {
+            let due = start + Duration::from_secs_f64(number as f64 / f64::from(rate));
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if stop.load(Ordering::Relaxed) || sender.send(due).is_err() {
+                return;
+            }
+        }
+    };
+    Ok(std::thread::Builder::new().name("pacer".to_owned()).spawn(pace)?)
+}
+
+/// What a connection of an open loop goes by.
+struct Meter {
+    due: mpsc::UnboundedReceiver<Instant>,
+    counts_from: Instant,
+    counted: Arc<std::sync::Mutex<Histogram>>,
+}
+
+impl Meter {
+    /// When the next request was to be sent; none after the last.
+    async fn next(&mut self) -> Option<Instant> {
+        self.due.recv().await
+    }
+
+    fn answered(&self, due: Instant) {
+        // One thread runs all connections: nobody waits here.
+        if due >= self.counts_from
+            && let Ok(mut counted) = self.counted.lock()
+        {
+            counted.add(due.elapsed());
+        }
+    }
+}
+
+/// Sends one request on a connection of its own: does the target answer as it should?
+///
+/// # Errors
+/// It does not.
+pub(crate) fn probe(target: &Target, kind: Kind) -> Result<()> {
+    runtime()?.block_on(async {
+        let once = async {
+            match kind {
+                Kind::Http1 { size } => http1::once(target, size).await,
+                Kind::Grpc { size, .. } => grpc::once(target, size).await,
+                Kind::Download | Kind::Churn => tcp::once(target).await,
+            }
+        };
+        tokio::time::timeout(PATIENCE, once).await.context("no answer came")?
+    })
+}
