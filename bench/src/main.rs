@@ -2,6 +2,7 @@
 
 mod backend;
 mod certificates;
+mod control;
 mod histogram;
 mod load;
 mod pair;
@@ -28,6 +29,8 @@ struct Cli {
 enum Bench {
     /// Pairs of proxies with mutual TLS between them: ours, nginx, HAProxy, Envoy.
     Pair(pair::Arguments),
+    /// The control plane: many services, many proxies, and how fast a change arrives.
+    Control(control::Arguments),
     /// Becomes another program that ends with this one.
     #[command(hide = true)]
     Launch {
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
 fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Launch { core, words } => process::become_program(core, &words),
+        Bench::Control(arguments) => in_folder(|folder| control::run(&arguments, folder)),
         Bench::Pair(arguments) => in_folder(|folder| pair::run(&arguments, folder)),
     }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+pub(crate) use self::mesh::ControlPlane;
 use crate::backend;
 use crate::certificates::Certificates;
 use crate::load::{self, Kind, Target};

@@ -1,11 +1,13 @@
 //! Envoy: one worker, configured as Istio configures its sidecars, with HTTP/1.1 or HTTP/2 between the two.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
 use super::{Pair, Peer, Ports, Site, fill, find, version};
+use crate::load::Target;
 use crate::process::Process;
 
 /// Client's side and server's side.
@@ -48,11 +50,16 @@ pub(super) fn start(peer: Peer, site: &Site) -> Result<Pair> {
         peer,
         version: version(&program, "--version")?,
         http: Ports::target(ports.http[0]),
-        grpc: Ports::target(ports.grpc[0]),
-        tcp: Ports::target(ports.tcp[0]),
+        grpc: once(peer, ports.grpc[0], "gRPC goes over HTTP/2 in any case"),
+        tcp: once(peer, ports.tcp[0], "bytes go the same way"),
         proxies,
         others: Vec::new(),
     })
+}
+
+/// Where the two variants do not differ, one of them is measured.
+fn once(peer: Peer, address: SocketAddr, why: &str) -> Result<Target, String> {
+    if peer == Peer::EnvoyHttp2 { Ports::target(address) } else { Err(format!("{why}: see envoy-http2")) }
 }
 
 /// The program: as `ENVOY` says, as `cargo xtask` installs it, or in PATH.
