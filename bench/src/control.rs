@@ -168,6 +168,7 @@ fn one(
             "rss_mb_after_changes": megabytes(after),
             "sync_seconds": rounded(sync_seconds),
             "sync_cpu_seconds": rounded(sync_cpu),
+            "sync_refused_connections": fleet.retries(),
             "sync_bytes_per_proxy": bytes / proxies as u64,
             "sync_messages_per_proxy": rounded(messages as f64 / proxies as f64),
             "endpoint": endpoint.json(proxies),
@@ -225,8 +226,10 @@ async fn wait(
         if there >= expected {
             return Ok(());
         }
-        fleet.healthy()?;
         control_plane.process.alive()?;
+        fleet
+            .healthy()
+            .with_context(|| format!("{there} of {expected} are\n{}", control_plane.process.last_words()))?;
         if Instant::now() > deadline {
             bail!("{there} of {expected} after {patience:?}\n{}", control_plane.process.last_words());
         }

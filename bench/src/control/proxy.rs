@@ -27,6 +27,9 @@ const METHOD: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Del
 /// Larger messages are refused: five thousand services stay far below.
 const MAX_MESSAGE: usize = 512 << 20;
 
+/// A proxy that is not let in gives up after so many.
+const ATTEMPTS: u64 = 50;
+
 /// `DeltaDiscoveryResponse`, its resources undecoded: their bytes are shared with the message, not copied.
 #[derive(Clone, PartialEq, Message)]
 struct Response {
@@ -76,6 +79,7 @@ struct Awaited {
 struct Seen {
     bytes: u64,
     messages: u64,
+    retries: u64,
     synced: HashSet<usize>,
     /// Names of the routes that a listener points at, by its name and version.
     routes: HashMap<(String, String), Arc<Vec<String>>>,
@@ -97,6 +101,11 @@ impl Fleet {
     /// Bytes of the messages so far, and their number.
     pub(crate) fn received(&self) -> (u64, u64) {
         self.with(|seen| (seen.bytes, seen.messages))
+    }
+
+    /// How often a connection was not taken and tried again.
+    pub(crate) fn retries(&self) -> u64 {
+        self.with(|seen| seen.retries)
     }
 
     /// How many have all they asked for.
@@ -188,11 +197,21 @@ fn routes_of(listener: &Listener) -> Vec<String> {
     found
 }
 
-/// Connects one, and lives until the task is dropped.
+/// Connects one, and lives until the task is dropped. As real proxies do, it tries again if the server does not take its
+/// connection; once it has been answered, a stream that ends is a failure.
 pub(crate) async fn run(fleet: Fleet, number: usize, address: String, server: String) {
-    let outcome = Proxy::new(fleet.clone(), number).stream(&address, &server).await;
-    let why = outcome.map_or_else(|error| format!("{error:#}"), |()| "the server closed the stream".to_owned());
-    fleet.with(|seen| seen.failure.get_or_insert(format!("simulated proxy {number}: {why}")).len());
+    for attempt in 1..=ATTEMPTS {
+        let mut proxy = Proxy::new(fleet.clone(), number);
+        let outcome = proxy.stream(&address, &server).await;
+        let why = outcome.map_or_else(|error| format!("{error:#}"), |()| "the server closed the stream".to_owned());
+        if proxy.answered || attempt == ATTEMPTS {
+            fleet.with(|seen| seen.failure.get_or_insert(format!("simulated proxy {number}: {why}")).len());
+            return;
+        }
+        fleet.with(|seen| seen.retries += 1);
+        // Spread, so that those who were turned away together do not come back together.
+        tokio::time::sleep(Duration::from_millis(200 * attempt + number as u64 % 200)).await;
+    }
 }
 
 struct Proxy {
@@ -201,6 +220,8 @@ struct Proxy {
     /// Kinds and names that were asked for and have not come yet.
     missing: HashSet<(ResourceKind, String)>,
     subscribed: HashSet<(ResourceKind, String)>,
+    /// Whether the server has sent anything.
+    answered: bool,
     /// Wildcard kinds that have not come yet.
     unanswered: HashSet<ResourceKind>,
 }
@@ -212,6 +233,7 @@ impl Proxy {
             number,
             missing: HashSet::new(),
             subscribed: HashSet::new(),
+            answered: false,
             unanswered: HashSet::from([ResourceKind::Cluster, ResourceKind::Listener]),
         }
     }
@@ -230,7 +252,7 @@ impl Proxy {
         }
     }
 
-    async fn stream(mut self, address: &str, server: &str) -> Result<()> {
+    async fn stream(&mut self, address: &str, server: &str) -> Result<()> {
         let channel = Endpoint::from_shared(format!("http://{server}"))?
             .initial_connection_window_size(16 << 20)
             .initial_stream_window_size(4 << 20)
@@ -252,6 +274,7 @@ impl Proxy {
         let call = tonic::Request::new(UnboundedReceiverStream::new(outgoing));
         let mut responses = grpc.streaming(call, PathAndQuery::from_static(METHOD), codec).await?.into_inner();
         while let Some(response) = responses.message().await? {
+            self.answered = true;
             self.fleet.note(self.number, &response);
             for request in self.respond(&response)? {
                 requests.send(request)?;
