@@ -3,6 +3,7 @@
 mod objects;
 mod proxy;
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use self::objects::Edit;
 use self::proxy::Fleet;
 use crate::histogram::Histogram;
 use crate::peer::ControlPlane;
-use crate::report::{machine, number, rounded, table};
+use crate::report::{cores, machine, number, rounded, table};
 use crate::{Output, beside, process};
 
 /// All proxies must be in sync after so long.
@@ -23,6 +24,9 @@ const SYNC_PATIENCE: Duration = Duration::from_secs(600);
 const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
 /// What a change causes is over after so long without another message.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// Share of the machine's memory at which a measurement of the control plane is given up.
+const MEMORY_SHARE: f64 = 0.6;
 
 /// What is measured.
 #[derive(clap::Args, Debug)]
@@ -56,11 +60,24 @@ pub(crate) struct Arguments {
 /// The control plane fails, a proxy is refused, or a change does not arrive.
 pub(crate) fn run(arguments: &Arguments, folder: &Path) -> Result<()> {
     let results = measure(arguments, folder)?;
+    check(&results)?;
     match arguments.output {
         Output::Json => println!("{results:#}"),
         Output::Table => println!("{}", told(&results)),
     }
     Ok(())
+}
+
+/// The control plane takes so much of the machine's memory that going on would end other programs.
+#[derive(Debug)]
+struct TooLarge(u64);
+
+impl std::error::Error for TooLarge {}
+
+impl fmt::Display for TooLarge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "meshd has grown to {} MB, more than {MEMORY_SHARE} of this machine", self.0 / 1_000_000)
+    }
 }
 
 /// What follows a kind of change.
@@ -74,8 +91,7 @@ struct Change {
 }
 
 fn measure(arguments: &Arguments, folder: &Path) -> Result<Value> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (load_core, control_core) = if cores >= 2 { (Some(0), Some(1)) } else { (None, None) };
+    let (load_core, control_core) = if cores() >= 2 { (Some(0), Some(1)) } else { (None, None) };
     load_core.map_or(Ok(()), process::pin)?;
     let binaries = arguments.binaries.clone().map_or_else(beside, Ok)?;
     let given = |given: &Vec<usize>, short: &[usize], quick: &[usize], full: &[usize]| match given.as_slice() {
@@ -94,8 +110,13 @@ fn measure(arguments: &Arguments, folder: &Path) -> Result<Value> {
         for proxies in &proxies {
             let home = folder.join(format!("control-{services}-{proxies}"));
             eprintln!("{services} services, {proxies} proxies");
-            let row = one(&home, &binaries, control_core, services, *proxies, changes);
-            rows.push(row.with_context(|| format!("{services} services, {proxies} proxies"))?);
+            let row = match one(&home, &binaries, control_core, services, *proxies, changes) {
+                Err(error) if error.is::<TooLarge>() => {
+                    json!({"services": services, "proxies": proxies, "not_measured": format!("{error}")})
+                }
+                row => row.with_context(|| format!("{services} services, {proxies} proxies"))?,
+            };
+            rows.push(row);
             std::fs::remove_dir_all(&home)?;
         }
     }
@@ -227,14 +248,27 @@ async fn wait(
             return Ok(());
         }
         control_plane.process.alive()?;
+        let held = control_plane.process.resident()?;
+        if held as f64 > memory()? as f64 * MEMORY_SHARE {
+            return Err(TooLarge(held).into());
+        }
         fleet
             .healthy()
             .with_context(|| format!("{there} of {expected} are\n{}", control_plane.process.last_words()))?;
         if Instant::now() > deadline {
             bail!("{there} of {expected} after {patience:?}\n{}", control_plane.process.last_words());
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        // Coarser than what is measured: the proxies note the time of a change themselves.
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Memory of the machine, in bytes.
+fn memory() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("/proc/meminfo is odd")?;
+    let kilobytes: u64 = line.split_whitespace().next().unwrap_or_default().parse()?;
+    Ok(kilobytes * 1024)
 }
 
 /// Waits until no message comes any more.
@@ -251,12 +285,36 @@ async fn quiet(fleet: &Fleet) -> Result<()> {
     }
 }
 
+/// Results that cannot be are refused.
+fn check(results: &Value) -> Result<()> {
+    for row in results["rows"].as_array().into_iter().flatten().filter(|row| row["not_measured"].is_null()) {
+        let [endpoint, route] = ["endpoint", "route"].map(|kind| &row[kind]);
+        let numbers = [
+            ("memory", &row["rss_mb_synced"]),
+            ("time", &row["sync_seconds"]),
+            ("bytes", &row["sync_bytes_per_proxy"]),
+            ("time of an endpoint", &endpoint["applied_ms_p50"]),
+            ("bytes of an endpoint", &endpoint["bytes_per_push"]),
+            ("time of a route", &route["applied_ms_p50"]),
+            ("bytes of a route", &route["bytes_per_push"]),
+        ];
+        for (name, value) in numbers {
+            ensure!(value.as_f64().is_some_and(|number| number > 0.0), "{name} is {value} in {row}");
+        }
+    }
+    Ok(())
+}
+
 /// For people.
 fn told(results: &Value) -> String {
     let plain = |value: &Value| value.as_f64().map_or_else(String::new, number);
     let kilobytes = |value: &Value| value.as_f64().map_or_else(String::new, |bytes| number(bytes / 1e3));
     let mut rows = Vec::new();
     for row in results["rows"].as_array().into_iter().flatten() {
+        if let Some(reason) = row["not_measured"].as_str() {
+            rows.push(vec![row["services"].to_string(), row["proxies"].to_string(), reason.to_owned()]);
+            continue;
+        }
         let both = |name: &str| format!("{} / {}", plain(&row["endpoint"][name]), plain(&row["route"][name]));
         rows.push(vec![
             row["services"].to_string(),

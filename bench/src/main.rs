@@ -2,6 +2,7 @@
 
 mod backend;
 mod certificates;
+mod compare;
 mod control;
 mod histogram;
 mod load;
@@ -31,6 +32,8 @@ enum Bench {
     Pair(pair::Arguments),
     /// The control plane: many services, many proxies, and how fast a change arrives.
     Control(control::Arguments),
+    /// Two builds of ours against each other: what the new one costs, as a multiple of the old one.
+    Compare(compare::Arguments),
     /// Becomes another program that ends with this one.
     #[command(hide = true)]
     Launch {
@@ -66,6 +69,7 @@ fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Launch { core, words } => process::become_program(core, &words),
         Bench::Control(arguments) => in_folder(|folder| control::run(&arguments, folder)),
+        Bench::Compare(arguments) => in_folder(|folder| compare::run(&arguments, folder)),
         Bench::Pair(arguments) => in_folder(|folder| pair::run(&arguments, folder)),
     }
 }

@@ -10,18 +10,28 @@ use serde_json::{Map, Value, json};
 use crate::certificates::Certificates;
 use crate::load::{self, Kind, Target};
 use crate::peer::{Pair, Peer, Site};
-use crate::report::{Spread, machine, number, rounded, table};
+use crate::report::{Spread, cores, machine, number, rounded, table};
 use crate::{Output, backend, beside, process};
 
-/// What is measured.
+/// What is measured, and of whom.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// What to measure; all if not given.
-    #[arg(long, value_delimiter = ',', value_enum)]
-    mode: Vec<Mode>,
     /// Who is measured; all if not given. `none` is needed for added latency.
     #[arg(long, value_delimiter = ',', value_enum)]
     peers: Vec<Peer>,
+    /// Folder with the release builds of `meshd` and `proxy`; the one that this program is in if not given.
+    #[arg(long)]
+    binaries: Option<PathBuf>,
+    #[command(flatten)]
+    shape: Shape,
+}
+
+/// What is measured, and for how long.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Shape {
+    /// What to measure; all if not given.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    mode: Vec<Mode>,
     /// Connections of http1, grpc, large and churn, and of tcp besides one.
     #[arg(long, default_value_t = 64)]
     connections: usize,
@@ -34,27 +44,27 @@ pub(crate) struct Arguments {
     /// Bytes of an answer of mode large.
     #[arg(long, default_value_t = 1 << 20)]
     large_size: usize,
-    /// Connections of mode idle.
+    /// Connections of mode idle [default: 10000].
     #[arg(long)]
     idle: Option<usize>,
     /// Requests a second of the open loop that measures latency; 0 measures none.
     #[arg(long, default_value_t = 1_000)]
     rate: u32,
-    /// Rounds, all peers in turn in each.
+    /// Rounds, all in turn in each [default: 7].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Length of each measured window.
+    /// Length of each measured window [default: 3].
     #[arg(long)]
     seconds: Option<f64>,
-    /// Short: under 3 minutes for everything.
+    /// Under 3 minutes for everything: 3 rounds of half a second.
     #[arg(long)]
     quick: bool,
-    /// Folder with the release builds of `meshd` and `proxy`; the one that this program is in if not given.
-    #[arg(long)]
-    binaries: Option<PathBuf>,
+    /// Seconds: one short round, few idle connections. Says only that the benchmark works.
+    #[arg(long, conflicts_with = "quick")]
+    short: bool,
     /// How the results are printed.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 /// What is measured.
@@ -75,9 +85,9 @@ enum Mode {
 }
 
 /// One thing that is measured of all peers.
-struct Measurement {
+pub(crate) struct Measurement {
     /// Its name in results.
-    name: &'static str,
+    pub(crate) name: &'static str,
     mode: Mode,
     kind: Kind,
     connections: usize,
@@ -86,16 +96,18 @@ struct Measurement {
 }
 
 /// How long, and how often.
-struct Pace {
-    rounds: usize,
+pub(crate) struct Pace {
+    /// All contestants in turn in each.
+    pub(crate) rounds: usize,
     warm_up: Duration,
-    measure: Duration,
+    /// Length of each measured window.
+    pub(crate) measure: Duration,
     rate: u32,
 }
 
 /// What was seen of one peer.
 #[derive(Default)]
-struct Seen {
+pub(crate) struct Seen {
     version: String,
     /// Why nothing was.
     reason: Option<String>,
@@ -115,57 +127,67 @@ struct Seen {
 
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
 
+/// Someone who is measured.
+pub(crate) struct Contestant {
+    /// In results.
+    pub(crate) name: String,
+    pub(crate) peer: Peer,
+    pub(crate) site: Site,
+}
+
 /// Measures and prints.
+///
+/// # Errors
+/// A program is missing or fails, an answer is wrong, or a number is not plausible.
 pub(crate) fn run(arguments: &Arguments, folder: &Path) -> Result<()> {
     let results = measure(arguments, folder)?;
-    match arguments.output {
+    check(&results)?;
+    match arguments.shape.output {
         Output::Json => println!("{results:#}"),
         Output::Table => println!("{}", told(&results)),
     }
     Ok(())
 }
 
-fn measure(arguments: &Arguments, folder: &Path) -> Result<Value> {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let (load_core, proxy_core) = if cores >= 2 { (Some(0), Some(1)) } else { (None, None) };
-    // The load runs on this thread.
+/// Where proxies are started from: the server runs, and this thread is where the load will be.
+///
+/// # Errors
+/// A core may not be used, or a folder not written.
+pub(crate) fn prepare(folder: &Path, binaries: PathBuf) -> Result<Site> {
+    let (load_core, proxy_core) = if cores() >= 2 { (Some(0), Some(1)) } else { (None, None) };
     load_core.map_or(Ok(()), process::pin)?;
-    let site = Site {
+    Ok(Site {
         folder: folder.to_owned(),
-        binaries: arguments.binaries.clone().map_or_else(beside, Ok)?,
+        binaries,
         proxy_core,
         load_core,
         backend: backend::start(load_core)?,
         certificates: Certificates::make(folder)?,
-    };
-    let pace = Pace {
-        rounds: arguments.rounds.unwrap_or(if arguments.quick { 3 } else { 7 }),
-        warm_up: Duration::from_secs_f64(if arguments.quick { 0.15 } else { 1.0 }),
-        measure: Duration::try_from_secs_f64(arguments.seconds.unwrap_or(if arguments.quick { 0.5 } else { 3.0 }))?,
-        rate: arguments.rate,
-    };
-    ensure!(pace.rounds > 0, "at least one round must be measured");
+    })
+}
+
+fn measure(arguments: &Arguments, folder: &Path) -> Result<Value> {
+    let site = prepare(folder, arguments.binaries.clone().map_or_else(beside, Ok)?)?;
+    let pinned = site.proxy_core.is_some();
+    let pace = arguments.shape.pace()?;
     let peers = if arguments.peers.is_empty() { Peer::value_variants() } else { &arguments.peers };
+    let contestants: Vec<Contestant> =
+        peers.iter().map(|peer| Contestant { name: peer.name().to_owned(), peer: *peer, site: site.clone() }).collect();
     let (mut rows, mut ratios, mut spreads) = (Vec::new(), Map::new(), Map::new());
-    for measurement in measurements(arguments) {
-        let seen = if measurement.mode == Mode::Idle {
-            idle(&measurement, peers, &site)?
-        } else {
-            rounds(&measurement, peers, &site, &pace)?
-        };
-        if let Some((ratio, leanest)) = ratio(&seen) {
+    for measurement in arguments.shape.measurements() {
+        let seen = measurement.take(&contestants, &pace)?;
+        if let Some((ratio, leanest)) = ratio_to_leanest(&contestants, &seen) {
             ratios.insert(measurement.name.to_owned(), json!(rounded(ratio.median)));
             let mut spread = ratio.json();
-            spread["leanest"] = json!(leanest.name());
+            spread["leanest"] = json!(leanest);
             spreads.insert(measurement.name.to_owned(), spread);
         }
-        let direct = seen.iter().find(|(peer, _)| *peer == Peer::None).map(|(_, seen)| latencies(seen));
-        rows.extend(seen.iter().map(|(peer, seen)| row(&measurement, *peer, seen, direct.as_ref())));
+        rows.extend(rows_of(&measurement, &contestants, &seen));
     }
     Ok(json!({
         "bench": "pair",
         "machine": machine(),
-        "pinned": proxy_core.is_some(),
+        "pinned": pinned,
         "rounds": pace.rounds,
         "seconds": pace.measure.as_secs_f64(),
         "rate": pace.rate,
@@ -175,38 +197,73 @@ fn measure(arguments: &Arguments, folder: &Path) -> Result<Value> {
     }))
 }
 
-fn measurements(arguments: &Arguments) -> Vec<Measurement> {
-    let modes = if arguments.mode.is_empty() { Mode::value_variants() } else { &arguments.mode };
-    let connections = arguments.connections;
-    let of = |name, mode, kind, connections, unit| Measurement { name, mode, kind, connections, unit };
-    let mut all = Vec::new();
-    for mode in modes {
-        match mode {
-            Mode::Http1 => {
-                all.push(of("http1", *mode, Kind::Http1 { size: arguments.size }, connections, "request"));
+impl Shape {
+    /// How long, and how often.
+    ///
+    /// # Errors
+    /// A length is negative, or no round is asked for.
+    pub(crate) fn pace(&self) -> Result<Pace> {
+        let of = |short, quick, full| {
+            if self.short {
+                short
+            } else if self.quick {
+                quick
+            } else {
+                full
             }
-            Mode::Grpc => {
-                let kind = Kind::Grpc { size: arguments.size, calls: arguments.calls };
-                all.push(of("grpc", *mode, kind, connections, "request"));
-            }
-            Mode::Tcp => {
-                all.push(of("tcp-one", *mode, Kind::Download, 1, "MB"));
-                all.push(of("tcp-many", *mode, Kind::Download, connections, "MB"));
-            }
-            Mode::Large => {
-                all.push(of("large", *mode, Kind::Http1 { size: arguments.large_size }, connections, "MB"));
-            }
-            Mode::Churn => all.push(of("churn", *mode, Kind::Churn, connections, "connection")),
-            Mode::Idle => {
-                let count = arguments.idle.unwrap_or(10_000);
-                all.push(of("idle", *mode, Kind::Http1 { size: arguments.size }, count, "connection"));
+        };
+        let rounds = self.rounds.unwrap_or(of(1.0, 3.0, 7.0) as usize);
+        ensure!(rounds > 0, "at least one round must be measured");
+        Ok(Pace {
+            rounds,
+            warm_up: Duration::from_secs_f64(of(0.1, 0.15, 1.0)),
+            measure: Duration::try_from_secs_f64(self.seconds.unwrap_or(of(0.3, 0.5, 3.0)))?,
+            rate: self.rate,
+        })
+    }
+
+    /// What is to be measured, one after another.
+    pub(crate) fn measurements(&self) -> Vec<Measurement> {
+        let modes = if self.mode.is_empty() { Mode::value_variants() } else { &self.mode };
+        let connections = self.connections;
+        let of = |name, mode, kind, connections, unit| Measurement { name, mode, kind, connections, unit };
+        let mut all = Vec::new();
+        for mode in modes {
+            match mode {
+                Mode::Http1 => {
+                    all.push(of("http1", *mode, Kind::Http1 { size: self.size }, connections, "request"));
+                }
+                Mode::Grpc => {
+                    let kind = Kind::Grpc { size: self.size, calls: self.calls };
+                    all.push(of("grpc", *mode, kind, connections, "request"));
+                }
+                Mode::Tcp => {
+                    all.push(of("tcp-one", *mode, Kind::Download, 1, "MB"));
+                    all.push(of("tcp-many", *mode, Kind::Download, connections, "MB"));
+                }
+                Mode::Large => {
+                    all.push(of("large", *mode, Kind::Http1 { size: self.large_size }, connections, "MB"));
+                }
+                Mode::Churn => all.push(of("churn", *mode, Kind::Churn, connections, "connection")),
+                Mode::Idle => {
+                    let count = self.idle.unwrap_or(if self.short { 200 } else { 10_000 });
+                    all.push(of("idle", *mode, Kind::Http1 { size: self.size }, count, "connection"));
+                }
             }
         }
+        all
     }
-    all
 }
 
 impl Measurement {
+    /// Measures all, each in the order of the contestants.
+    ///
+    /// # Errors
+    /// A program fails, or an answer is wrong.
+    pub(crate) fn take(&self, contestants: &[Contestant], pace: &Pace) -> Result<Vec<Seen>> {
+        if self.mode == Mode::Idle { idle(self, contestants) } else { rounds(self, contestants, pace) }
+    }
+
     fn target(&self, pair: &Pair) -> Result<Target, String> {
         match self.kind {
             Kind::Http1 { .. } => pair.http.clone(),
@@ -220,40 +277,36 @@ impl Measurement {
     }
 }
 
-/// Pairs that can be measured, with their target; and for those that cannot, why.
-fn start(measurement: &Measurement, peers: &[Peer], site: &Site) -> Result<Vec<(Pair, Option<Target>, Seen)>> {
-    let mut pairs = Vec::new();
-    for peer in peers {
-        let pair = Pair::start(*peer, site)?;
-        let mut seen = Seen { version: pair.version.clone(), ..Seen::default() };
-        let target = match measurement.target(&pair) {
-            Ok(target) => Some(target),
-            Err(reason) => {
-                seen.reason = Some(reason);
-                None
-            }
-        };
-        seen.resident = pair.resident()?.into_iter().map(|size| (size, size)).collect();
-        pairs.push((pair, target, seen));
-    }
-    Ok(pairs)
+/// Starts a pair, with its target if it can be measured.
+fn start(measurement: &Measurement, contestant: &Contestant) -> Result<(Pair, Option<Target>, Seen)> {
+    let pair = Pair::start(contestant.peer, &contestant.site)?;
+    let mut seen = Seen { version: pair.version.clone(), ..Seen::default() };
+    let target = match measurement.target(&pair) {
+        Ok(target) => Some(target),
+        Err(reason) => {
+            seen.reason = Some(reason);
+            None
+        }
+    };
+    seen.resident = pair.resident()?.into_iter().map(|size| (size, size)).collect();
+    Ok((pair, target, seen))
 }
 
-fn rounds(measurement: &Measurement, peers: &[Peer], site: &Site, pace: &Pace) -> Result<Vec<(Peer, Seen)>> {
-    let mut pairs = start(measurement, peers, site)?;
+fn rounds(measurement: &Measurement, contestants: &[Contestant], pace: &Pace) -> Result<Vec<Seen>> {
+    let mut pairs = contestants.iter().map(|one| start(measurement, one)).collect::<Result<Vec<_>>>()?;
     for round in 0..pace.rounds {
         for index in 0..pairs.len() {
             // Who comes after whom changes, so that nobody always inherits a warm or a throttled core.
             let at = (index + round) % pairs.len();
             let (pair, Some(target), seen) = &mut pairs[at] else { continue };
-            let name = pair.peer.name();
+            let name = &contestants[at].name;
             eprintln!("{} round {} of {}: {name}", measurement.name, round + 1, pace.rounds);
             one_round(measurement, pair, target, seen, pace)
                 .with_context(|| format!("{} of {name}", measurement.name))?;
             pair.alive()?;
         }
     }
-    Ok(pairs.into_iter().map(|(pair, _, seen)| (pair.peer, seen)).collect())
+    Ok(pairs.into_iter().map(|(_, _, seen)| seen).collect())
 }
 
 fn one_round(measurement: &Measurement, pair: &Pair, target: &Target, seen: &mut Seen, pace: &Pace) -> Result<()> {
@@ -282,54 +335,103 @@ fn one_round(measurement: &Measurement, pair: &Pair, target: &Target, seen: &mut
     Ok(())
 }
 
-fn idle(measurement: &Measurement, peers: &[Peer], site: &Site) -> Result<Vec<(Peer, Seen)>> {
+fn idle(measurement: &Measurement, contestants: &[Contestant]) -> Result<Vec<Seen>> {
     let Kind::Http1 { size } = measurement.kind else { return Ok(Vec::new()) };
     let mut all = Vec::new();
-    for peer in peers.iter().filter(|peer| **peer != Peer::None) {
-        eprintln!("idle: {}", peer.name());
-        for (pair, target, mut seen) in start(measurement, &[*peer], site)? {
-            let Some(target) = target else {
-                all.push((pair.peer, seen));
-                continue;
-            };
+    for contestant in contestants {
+        eprintln!("idle: {}", contestant.name);
+        let (pair, target, mut seen) = start(measurement, contestant)?;
+        if contestant.peer == Peer::None {
+            seen.reason = Some("no proxy holds connections".to_owned());
+        } else if let Some(target) = target {
             let after = load::hold(&target, size, measurement.connections, || {
                 // What is given back when a connection falls idle is given back by then.
                 std::thread::sleep(Duration::from_secs(2));
                 pair.resident()
             });
-            let after =
-                after.with_context(|| format!("{} with {} connections", peer.name(), measurement.connections))?;
+            let after = after.with_context(|| format!("idle connections of {}", contestant.name))?;
             seen.resident.iter_mut().zip(after).for_each(|(held, now)| held.1 = now);
             let grown: u64 = seen.resident.iter().map(|(before, after)| after.saturating_sub(*before)).sum();
             seen.idle = Some(grown as f64 / 1024.0 / measurement.connections as f64);
-            all.push((pair.peer, seen));
         }
+        all.push(seen);
     }
     Ok(all)
 }
 
-/// Ours to the leanest of the others: round by round, since rounds share what the machine did meanwhile.
-fn ratio(seen: &[(Peer, Seen)]) -> Option<(Spread, Peer)> {
-    let cost = |seen: &Seen| seen.idle.map_or_else(|| seen.cpu.clone(), |size| vec![size]);
-    let median = |seen: &Seen| Spread::of(&cost(seen)).map(|spread| spread.median);
-    let (_, ours) = seen.iter().find(|(peer, _)| *peer == Peer::Mesh)?;
-    let others = seen.iter().filter(|(peer, _)| !matches!(peer, Peer::Mesh | Peer::None));
-    let (leanest, theirs) = others
-        .filter_map(|(peer, seen)| median(seen).map(|median| (median, *peer, seen)))
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, peer, seen)| (peer, seen))?;
-    let ratios: Vec<f64> = cost(ours).iter().zip(cost(theirs)).map(|(ours, theirs)| ours / theirs).collect();
-    Some((Spread::of(&ratios)?, leanest))
+impl Seen {
+    /// What is compared, one a round: CPU for each unit, or memory for each connection.
+    fn cost(&self) -> Vec<f64> {
+        self.idle.map_or_else(|| self.cpu.clone(), |size| vec![size])
+    }
+}
+
+/// Costs of one to those of another, round by round, since rounds share what the machine did meanwhile.
+pub(crate) fn ratio(one: &Seen, other: &Seen) -> Option<Spread> {
+    let ratios: Vec<f64> = one.cost().iter().zip(other.cost()).map(|(one, other)| one / other).collect();
+    Spread::of(&ratios)
+}
+
+/// Ours to the leanest of the others.
+fn ratio_to_leanest<'a>(contestants: &'a [Contestant], seen: &[Seen]) -> Option<(Spread, &'a str)> {
+    let all = || contestants.iter().zip(seen);
+    let (_, ours) = all().find(|(one, _)| one.peer == Peer::Mesh)?;
+    let median = |seen: &Seen| Spread::of(&seen.cost()).map(|spread| spread.median);
+    let (_, leanest, theirs) = all()
+        .filter(|(one, _)| !matches!(one.peer, Peer::Mesh | Peer::None))
+        .filter_map(|(one, seen)| median(seen).map(|median| (median, &one.name, seen)))
+        .min_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some((ratio(ours, theirs)?, leanest))
+}
+
+/// A row for each contestant.
+pub(crate) fn rows_of(measurement: &Measurement, contestants: &[Contestant], seen: &[Seen]) -> Vec<Value> {
+    let direct = contestants.iter().zip(seen).find(|(one, _)| one.peer == Peer::None).map(|(_, seen)| latencies(seen));
+    contestants.iter().zip(seen).map(|(one, seen)| row(measurement, one, seen, direct.as_deref())).collect()
+}
+
+/// Results that cannot be are refused: a benchmark that measures nothing must not look like a good one.
+///
+/// # Errors
+/// A number that must be above zero is not.
+pub(crate) fn check(results: &Value) -> Result<()> {
+    let rows = results["rows"].as_array().context("there are no rows")?;
+    ensure!(!rows.is_empty(), "there are no rows");
+    for row in rows.iter().filter(|row| row["not_measured"].is_null()) {
+        let what = format!("{} of {}", row["mode"], row["peer"]);
+        let positive = |field: &str, value: &Value| {
+            let number = value.as_f64().or_else(|| value["median"].as_f64());
+            ensure!(number.is_some_and(|number| number > 0.0), "{what}: {field} is {value}");
+            Ok(())
+        };
+        if row["mode"] == "idle" {
+            positive("memory of a connection", &row["kb_per_connection"])?;
+        } else {
+            positive("speed", &row["per_second"])?;
+        }
+        if row["peer"] != Peer::None.name() {
+            for size in row["rss_mb_under_load"].as_array().context("a row tells no memory")? {
+                positive("memory", size)?;
+            }
+            if row["mode"] != "idle" {
+                positive("CPU", &row["cpu_us_per_unit"])?;
+            }
+        }
+        if let Some(latencies) = row["latency_us"].as_object() {
+            latencies.iter().try_for_each(|(name, latency)| positive(name, latency))?;
+        }
+    }
+    Ok(())
 }
 
 fn latencies(seen: &Seen) -> Vec<Option<Spread>> {
     seen.latency.iter().map(|values| Spread::of(values)).collect()
 }
 
-fn row(measurement: &Measurement, peer: Peer, seen: &Seen, direct: Option<&Vec<Option<Spread>>>) -> Value {
+fn row(measurement: &Measurement, contestant: &Contestant, seen: &Seen, direct: Option<&[Option<Spread>]>) -> Value {
     let mut row = json!({
         "mode": measurement.name,
-        "peer": peer.name(),
+        "peer": contestant.name,
         "version": seen.version,
         "connections": measurement.connections,
         "unit": measurement.unit,
@@ -342,7 +444,7 @@ fn row(measurement: &Measurement, peer: Peer, seen: &Seen, direct: Option<&Vec<O
     if let Some(speed) = spread(&seen.speed) {
         row["per_second"] = speed;
     }
-    if peer != Peer::None && !seen.cpu.is_empty() {
+    if contestant.peer != Peer::None && !seen.cpu.is_empty() {
         row["cpu_us_per_unit"] = json!(spread(&seen.cpu));
         row["core_busy"] = json!(spread(&seen.busy));
     }
@@ -367,9 +469,8 @@ fn row(measurement: &Measurement, peer: Peer, seen: &Seen, direct: Option<&Vec<O
 }
 
 /// For people.
-fn told(results: &Value) -> String {
-    let mut text = String::new();
-    let mut rows = Vec::new();
+pub(crate) fn told(results: &Value) -> String {
+    let (mut rows, mut notes) = (Vec::new(), String::new());
     for row in results["rows"].as_array().into_iter().flatten() {
         let median = |value: &Value| {
             let part = |name: &str| value[name].as_f64();
@@ -402,7 +503,8 @@ fn told(results: &Value) -> String {
         }
         cells.extend([sizes(&row["rss_mb_at_rest"]), sizes(&row["rss_mb_under_load"])]);
         if let Some(reason) = row["not_measured"].as_str() {
-            cells[3] = format!("not measured: {reason}");
+            cells[3] = "-".to_owned();
+            notes += &format!("\n{} of {} is not measured: {reason}", word(&row["mode"]), word(&row["peer"]));
         }
         rows.push(cells);
     }
@@ -420,11 +522,11 @@ fn told(results: &Value) -> String {
         "RSS MB AT REST",
         "UNDER LOAD",
     ];
-    text += &table(&head, &rows);
+    let mut text = table(&head, &rows) + &notes;
     for (mode, spread) in results["ratio_spread"].as_object().into_iter().flatten() {
         let part = |name: &str| spread[name].as_f64().unwrap_or_default();
         text += &format!(
-            "\n{mode}: ours is {:.2} ({:.2}-{:.2}) × {}",
+            "\n{mode}: ours costs {:.2} ({:.2}-{:.2}) × {}",
             part("median"),
             part("min"),
             part("max"),

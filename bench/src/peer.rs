@@ -72,8 +72,6 @@ pub(crate) struct Site {
 
 /// A running pair.
 pub(crate) struct Pair {
-    /// Which.
-    pub(crate) peer: Peer,
     /// As the program tells it.
     pub(crate) version: String,
     /// Where HTTP/1.1 requests go, or why they cannot.
@@ -153,10 +151,16 @@ impl Pair {
     }
 }
 
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // All end at the same time; each is waited for as it is dropped.
+        self.proxies.iter().chain(&self.others).for_each(Process::terminate);
+    }
+}
+
 fn direct(site: &Site) -> Pair {
     let target = |address: SocketAddr| Ok(Target { address, authority: address.to_string() });
     Pair {
-        peer: Peer::None,
         version: String::new(),
         http: target(site.backend.http),
         grpc: target(site.backend.grpc),

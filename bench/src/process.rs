@@ -99,6 +99,14 @@ impl Process {
         lines[lines.len().saturating_sub(8)..].join("\n")
     }
 
+    /// Asks it to end.
+    pub(crate) fn terminate(&self) {
+        if let Ok(id) = i32::try_from(self.child.id()) {
+            // It may have ended by itself meanwhile.
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+    }
+
     /// Its process and those it started.
     fn tree(&self) -> Vec<u32> {
         let mut found = vec![self.child.id()];
@@ -150,9 +158,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let Ok(id) = i32::try_from(self.child.id()) else { return };
-        // It may have ended by itself meanwhile.
-        let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        self.terminate();
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if !matches!(self.child.try_wait(), Ok(None)) {

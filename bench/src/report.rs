@@ -1,6 +1,7 @@
 //! How results are told: medians with their spread, a table for people, JSON for programs.
 
 use std::fmt::Write;
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
@@ -73,13 +74,19 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Cores of the machine, also after this thread was tied to one of them.
+pub(crate) fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}
+
 /// What was measured on: results of different machines are not comparable.
 pub(crate) fn machine() -> Value {
     let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|found| found.1));
     json!({
-        "cores": std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        "cores": cores(),
         "cpu": model,
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
         "load_average": read("/proc/loadavg").split(' ').next().and_then(|text| text.parse::<f64>().ok()),

@@ -12,8 +12,9 @@ use super::{Done, Meter, Target};
 pub(super) async fn repeat(target: Target, size: usize, done: Arc<Done>) -> Result<()> {
     let mut connection = Connection::open(&target, size, TcpStream::connect(target.address).await?)?;
     loop {
-        connection.ask().await?;
-        done.add(1, size);
+        // Bytes count as they come: an answer may take longer than a measured window.
+        connection.ask(|count| done.add(0, count)).await?;
+        done.add(1, 0);
     }
 }
 
@@ -21,7 +22,7 @@ pub(super) async fn repeat(target: Target, size: usize, done: Arc<Done>) -> Resu
 pub(super) async fn paced(target: Target, size: usize, mut meter: Meter) -> Result<()> {
     let mut connection = Connection::open(&target, size, TcpStream::connect(target.address).await?)?;
     while let Some(due) = meter.next().await {
-        connection.ask().await?;
+        connection.ask(|_| {}).await?;
         meter.answered(due);
     }
     Ok(())
@@ -29,7 +30,7 @@ pub(super) async fn paced(target: Target, size: usize, mut meter: Meter) -> Resu
 
 /// Sends one.
 pub(super) async fn once(target: &Target, size: usize) -> Result<()> {
-    Connection::open(target, size, TcpStream::connect(target.address).await?)?.ask().await
+    Connection::open(target, size, TcpStream::connect(target.address).await?)?.ask(|_| {}).await
 }
 
 /// A connection and what is asked on it.
@@ -55,8 +56,8 @@ impl Connection {
         self.stream
     }
 
-    /// Sends one request and reads its answer.
-    pub(super) async fn ask(&mut self) -> Result<()> {
+    /// Sends one request and reads its answer; tells of the bytes of its body as they come.
+    pub(super) async fn ask(&mut self, mut came: impl FnMut(usize)) -> Result<()> {
         self.stream.write_all(&self.request).await.context("the request could not be sent")?;
         let mut filled = 0;
         let head = loop {
@@ -68,10 +69,12 @@ impl Connection {
                 break head;
             }
         };
+        came(filled - head);
         let mut missing = (head + self.size).checked_sub(filled).context("the answer is longer than it says")?;
         while missing > 0 {
             let count = self.stream.read(&mut self.buffer).await.context("the answer broke off")?;
             ensure!(count > 0, "the answer broke off, {missing} bytes before its end");
+            came(count);
             missing = missing.checked_sub(count).context("the answer is longer than it says")?;
         }
         Ok(())

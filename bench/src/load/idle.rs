@@ -47,6 +47,6 @@ async fn open(target: Target, size: usize, number: usize) -> Result<TcpStream> {
     socket.bind(SocketAddr::from(([127, 0, 3, last], 0)))?;
     let stream = socket.connect(target.address).await.context("no connection could be made")?;
     let mut connection = Connection::open(&target, size, stream)?;
-    connection.ask().await?;
+    connection.ask(|_| {}).await?;
     Ok(connection.into_stream())
 }

@@ -47,7 +47,6 @@ pub(super) fn start(peer: Peer, site: &Site) -> Result<Pair> {
     }
     proxies.reverse();
     Ok(Pair {
-        peer,
         version: version(&program, "--version")?,
         http: Ports::target(ports.http[0]),
         grpc: once(peer, ports.grpc[0], "gRPC goes over HTTP/2 in any case"),

@@ -4,13 +4,14 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use api::join_token;
 
-use super::{PATIENCE, Pair, Peer, Site, fill, free_port, version};
+use super::{PATIENCE, Pair, Site, fill, free_port, version};
 use crate::load::Target;
 use crate::process::Process;
 
@@ -21,7 +22,7 @@ const HOST: &str = "server.bench.svc.cluster.local";
 pub(super) fn start(site: &Site) -> Result<Pair> {
     let folder = site.folder.join("mesh");
     fs::create_dir_all(folder.join("config"))?;
-    let (client, server) = addresses()?;
+    let (client, server) = addresses();
     let mut ports = Vec::new();
     while ports.len() < 3 {
         let port = free_port(&[client, server])?;
@@ -71,7 +72,6 @@ pub(super) fn start(site: &Site) -> Result<Pair> {
     }
     let target = |port: u16| Ok(Target { address: (client, port).into(), authority: format!("{HOST}:{port}") });
     Ok(Pair {
-        peer: Peer::Mesh,
         version: version(&binary(&site.binaries, "meshd")?, "--version")?,
         http: target(ports[0]),
         grpc: target(ports[1]),
@@ -81,17 +81,13 @@ pub(super) fn start(site: &Site) -> Result<Pair> {
     })
 }
 
-/// Two loopback addresses that other runs do not use.
-fn addresses() -> Result<(IpAddr, IpAddr)> {
+/// Two loopback addresses that other runs, and other pairs of this run, do not use.
+fn addresses() -> (IpAddr, IpAddr) {
+    static PAIRS: AtomicU8 = AtomicU8::new(0);
     let id = std::process::id().to_be_bytes();
-    for third in 0..=255 {
-        let [a, b] = [1, 2].map(|last| IpAddr::V4(Ipv4Addr::new(127, 100 + id[2] % 100, id[3] ^ third, last)));
-        // 15001 and 15006 are bound by no proxy of ours in this mode: the pair's own ports are chosen among free ones.
-        if std::net::TcpListener::bind((a, 0)).is_ok() && std::net::TcpListener::bind((b, 0)).is_ok() {
-            return Ok((a, b));
-        }
-    }
-    bail!("no loopback address can be bound")
+    let third = id[3].wrapping_add(PAIRS.fetch_add(1, Ordering::Relaxed));
+    let at = |last| IpAddr::V4(Ipv4Addr::new(127, 100 + id[2] % 100, third, last));
+    (at(1), at(2))
 }
 
 /// A program of ours.

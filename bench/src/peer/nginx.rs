@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Pair, Peer, Ports, Site, fill, find, version};
+use super::{Pair, Ports, Site, fill, find, version};
 use crate::process::Process;
 
 /// Client's side and server's side.
@@ -39,7 +39,6 @@ pub(super) fn start(site: &Site) -> Result<Pair> {
     }
     proxies.reverse();
     Ok(Pair {
-        peer: Peer::Nginx,
         version: version(&program, "-v")?,
         http: Ports::target(ports.http[0]),
         grpc: Ports::target(ports.grpc[0]),
