@@ -20,7 +20,7 @@ use crate::histogram::Histogram;
 pub(crate) use idle::hold;
 
 /// An answer takes no longer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// Where requests are sent.
 #[derive(Clone, Debug)]
@@ -49,9 +49,15 @@ pub(crate) enum Kind {
 struct Done {
     requests: AtomicU64,
     bytes: AtomicU64,
+    stop: AtomicBool,
 }
 
 impl Done {
+    /// Whether no further request is to be sent.
+    fn is_over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn add(&self, requests: u64, bytes: usize) {
         self.requests.fetch_add(requests, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -105,6 +111,9 @@ pub(crate) fn closed<T>(
         let (before, started, first) = (sample()?, Instant::now(), done.read());
         run_for(&mut tasks, measure).await?;
         let (last, seconds, after) = (done.read(), started.elapsed().as_secs_f64(), sample()?);
+        // What is on its way must still be answered: a lost request would otherwise only look like a slow one.
+        done.stop.store(true, Ordering::Relaxed);
+        all_end(&mut tasks).await?;
         Ok(Window { requests: last.0 - first.0, bytes: last.1 - first.1, seconds, before, after })
     })
 }
@@ -120,6 +129,19 @@ async fn run_for(tasks: &mut JoinSet<Result<()>>, time: Duration) -> Result<()> 
         Ok(Some(ended)) => ended?.and_then(|()| bail!("a connection ended")),
         Ok(None) => bail!("there are no connections"),
     }
+}
+
+/// Waits until all connections are done.
+async fn all_end(tasks: &mut JoinSet<Result<()>>) -> Result<()> {
+    let ended = async {
+        while let Some(ended) = tasks.join_next().await {
+            ended??;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, ended)
+        .await
+        .with_context(|| format!("an answer did not come within {PATIENCE:?}"))?
 }
 
 /// Sends `rate` requests a second over the connections in turn, and tells how long each took, from the moment at which it
@@ -159,14 +181,7 @@ pub(crate) fn open(
         outcome?;
         // The channels close with the pacer; what was sent is still answered and counted.
         let _ = pace.join();
-        tokio::time::timeout(PATIENCE, async {
-            while let Some(ended) = tasks.join_next().await {
-                ended??;
-            }
-            Ok::<_, anyhow::Error>(())
-        })
-        .await
-        .context("the last answers did not come")??;
+        all_end(&mut tasks).await?;
         let counted = counted.lock().map_err(|_| anyhow::anyhow!("a connection panicked"))?;
         Ok(counted.clone())
     })
@@ -231,4 +246,71 @@ pub(crate) fn probe(target: &Target, kind: Kind) -> Result<()> {
         };
         tokio::time::timeout(PATIENCE, once).await.context("no answer came")?
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend;
+
+    const MOMENT: Duration = Duration::from_millis(50);
+
+    fn at(address: SocketAddr) -> Target {
+        Target { address, authority: "server.bench".to_owned() }
+    }
+
+    #[test]
+    fn the_server_answers_every_kind_of_load() {
+        let server = backend::start(None).unwrap();
+        for (address, kind) in [
+            (server.http, Kind::Http1 { size: 1024 }),
+            (server.http, Kind::Http1 { size: 1 << 20 }),
+            (server.grpc, Kind::Grpc { size: 1024, calls: 3 }),
+            (server.tcp, Kind::Churn),
+            (server.tcp, Kind::Download),
+        ] {
+            let mut samples = 0;
+            let window = closed(&at(address), kind, 4, MOMENT, MOMENT, || {
+                samples += 1;
+                Ok(samples)
+            });
+            let window = window.unwrap();
+            assert!(window.bytes > 0, "{kind:?}: {window:?}");
+            assert_eq!((window.before, window.after), (1, 2));
+            assert!(window.seconds >= MOMENT.as_secs_f64());
+        }
+    }
+
+    #[test]
+    fn an_open_loop_sends_as_many_as_are_due() {
+        let server = backend::start(None).unwrap();
+        for (address, kind) in
+            [(server.http, Kind::Http1 { size: 64 }), (server.grpc, Kind::Grpc { size: 64, calls: 1 })]
+        {
+            let counted = open(&at(address), kind, 4, 1_000, MOMENT, 4 * MOMENT).unwrap();
+            // A request that is due as the window closes may or may not be in it.
+            assert!((100..=202).contains(&counted.total()), "{}", counted.total());
+            assert!(counted.quantile(0.5) > 0.0 && counted.quantile(0.5) <= counted.quantile(0.999));
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_answer_ends_the_load_with_a_sentence() {
+        let server = backend::start(None).unwrap();
+        let said = |address, kind| {
+            let window = closed(&at(address), kind, 1, MOMENT, MOMENT, || Ok(()));
+            window.map_err(|error| format!("{error:#}")).unwrap_err()
+        };
+        // The byte server closes on what is neither of its commands.
+        assert!(said(server.tcp, Kind::Http1 { size: 64 }).contains("closed in place of an answer"));
+        assert!(!said(server.http, Kind::Grpc { size: 64, calls: 1 }).is_empty());
+        assert!(said(server.http, Kind::Churn).contains("did not come"));
+    }
+
+    #[test]
+    fn waiting_connections_are_all_open_when_they_are_looked_at() {
+        let server = backend::start(None).unwrap();
+        let seen = hold(&at(server.http), 64, 100, || Ok(7)).unwrap();
+        assert_eq!(seen, 7);
+    }
 }

@@ -56,7 +56,7 @@ pub(crate) struct Shape {
     /// Length of each measured window [default: 3].
     #[arg(long)]
     seconds: Option<f64>,
-    /// Under 3 minutes for everything: 3 rounds of half a second.
+    /// Under 3 minutes for everything: 3 rounds of 0.4 s.
     #[arg(long)]
     quick: bool,
     /// Seconds: one short round, few idle connections. Says only that the benchmark works.
@@ -216,8 +216,8 @@ impl Shape {
         ensure!(rounds > 0, "at least one round must be measured");
         Ok(Pace {
             rounds,
-            warm_up: Duration::from_secs_f64(of(0.1, 0.15, 1.0)),
-            measure: Duration::try_from_secs_f64(self.seconds.unwrap_or(of(0.3, 0.5, 3.0)))?,
+            warm_up: Duration::from_secs_f64(of(0.1, 0.1, 1.0)),
+            measure: Duration::try_from_secs_f64(self.seconds.unwrap_or(of(0.2, 0.4, 3.0)))?,
             rate: self.rate,
         })
     }
@@ -346,7 +346,7 @@ fn idle(measurement: &Measurement, contestants: &[Contestant]) -> Result<Vec<See
         } else if let Some(target) = target {
             let after = load::hold(&target, size, measurement.connections, || {
                 // What is given back when a connection falls idle is given back by then.
-                std::thread::sleep(Duration::from_secs(2));
+                std::thread::sleep(Duration::from_secs(1));
                 pair.resident()
             });
             let after = after.with_context(|| format!("idle connections of {}", contestant.name))?;

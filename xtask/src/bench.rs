@@ -11,24 +11,24 @@ use crate::{repository, tools};
 /// Programs of ours that a build to compare must have.
 const PROGRAMS: [&str; 2] = ["meshd", "proxy"];
 
-/// Runs a benchmark with these arguments. Two builds to compare may be named by git revisions.
-pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<ExitCode> {
+/// Runs a benchmark with these arguments, built in this profile. Two builds to compare may be named by git revisions.
+pub(crate) fn run(root: &Path, profile: &str, arguments: &[String]) -> Result<ExitCode> {
     let target = repository::target(root)?;
     let mut arguments = arguments.to_vec();
     let helps = arguments.iter().any(|word| word == "--help" || word == "-h");
     if !helps && arguments.first().is_some_and(|word| word == "compare") {
         for build in arguments.iter_mut().skip(1).take(2).filter(|word| !word.starts_with('-')) {
-            *build = build_of(root, &target, build)?.display().to_string();
+            *build = build_of(root, &target, profile, build)?.display().to_string();
         }
     }
     // Where another folder with our programs is named, only the benchmark itself is needed.
     let named = arguments.iter().any(|word| word.starts_with("--binaries"));
     if named || arguments.first().is_some_and(|word| word == "compare") {
-        repository::cargo(root, &["build", "--release", "--locked", "--workspace", "--bin", "bench"])?;
+        repository::cargo(root, &["build", "--profile", profile, "--locked", "--workspace", "--bin", "bench"])?;
     } else {
-        repository::cargo(root, &["build", "--release", "--locked", "--workspace", "--bins"])?;
+        repository::cargo(root, &["build", "--profile", profile, "--locked", "--workspace", "--bins"])?;
     }
-    let mut command = Command::new(target.join("release/bench"));
+    let mut command = Command::new(target.join(profile).join("bench"));
     if !helps && arguments.first().is_some_and(|word| word == "pair") {
         prepare_peers(&target, &arguments, &mut command)?;
     }
@@ -68,15 +68,15 @@ fn prepare_peers(target: &Path, arguments: &[String], command: &mut Command) -> 
     Ok(())
 }
 
-/// A folder with our programs: the one named, or that of a revision, which is built in release mode.
-fn build_of(root: &Path, target: &Path, named: &str) -> Result<PathBuf> {
+/// A folder with our programs: the one named, or that of a revision, which is built for it.
+fn build_of(root: &Path, target: &Path, profile: &str, named: &str) -> Result<PathBuf> {
     let folder = Path::new(named);
     if folder.is_dir() {
         return folder.canonicalize().with_context(|| format!("{named} cannot be read"));
     }
     let revision = git(root, &["rev-parse", "--verify", "--quiet", &format!("{named}^{{commit}}")])
         .with_context(|| format!("{named} is neither a folder nor a git revision"))?;
-    let kept = target.join("bench-builds").join(&revision);
+    let kept = target.join("bench-builds").join(format!("{revision}-{profile}"));
     if PROGRAMS.iter().all(|program| kept.join(program).is_file()) {
         return Ok(kept);
     }
@@ -88,7 +88,7 @@ fn build_of(root: &Path, target: &Path, named: &str) -> Result<PathBuf> {
     let built = target.join("bench-builds/target");
     eprintln!("building {named}");
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--locked", "--workspace", "--bins"])
+        .args(["build", "--profile", profile, "--locked", "--workspace", "--bins"])
         .env("CARGO_TARGET_DIR", &built)
         .current_dir(&sources)
         .status()?;
@@ -98,7 +98,7 @@ fn build_of(root: &Path, target: &Path, named: &str) -> Result<PathBuf> {
     }
     std::fs::create_dir_all(&kept)?;
     for program in PROGRAMS {
-        std::fs::copy(built.join("release").join(program), kept.join(program))
+        std::fs::copy(built.join(profile).join(program), kept.join(program))
             .with_context(|| format!("{named} has no program {program}"))?;
     }
     Ok(kept)

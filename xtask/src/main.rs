@@ -32,6 +32,9 @@ enum Chore {
     Test,
     /// Build everything in release mode and measure it: `bench pair | control | compare`; see `bench --help`.
     Bench {
+        /// Profile of cargo; a build with fewer optimisations is made faster.
+        #[arg(long, default_value = "release")]
+        profile: String,
         /// Passed on to `bench`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
@@ -69,7 +72,7 @@ fn run(chore: Chore) -> Result<ExitCode> {
             Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
         }
         Chore::Test => test::run(&root),
-        Chore::Bench { arguments } => bench::run(&root, &arguments),
+        Chore::Bench { profile, arguments } => bench::run(&root, &profile, &arguments),
         Chore::Tidy { write } => {
             let faults = tidy::check(&root, write)?;
             faults.iter().for_each(|fault| eprintln!("{fault}"));

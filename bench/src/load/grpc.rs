@@ -12,22 +12,24 @@ use super::{Done, Meter, Target};
 
 /// Makes calls on one connection, `calls` at a time.
 pub(super) async fn repeat(target: Target, size: usize, calls: usize, done: Arc<Done>) -> Result<()> {
+    ensure!(calls > 0, "no calls are to be made");
     let connection = connect(&target).await?;
     let mut tasks = JoinSet::new();
     for _ in 0..calls {
         let (target, mut connection, done) = (target.clone(), connection.clone(), done.clone());
         tasks.spawn(async move {
             let caller = Caller::new(&target, size)?;
-            loop {
+            while !done.is_over() {
                 connection = caller.call(connection).await?;
                 done.add(1, size);
             }
+            Ok::<_, anyhow::Error>(())
         });
     }
-    match tasks.join_next().await {
-        Some(ended) => ended?,
-        None => anyhow::bail!("no calls were to be made"),
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
     }
+    Ok(())
 }
 
 /// Makes calls when they are due.

@@ -11,11 +11,12 @@ use super::{Done, Meter, Target};
 /// Sends requests one after another.
 pub(super) async fn repeat(target: Target, size: usize, done: Arc<Done>) -> Result<()> {
     let mut connection = Connection::open(&target, size, TcpStream::connect(target.address).await?)?;
-    loop {
+    while !done.is_over() {
         // Bytes count as they come: an answer may take longer than a measured window.
         connection.ask(|count| done.add(0, count)).await?;
         done.add(1, 0);
     }
+    Ok(())
 }
 
 /// Sends requests when they are due.

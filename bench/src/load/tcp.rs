@@ -14,19 +14,21 @@ pub(super) async fn download(target: Target, done: Arc<Done>) -> Result<()> {
     let mut stream = TcpStream::connect(target.address).await?;
     stream.write_all(&[DOWNLOAD]).await?;
     let mut buffer = vec![0; 256 << 10];
-    loop {
+    while !done.is_over() {
         let count = stream.read(&mut buffer).await?;
         ensure!(count > 0, "the connection was closed while bytes flowed");
         done.add(0, count);
     }
+    Ok(())
 }
 
 /// Opens a connection, exchanges a message, closes it, and again.
 pub(super) async fn churn(target: Target, done: Arc<Done>) -> Result<()> {
-    loop {
+    while !done.is_over() {
         once(&target).await?;
         done.add(1, 1);
     }
+    Ok(())
 }
 
 /// One connection with one message each way.
