@@ -387,7 +387,10 @@ fn ratio_to_leanest<'a>(contestants: &'a [Contestant], seen: &[Seen]) -> Option<
 /// A row for each contestant.
 pub(crate) fn rows_of(measurement: &Measurement, contestants: &[Contestant], seen: &[Seen]) -> Vec<Value> {
     let direct = contestants.iter().zip(seen).find(|(one, _)| one.peer == Peer::None).map(|(_, seen)| latencies(seen));
-    contestants.iter().zip(seen).map(|(one, seen)| row(measurement, one, seen, direct.as_deref())).collect()
+    // Without a proxy no connection waits in one.
+    let measured = |one: &Contestant| measurement.mode != Mode::Idle || one.peer != Peer::None;
+    let all = contestants.iter().zip(seen).filter(|(one, _)| measured(one));
+    all.map(|(one, seen)| row(measurement, one, seen, direct.as_deref())).collect()
 }
 
 /// Results that cannot be are refused: a benchmark that measures nothing must not look like a good one.

@@ -17,7 +17,10 @@ pub(crate) fn run(root: &Path, profile: &str, arguments: &[String]) -> Result<Ex
     let mut arguments = arguments.to_vec();
     let helps = arguments.iter().any(|word| word == "--help" || word == "-h");
     if !helps && arguments.first().is_some_and(|word| word == "compare") {
-        for build in arguments.iter_mut().skip(1).take(2).filter(|word| !word.starts_with('-')) {
+        for build in arguments.iter_mut().skip(1).take(2) {
+            if build.starts_with('-') {
+                bail!("name the two builds first: `cargo xtask bench compare OLD NEW …`");
+            }
             *build = build_of(root, &target, profile, build)?.display().to_string();
         }
     }
