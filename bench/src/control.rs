@@ -110,12 +110,12 @@ fn measure(arguments: &Arguments, folder: &Path) -> Result<Value> {
         for proxies in &proxies {
             let home = folder.join(format!("control-{services}-{proxies}"));
             eprintln!("{services} services, {proxies} proxies");
-            let row = match one(&home, &binaries, control_core, services, *proxies, changes) {
-                Err(error) if error.is::<TooLarge>() => {
-                    json!({"services": services, "proxies": proxies, "not_measured": format!("{error}")})
-                }
-                row => row.with_context(|| format!("{services} services, {proxies} proxies"))?,
-            };
+            let row = one(&home, &binaries, control_core, services, *proxies, changes).or_else(|error| {
+                let large = error.downcast_ref::<TooLarge>().map(TooLarge::to_string).ok_or(error)?;
+                Ok(json!({"services": services, "proxies": proxies, "not_measured": large}))
+            });
+            let row =
+                row.map_err(|error: anyhow::Error| error.context(format!("{services} services, {proxies} proxies")))?;
             rows.push(row);
             std::fs::remove_dir_all(&home)?;
         }
@@ -309,10 +309,11 @@ fn check(results: &Value) -> Result<()> {
 fn told(results: &Value) -> String {
     let plain = |value: &Value| value.as_f64().map_or_else(String::new, number);
     let kilobytes = |value: &Value| value.as_f64().map_or_else(String::new, |bytes| number(bytes / 1e3));
-    let mut rows = Vec::new();
+    let (mut rows, mut notes) = (Vec::new(), String::new());
     for row in results["rows"].as_array().into_iter().flatten() {
         if let Some(reason) = row["not_measured"].as_str() {
-            rows.push(vec![row["services"].to_string(), row["proxies"].to_string(), reason.to_owned()]);
+            notes +=
+                &format!("\n{} services and {} proxies are not measured: {reason}", row["services"], row["proxies"]);
             continue;
         }
         let both = |name: &str| format!("{} / {}", plain(&row["endpoint"][name]), plain(&row["route"][name]));
@@ -349,5 +350,5 @@ fn told(results: &Value) -> String {
         "kB A PUSH",
         "CPU ms",
     ];
-    table(&head, &rows)
+    table(&head, &rows) + &notes
 }

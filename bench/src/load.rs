@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -44,7 +44,7 @@ pub(crate) enum Kind {
     Churn,
 }
 
-/// What has been done, of all connections.
+/// What has been done on one connection.
 #[derive(Debug, Default)]
 struct Done {
     requests: AtomicU64,
@@ -62,10 +62,12 @@ impl Done {
         self.requests.fetch_add(requests, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
+}
 
-    fn read(&self) -> (u64, u64) {
-        (self.requests.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
-    }
+/// Requests and bytes of all connections.
+fn sum(all: &[Arc<Done>]) -> (u64, u64) {
+    let of = |count: fn(&Done) -> &AtomicU64| all.iter().map(|done| count(done).load(Ordering::Relaxed)).sum();
+    (of(|done| &done.requests), of(|done| &done.bytes))
 }
 
 /// What a measured window saw.
@@ -96,9 +98,9 @@ pub(crate) fn closed<T>(
     mut sample: impl FnMut() -> Result<T>,
 ) -> Result<Window<T>> {
     runtime()?.block_on(async {
-        let done = Arc::new(Done::default());
+        let all: Vec<Arc<Done>> = (0..connections).map(|_| Arc::default()).collect();
         let mut tasks = JoinSet::new();
-        for _ in 0..connections {
+        for done in &all {
             let (target, done) = (target.clone(), done.clone());
             match kind {
                 Kind::Http1 { size } => tasks.spawn(http1::repeat(target, size, done)),
@@ -107,12 +109,22 @@ pub(crate) fn closed<T>(
                 Kind::Churn => tasks.spawn(tcp::churn(target, done)),
             };
         }
+        // Connections are made, and handshakes with them, before anything is counted.
+        let deadline = Instant::now() + PATIENCE;
+        while all.iter().any(|done| done.bytes.load(Ordering::Relaxed) == 0) {
+            ensure!(Instant::now() < deadline, "not every connection was answered within {PATIENCE:?}");
+            run_for(&mut tasks, Duration::from_millis(5)).await?;
+        }
         run_for(&mut tasks, warm_up).await?;
-        let (before, started, first) = (sample()?, Instant::now(), done.read());
+        let (before, started, first) = (sample()?, Instant::now(), sum(&all));
         run_for(&mut tasks, measure).await?;
-        let (last, seconds, after) = (done.read(), started.elapsed().as_secs_f64(), sample()?);
+        // A busy machine may have served nobody in a short window.
+        while sum(&all) == first && started.elapsed() < measure + PATIENCE {
+            run_for(&mut tasks, Duration::from_millis(5)).await?;
+        }
+        let (last, seconds, after) = (sum(&all), started.elapsed().as_secs_f64(), sample()?);
         // What is on its way must still be answered: a lost request would otherwise only look like a slow one.
-        done.stop.store(true, Ordering::Relaxed);
+        all.iter().for_each(|done| done.stop.store(true, Ordering::Relaxed));
         all_end(&mut tasks).await?;
         Ok(Window { requests: last.0 - first.0, bytes: last.1 - first.1, seconds, before, after })
     })
@@ -304,7 +316,7 @@ mod tests {
         // The byte server closes on what is neither of its commands.
         assert!(said(server.tcp, Kind::Http1 { size: 64 }).contains("closed in place of an answer"));
         assert!(!said(server.http, Kind::Grpc { size: 64, calls: 1 }).is_empty());
-        assert!(said(server.http, Kind::Churn).contains("did not come"));
+        assert!(said(server.http, Kind::Churn).contains("not every connection was answered"));
     }
 
     #[test]

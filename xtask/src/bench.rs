@@ -45,7 +45,7 @@ pub(crate) fn short(root: &Path, envoy: &Path) -> Result<()> {
     let target = repository::target(root)?;
     let builds = target.join("debug").into_os_string();
     let lines: [&[OsString]; 3] = [
-        &["pair".into()],
+        &["pair".into(), "--peers".into(), "none,mesh,nginx,haproxy,envoy-http2".into()],
         &["control".into()],
         &["compare".into(), builds.clone(), builds, "--mode".into(), "http1".into()],
     ];
