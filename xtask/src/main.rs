@@ -1,5 +1,6 @@
-//! The project's chores: `cargo xtask demo | test | tidy | codegen`.
+//! The project's chores: `cargo xtask demo | test | bench | tidy | codegen`.
 
+mod bench;
 mod codegen;
 mod repository;
 mod test;
@@ -29,6 +30,15 @@ enum Chore {
     },
     /// Run every kind of test; installs what they need. The last line is `N passed, N failed`.
     Test,
+    /// Build everything in release mode and measure it: `bench pair | control | compare`; see `bench --help`.
+    Bench {
+        /// Profile of cargo; a build with fewer optimisations is made faster.
+        #[arg(long, default_value = "release")]
+        profile: String,
+        /// Passed on to `bench`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Check what the compiler does not: order of modules, fences, names, the map in ARCHITECTURE.md.
     Tidy {
         /// Write the map instead of comparing it.
@@ -62,6 +72,7 @@ fn run(chore: Chore) -> Result<ExitCode> {
             Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
         }
         Chore::Test => test::run(&root),
+        Chore::Bench { profile, arguments } => bench::run(&root, &profile, &arguments),
         Chore::Tidy { write } => {
             let faults = tidy::check(&root, write)?;
             faults.iter().for_each(|fault| eprintln!("{fault}"));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{repository, tools};
+use crate::{bench, repository, tools};
 
 /// Counts over all steps.
 #[derive(Default)]
@@ -58,11 +58,19 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
         Command::new(env!("CARGO")).args(["build", "--workspace", "--bins", "--locked", "--quiet"]),
     );
     match tools::envoy(&target) {
-        Ok(envoy) => tally.tests(
-            root,
-            Command::new(env!("CARGO")).args(["test", "--workspace", "--locked", "--no-fail-fast"]).env("ENVOY", envoy),
-        ),
-        Err(error) => tally.cannot("tests (Envoy is needed)", &error),
+        Ok(envoy) => {
+            tally.tests(
+                root,
+                Command::new(env!("CARGO"))
+                    .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+                    .env("ENVOY", &envoy),
+            );
+            tally.check("the benchmarks, for a moment", || {
+                tools::peers(&["nginx", "haproxy"])?;
+                bench::short(root, &envoy)
+            });
+        }
+        Err(error) => tally.cannot("tests and benchmarks (Envoy is needed)", &error),
     }
     tally.step(root, "the demo", Command::new(repository::program(root, "meshctl")?).args(["demo", "--once"]));
     println!("{} passed, {} failed", tally.passed, tally.failed);

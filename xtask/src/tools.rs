@@ -14,6 +14,8 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("python3", "python3"),
     ("git", "git"),
 ];
+/// Peers of the benchmarks, and the Debian packages that hold them.
+const PEERS: &[(&str, &[&str])] = &[("nginx", &["nginx-light", "libnginx-mod-stream"]), ("haproxy", &["haproxy"])];
 /// Release of Envoy that the control plane is tested with, as PyPI numbers it.
 const ENVOY: &str = "1.40.0";
 /// Release of cargo-deny.
@@ -23,6 +25,16 @@ const CARGO_DENY: &str = "0.20.2";
 pub(crate) fn programs() -> Result<()> {
     let missing: Vec<&str> =
         PROGRAMS.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    install(&missing, "the tests")
+}
+
+/// Installs those of the benchmarks' peers that are missing.
+pub(crate) fn peers(names: &[&str]) -> Result<()> {
+    let missing = PEERS.iter().filter(|(program, _)| names.contains(program) && find(program).is_none());
+    install(&missing.flat_map(|(_, packages)| *packages).copied().collect::<Vec<_>>(), "the benchmarks")
+}
+
+fn install(missing: &[&str], who: &str) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -35,12 +47,9 @@ pub(crate) fn programs() -> Result<()> {
         command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()).status()
     };
     let _ = apt(&["update", "-qq"]);
-    let installed = apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing.as_slice()].concat());
+    let installed = apt(&[&["install", "-y", "-qq", "--no-install-recommends"], missing].concat());
     if !installed.is_ok_and(|status| status.success()) {
-        bail!(
-            "the tests need the packages {}; install them (this could not, it takes root or sudo)",
-            missing.join(", ")
-        );
+        bail!("{who} need the packages {}; install them (this could not, it takes root or sudo)", missing.join(", "));
     }
     Ok(())
 }
