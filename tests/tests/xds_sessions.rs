@@ -17,8 +17,9 @@ use envoy_types::pb::envoy::config::route::v3::{Route, RouteAction, RouteConfigu
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{HttpConnectionManager, Rds};
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use meshd::serve::offer::{Entries, Entry, Offer};
+use meshd::serve::offer::Offer;
 use meshd::serve::session::{Heard, Session as Server, Variant};
+use plan::Named;
 use proptest::prelude::*;
 use proxy::xds::resources::{Reject, ResourceSet};
 use proxy::xds::session::Session as Client;
@@ -32,25 +33,23 @@ struct World {
     listeners: BTreeMap<u8, u8>,
 }
 
-fn entry<M: prost::Message + prost::Name>(name: String, message: &M) -> Arc<Entry> {
+fn entry<M: prost::Message + prost::Name>(name: String, message: &M) -> Arc<Named> {
     let body = pack(message);
     // Any digest does: equal bytes, equal number.
     let version = body
         .value
         .iter()
         .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-    Arc::new(Entry { name, version, body })
+    Arc::new(Named::new(&name, version, body))
 }
 
 impl World {
     fn offer(&self) -> Arc<Offer> {
         let world = self.clone();
-        Arc::new(Offer::new(Box::new(move |kind| {
-            world.entries(kind).into_iter().map(|entry| (entry.name.clone(), entry)).collect::<Entries>()
-        })))
+        Arc::new(Offer::new(Box::new(move |kind| world.entries(kind).into_iter().collect())))
     }
 
-    fn entries(&self, kind: ResourceKind) -> Vec<Arc<Entry>> {
+    fn entries(&self, kind: ResourceKind) -> Vec<Arc<Named>> {
         match kind {
             ResourceKind::Cluster => {
                 self.services.iter().map(|(service, (version, _))| cluster(*service, *version)).collect()
@@ -65,7 +64,7 @@ impl World {
     }
 }
 
-fn cluster(service: u8, version: u32) -> Arc<Entry> {
+fn cluster(service: u8, version: u32) -> Arc<Named> {
     let kind = ClusterDiscoveryType::Type(DiscoveryType::Eds as i32);
     entry(
         format!("c{service}"),
@@ -78,14 +77,14 @@ fn cluster(service: u8, version: u32) -> Arc<Entry> {
     )
 }
 
-fn endpoints(service: u8, version: u32) -> Arc<Entry> {
+fn endpoints(service: u8, version: u32) -> Arc<Named> {
     let mut assignment =
         ClusterLoadAssignment { cluster_name: format!("c{service}"), ..ClusterLoadAssignment::default() };
     assignment.endpoints = vec![Default::default(); version as usize % 3];
     entry(format!("c{service}"), &assignment)
 }
 
-fn listener(number: u8) -> Arc<Entry> {
+fn listener(number: u8) -> Arc<Named> {
     let rds = RouteSpecifier::Rds(Rds { route_config_name: format!("r{number}"), ..Rds::default() });
     let manager = HttpConnectionManager { route_specifier: Some(rds), ..HttpConnectionManager::default() };
     let filter = Filter { name: "http".into(), config_type: Some(ConfigType::TypedConfig(pack(&manager))) };
@@ -96,7 +95,7 @@ fn listener(number: u8) -> Arc<Entry> {
     )
 }
 
-fn route(number: u8, service: u8) -> Arc<Entry> {
+fn route(number: u8, service: u8) -> Arc<Named> {
     let action = RouteAction {
         cluster_specifier: Some(ClusterSpecifier::Cluster(format!("c{service}"))),
         ..RouteAction::default()
@@ -277,7 +276,7 @@ proptest! {
         }
         pair.settle();
         for kind in [ResourceKind::Cluster, ResourceKind::Endpoint, ResourceKind::Listener, ResourceKind::Route] {
-            let offered: BTreeMap<_, _> = pair.world.entries(kind).into_iter().map(|entry| (entry.name.clone(), entry.body.clone())).collect();
+            let offered: BTreeMap<_, _> = pair.world.entries(kind).into_iter().map(|entry| (entry.name.to_string(), entry.body.clone())).collect();
             prop_assert_eq!(held(pair.client.effective(), kind), offered, "{:?}", kind);
         }
         prop_assert!(pair.client.is_complete());

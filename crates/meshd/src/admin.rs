@@ -166,7 +166,7 @@ fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
     let offer = pages.cache.offer(&published(pages)?.snapshot, &row.proxy, false);
     let mut configs = serde_json::Map::new();
     for kind in KINDS {
-        let entries = offer.of(kind.kind).values();
+        let entries = offer.of(kind.kind).iter();
         let shown = entries.map(|entry| {
             api::json::to_json(&entry.body).unwrap_or_else(|error| json!({"name": entry.name, "error": error}))
         });

@@ -11,7 +11,6 @@ use api::debug::Addresses;
 use api::mesh_config::MeshConfig;
 use api::problem::Severity;
 use api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use plan::World;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -33,9 +32,6 @@ use crate::source::files::{self, Folder};
 use crate::state::{self, Published};
 use crate::telemetry::Metrics;
 use crate::{state_folder, webhook};
-
-/// Messages larger than this are refused.
-const MAX_MESSAGE: usize = 64 << 20;
 
 /// A running control plane.
 pub struct Running {
@@ -88,6 +84,7 @@ impl Running {
         let discovery = DiscoveryService {
             published: published.clone(),
             cache: cache.clone(),
+            large_pushes: Arc::new(tokio::sync::Semaphore::new(crate::serve::LARGE_AT_ONCE)),
             registry: registry.clone(),
             authenticator: authenticator.clone(),
             metrics: metrics.clone(),
@@ -169,7 +166,6 @@ async fn grpc(
     certificates: Option<CertificateService>,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let discovery = AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_MESSAGE);
     Server::builder()
         // Many small messages on one connection must not look like an attack to HTTP/2's guards.
         .initial_connection_window_size(16 << 20)

@@ -5,25 +5,27 @@ pub mod session;
 pub mod registry;
 pub mod cache;
 pub mod connection;
+pub mod wire;
 
-use std::pin::Pin;
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use api::spiffe::SpiffeId;
 use api::xds::ResourceKind;
 use api::xds::core::Node;
-use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryService;
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-};
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use futures_util::{Stream, StreamExt};
 use plan::ProxyIdentity;
 use prost::Message;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::codec::{Codec, Streaming};
+use tonic::server::NamedService;
+use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
+use tower::Service;
 
 use crate::authn::{Authenticator, PeerCertificate};
 use crate::state::Published;
@@ -53,43 +55,62 @@ pub struct DiscoveryService {
     pub proof_required: bool,
     /// Ends all streams.
     pub shutdown: CancellationToken,
+    /// How many large pushes are under way at once: their bytes are in memory until the client has taken them.
+    pub large_pushes: Arc<Semaphore>,
 }
 
-type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+/// The longest request: a proxy that reconnects tells all that it holds.
+const MAX_MESSAGE: usize = 64 << 20;
+/// Pushes of more bytes wait for each other.
+const LARGE: usize = 128 * 1024;
+/// How many do not.
+pub const LARGE_AT_ONCE: usize = 4;
+/// A client that does not answer a large push holds up others for so long.
+const LARGE_WAIT: Duration = Duration::from_millis(250);
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for DiscoveryService {
-    type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
-    type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
+/// Where clients of the protocol knock.
+impl NamedService for DiscoveryService {
+    const NAME: &'static str = "envoy.service.discovery.v3.AggregatedDiscoveryService";
+}
 
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let take = |mut request: DiscoveryRequest| (request.node.take(), Ask::from(request));
-        self.open(request, Variant::StateOfTheWorld, take, Answer::into_state_of_the_world)
+impl Service<http::Request<tonic::body::Body>> for DiscoveryService {
+    type Response = http::Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
     }
 
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let take = |mut request: DeltaDiscoveryRequest| (request.node.take(), Ask::from(request));
-        self.open(request, Variant::Delta, take, Answer::into_delta)
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let request = Request::from_http(request);
+        let answered = match method.as_str() {
+            "StreamAggregatedResources" => {
+                let take = |mut request: DiscoveryRequest| (request.node.take(), Ask::from(request));
+                self.open(request, Variant::StateOfTheWorld, take, Answer::into_state_of_the_world)
+            }
+            "DeltaAggregatedResources" => {
+                let take = |mut request: DeltaDiscoveryRequest| (request.node.take(), Ask::from(request));
+                self.open(request, Variant::Delta, take, Answer::into_delta)
+            }
+            _ => Err(Status::unimplemented(format!("there is no method {method:?} here"))),
+        };
+        std::future::ready(Ok(answered.unwrap_or_else(Status::into_http)))
     }
 }
 
 impl DiscoveryService {
     fn open<In, Out>(
         &self,
-        request: Request<Streaming<In>>,
+        request: Request<tonic::body::Body>,
         variant: Variant,
         take: fn(In) -> (Option<Node>, Ask),
         into: fn(Answer) -> Out,
-    ) -> Result<Response<Responses<Out>>, Status>
+    ) -> Result<http::Response<tonic::body::Body>, Status>
     where
-        In: Send + 'static,
-        Out: Message + Send + 'static,
+        In: Message + Default + Send + 'static,
+        Out: Message + Default + Send + 'static,
     {
         let caller = self.authenticator.caller(&request)?;
         if caller.is_none() && self.proof_required {
@@ -98,11 +119,19 @@ impl DiscoveryService {
             ));
         }
         let encrypted = request.extensions().get::<PeerCertificate>().is_some() && self.proof_required;
-        let asks = request.into_inner().map(move |message| message.map(take));
+        let decoder = ProstCodec::<Out, In>::default().decoder();
+        let asks = Streaming::new_request(decoder, request.into_inner(), None, Some(MAX_MESSAGE));
+        let asks = asks.map(move |message| message.map(take));
         // One response in the channel: what is not taken yet is not made yet, so a slow client gets the newest.
         let (send, responses) = mpsc::channel::<Result<Out, Status>>(1);
-        let stream =
-            ProxyStream { service: self.clone(), caller, encrypted, session: Session::new(variant), row: None };
+        let stream = ProxyStream {
+            service: self.clone(),
+            caller,
+            encrypted,
+            session: Session::new(variant),
+            row: None,
+            large: None,
+        };
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             let outcome = tokio::select! {
@@ -113,7 +142,7 @@ impl DiscoveryService {
                 let _ = tokio::time::timeout(Duration::from_millis(100), send.send(Err(status))).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+        Ok(wire::respond(responses))
     }
 }
 
@@ -124,6 +153,8 @@ struct ProxyStream {
     encrypted: bool,
     session: Session,
     row: Option<Row>,
+    /// Held while a large push is under way.
+    large: Option<OwnedSemaphorePermit>,
 }
 
 impl ProxyStream {
@@ -152,6 +183,9 @@ impl ProxyStream {
         loop {
             while let Some(answer) = tokio::task::block_in_place(|| self.session.next_answer()) {
                 let kind = answer.kind;
+                if answer.bytes() > LARGE && self.large.is_none() {
+                    self.large = self.service.large_pushes.clone().acquire_owned().await.ok();
+                }
                 let message = into(answer);
                 self.count(kind, message.encoded_len(), changed.take());
                 self.show();
@@ -162,7 +196,11 @@ impl ProxyStream {
                     changed = self.plan(&mut published, &proxy, secrets);
                 }
             }
-            let patience = if self.session.is_waiting() { SUBSCRIPTION_WAIT } else { Duration::from_secs(3600) };
+            let patience = match (&self.large, self.session.is_waiting()) {
+                (Some(_), _) => LARGE_WAIT,
+                (None, true) => SUBSCRIPTION_WAIT,
+                (None, false) => Duration::from_secs(3600),
+            };
             tokio::select! {
                 ask = asks.next() => match ask {
                     Some(Ok((_, ask))) => self.hear(ask),
@@ -179,7 +217,10 @@ impl ProxyStream {
                     }
                     changed = self.plan(&mut published, &proxy, secrets);
                 }
-                () = tokio::time::sleep(patience) => self.session.stop_waiting(),
+                () = tokio::time::sleep(patience) => match self.large.take() {
+                    Some(_) => {}
+                    None => self.session.stop_waiting(),
+                },
             }
         }
     }
@@ -198,6 +239,7 @@ impl ProxyStream {
     }
 
     fn hear(&mut self, ask: Ask) {
+        self.large = None;
         let metrics = &self.service.metrics;
         match self.session.request(ask) {
             Heard::Nack(kind, reason) => {

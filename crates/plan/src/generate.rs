@@ -9,35 +9,32 @@ mod endpoint;
 mod secret;
 mod listener;
 
+use std::sync::Arc;
+
 use api::json::canonical;
 use api::xds::{ResourceKind, pack};
 use prost::{Message, Name};
 
 use crate::model::Named;
-use crate::scope::{Scope, Want};
+use crate::resources::Resources;
+use crate::scope::Scope;
 
 impl Scope {
-    /// The resources of a kind, by name.
-    pub fn generate(&self, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
-        resources(self, kind, want)
+    /// The resources of a kind.
+    pub fn generate(&self, kind: ResourceKind) -> Resources {
+        match kind {
+            ResourceKind::Cluster => cluster::all(self),
+            ResourceKind::Endpoint => endpoint::all(self),
+            ResourceKind::Listener => listener::all(self),
+            ResourceKind::Route => route::all(self),
+            ResourceKind::Secret => secret::all(self),
+        }
     }
 }
 
-fn resources(scope: &Scope, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
-    let mut resources = match kind {
-        ResourceKind::Cluster => cluster::all(scope, want),
-        ResourceKind::Endpoint => endpoint::all(scope, want),
-        ResourceKind::Listener => listener::all(scope, want),
-        ResourceKind::Route => route::all(scope, want),
-        ResourceKind::Secret => secret::all(scope, want),
-    };
-    resources.sort_by(|one, two| one.name.cmp(&two.name));
-    resources.dedup_by(|one, two| one.name == two.name);
-    resources
-}
-
 /// A resource with the version that its bytes give it.
-fn named<M: Message + Name>(name: &str, message: &M) -> Named {
+fn named<M: Message + Name>(name: &str, message: &M) -> Arc<Named> {
     let body = canonical(pack(message));
-    Named { name: name.to_owned(), version: xxhash_rust::xxh3::xxh3_64(&body.value), body }
+    let version = xxhash_rust::xxh3::xxh3_64(&body.value);
+    Arc::new(Named::new(name, version, body))
 }

@@ -7,6 +7,7 @@
 
 pub mod proxy;
 pub mod model;
+mod resources;
 mod made;
 mod intrinsic;
 mod mesh_settings;
@@ -19,6 +20,7 @@ mod generate;
 
 pub use model::Named;
 pub use proxy::ProxyIdentity;
-pub use scope::{Scope, Want};
+pub use resources::Resources;
+pub use scope::Scope;
 pub use snapshot::Snapshot;
 pub use world::{Change, World};

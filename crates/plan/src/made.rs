@@ -12,13 +12,15 @@ pub(crate) struct Made(Mutex<Generations>);
 
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashMap<u64, Arc<[Named]>>,
-    old: HashMap<u64, Arc<[Named]>>,
+    young: HashMap<u64, Arc<[Arc<Named>]>>,
+    old: HashMap<u64, Arc<[Arc<Named>]>>,
+    /// How much the generation before held.
+    at_first: usize,
 }
 
 impl Made {
     /// What was made of this digest, or makes it. The lock is not held meanwhile: two may make the same, which is the same.
-    pub(crate) fn get(&self, digest: u64, make: impl FnOnce() -> Vec<Named>) -> Arc<[Named]> {
+    pub(crate) fn get(&self, digest: u64, make: impl FnOnce() -> Vec<Arc<Named>>) -> Arc<[Arc<Named>]> {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = generations.young.get(&digest) {
             return found.clone();
@@ -30,9 +32,20 @@ impl Made {
         found
     }
 
+    /// The same, if much has come since the last time.
+    pub(crate) fn next_if_large(&self) {
+        let generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let grown = generations.young.len() > 2 * generations.at_first.max(1024);
+        drop(generations);
+        if grown {
+            self.next();
+        }
+    }
+
     /// A new snapshot begins: what the last one did not use is forgotten.
     pub(crate) fn next(&self) {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.at_first = generations.young.len();
         generations.old = std::mem::take(&mut generations.young);
     }
 }
@@ -44,7 +57,7 @@ mod tests {
     #[test]
     fn what_is_used_is_kept_and_what_is_not_is_forgotten() {
         let made = Made::default();
-        let named = |version| vec![Named { name: "a".into(), version, body: api::xds::Any::default() }];
+        let named = |version| vec![Arc::new(Named::new("a", version, Default::default()))];
         assert_eq!(made.get(1, || named(1))[0].version, 1);
         made.next();
         assert_eq!(made.get(1, || named(2))[0].version, 1);

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use api::name::Hostname;
 use api::object::{Object, ObjectKey};
 use api::value::{Labels, NumberOrName};
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
+use envoy_types::pb::envoy::config::cluster::v3::cluster::{ClusterDiscoveryType, DiscoveryType};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Order in which objects compete: the oldest first; one without a time comes after those with one; then by name and
@@ -266,9 +268,24 @@ pub struct Service {
     pub age: Age,
     /// Where requests go.
     pub endpoints: Vec<Endpoint>,
+    /// Digest of all that routes, listeners and clusters are made from: where listed endpoints are is of no matter there, who
+    /// they are is.
+    pub shape: u64,
 }
 
 impl Service {
+    /// Computes the digest of what does not change with the places of endpoints.
+    pub(crate) fn with_shape(mut self) -> Self {
+        let endpoints = std::mem::take(&mut self.endpoints);
+        self.shape = 0;
+        let accounts: BTreeSet<(&str, &str)> =
+            endpoints.iter().map(|one| (one.namespace.as_str(), one.service_account.as_str())).collect();
+        // Where names stand for them, they are part of the cluster.
+        let listed = self.resolution == Resolution::Static || self.resolution == Resolution::Passthrough;
+        let shape = digest_of(&(&self, accounts, (!listed).then_some(&endpoints)));
+        Self { endpoints, shape, ..self }
+    }
+
     /// A port by its number.
     pub fn port(&self, number: u16) -> Option<&Port> {
         self.ports.iter().find(|port| port.number == number)
@@ -284,14 +301,41 @@ impl Service {
 }
 
 /// A resource with its name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Named {
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Digest of the bytes: equal versions are equal resources.
     pub version: u64,
     /// The message.
     pub body: api::xds::Any,
+    endpoints: OnceLock<Option<Arc<str>>>,
+}
+
+impl Named {
+    /// A resource.
+    pub fn new(name: &str, version: u64, body: api::xds::Any) -> Self {
+        Self { name: name.into(), version, body, endpoints: OnceLock::new() }
+    }
+
+    /// The name under which a cluster will ask for its endpoints, if this is a cluster that does.
+    pub fn endpoints(&self) -> Option<&Arc<str>> {
+        let read = || {
+            let cluster: Cluster = api::xds::unpack(&self.body).ok()?;
+            if cluster.cluster_discovery_type != Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)) {
+                return None;
+            }
+            let named = cluster.eds_cluster_config.map(|eds| eds.service_name).filter(|name| !name.is_empty());
+            Some(named.map_or_else(|| self.name.clone(), |name| name.as_str().into()))
+        };
+        self.endpoints.get_or_init(read).as_ref()
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, self.version, &self.body) == (&other.name, other.version, &other.body)
+    }
 }
 
 /// A thing with its digest, made once.

@@ -8,37 +8,20 @@ use std::sync::Arc;
 
 use api::crd;
 use api::crd::peer_authentication::MutualTlsMode;
-use api::crd::sidecar::{CaptureMode, OutboundMode};
+use api::crd::sidecar::CaptureMode;
 use api::name::Hostname;
 use api::node::Role;
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 use api::selector::selects;
 use api::value::Labels;
 
-use crate::model::{Digested, Protocol, Service, digest_of};
+use crate::model::{Digested, Named, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
-use crate::snapshot::{DestinationRule, Plain, Snapshot, VirtualService};
+use crate::resources::ordered;
+use crate::snapshot::view::{View, sidecar_of};
+use crate::snapshot::{Plain, Snapshot};
 
 pub(crate) use credentials::{AUTHORITIES, secret_name};
-
-/// Which resources of a kind are wanted.
-#[derive(Clone, Copy, Debug)]
-pub enum Want<'a> {
-    /// All that the proxy should have.
-    All,
-    /// Those of these names.
-    Names(&'a BTreeSet<String>),
-}
-
-impl Want<'_> {
-    /// Whether a name is wanted.
-    pub(crate) fn takes(&self, name: &str) -> bool {
-        match self {
-            Want::All => true,
-            Want::Names(names) => names.contains(name),
-        }
-    }
-}
 
 /// What one proxy may see.
 #[derive(Debug)]
@@ -47,30 +30,16 @@ pub struct Scope {
     pub(crate) proxy: ProxyIdentity,
     /// The workload's labels.
     pub(crate) labels: Labels,
-    pub(crate) egress: Vec<Egress>,
+    /// The mesh outside of the workload.
+    pub(crate) view: Arc<View>,
     pub(crate) inbound: Vec<Inbound>,
     pub(crate) gateways: Vec<Arc<Plain<crd::Gateway>>>,
     /// For a gateway: ports of services that select it, and the port that the gateway itself listens on.
     pub(crate) target_ports: BTreeMap<u16, BTreeSet<u16>>,
-    /// All services that some egress listener shows, by host.
-    pub(crate) services: BTreeMap<Hostname, Digested<Service>>,
-    /// The rule of each of them that has one.
-    pub(crate) rules: BTreeMap<Hostname, Arc<DestinationRule>>,
-    pub(crate) outbound: OutboundMode,
     key: u64,
+    /// The key without the places of endpoints.
+    shape: u64,
     problems: Vec<Problem>,
-}
-
-/// One group of hosts that a proxy may reach.
-#[derive(Debug)]
-pub(crate) struct Egress {
-    /// Own port, or all ports of the services.
-    pub(crate) port: Option<crd::gateway::Port>,
-    pub(crate) bind: String,
-    /// Applications connect to the listener; else traffic is redirected.
-    pub(crate) bound: bool,
-    pub(crate) services: Vec<Digested<Service>>,
-    pub(crate) virtual_services: Vec<Arc<VirtualService>>,
 }
 
 /// One port that a sidecar takes in.
@@ -99,27 +68,27 @@ impl Scope {
         let addresses: Vec<String> = proxy.addresses.iter().map(ToString::to_string).collect();
         let workload = snapshot.workload_at(&addresses, &proxy.namespace).cloned();
         let labels = workload.as_ref().map_or_else(|| proxy.labels.clone(), |workload| workload.labels.clone());
+        let proxy = ProxyIdentity { interception: proxy.interception.or_of(&snapshot.mesh), ..proxy.clone() };
+        let sidecar = (proxy.role == Role::Sidecar).then(|| sidecar_of(snapshot, &proxy.namespace, &labels)).flatten();
+        let view = View::shared(snapshot, &proxy, &labels, sidecar.as_deref());
         let mut scope = Scope {
             snapshot: snapshot.clone(),
-            proxy: ProxyIdentity { interception: proxy.interception.or_of(&snapshot.mesh), ..proxy.clone() },
+            proxy,
             labels,
-            egress: Vec::new(),
+            view,
             inbound: Vec::new(),
             gateways: Vec::new(),
             target_ports: BTreeMap::new(),
-            services: BTreeMap::new(),
-            rules: BTreeMap::new(),
-            outbound: snapshot.mesh.outbound_traffic_policy.mode.unwrap_or_default(),
             key: 0,
+            shape: 0,
             problems: Vec::new(),
         };
-        let sidecar = (proxy.role == Role::Sidecar).then(|| scope.sidecar()).flatten();
-        scope.see(sidecar.as_deref().map(|sidecar| &*sidecar.spec));
-        match proxy.role {
+        match scope.proxy.role {
             Role::Sidecar => scope.take_in(sidecar.as_deref(), &addresses),
             Role::Router => scope.open(&addresses),
         }
-        scope.key = scope.digest(sidecar.as_deref());
+        scope.shape = scope.digest(sidecar.as_deref());
+        scope.key = digest_of(&(scope.shape, scope.view.digest));
         scope
     }
 
@@ -131,112 +100,6 @@ impl Scope {
     /// What is wrong for this proxy alone.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
-    }
-
-    /// The Sidecar object: by workload, else the namespace's, else the mesh's.
-    fn sidecar(&self) -> Option<Arc<Plain<crd::Sidecar>>> {
-        let all = &self.snapshot.sidecars;
-        let root = &self.snapshot.mesh.root_namespace;
-        let selector = |sidecar: &Plain<crd::Sidecar>| {
-            sidecar.spec.workload_selector.clone().filter(|selector| !selector.labels.is_empty())
-        };
-        let own = all.iter().find(|sidecar| {
-            sidecar.namespace == self.proxy.namespace
-                && selector(sidecar).is_some_and(|selector| selects(&selector.labels, &self.labels))
-        });
-        let of =
-            |namespace: &str| all.iter().find(|sidecar| sidecar.namespace == namespace && selector(sidecar).is_none());
-        own.or_else(|| of(&self.proxy.namespace)).or_else(|| of(root)).cloned()
-    }
-
-    fn see(&mut self, sidecar: Option<&crd::Sidecar>) {
-        if let Some(mode) =
-            sidecar.and_then(|sidecar| sidecar.outbound_traffic_policy.as_ref()).and_then(|policy| policy.mode)
-        {
-            self.outbound = mode;
-        }
-        let uncaptured = self.proxy.interception == Interception::None;
-        let listeners = sidecar.map(|sidecar| sidecar.egress.as_slice()).unwrap_or_default();
-        let everything = crd::sidecar::IstioEgressListener { hosts: vec!["*/*".into()], ..Default::default() };
-        let listeners = if listeners.is_empty() { std::slice::from_ref(&everything) } else { listeners };
-        for listener in listeners {
-            let (services, virtual_services) = self.visible(&listener.hosts);
-            for service in &services {
-                self.services.entry(service.host.clone()).or_insert_with(|| service.clone());
-            }
-            let bound = match listener.capture_mode {
-                CaptureMode::Default => uncaptured,
-                CaptureMode::Iptables => false,
-                CaptureMode::None => true,
-            };
-            self.egress.push(Egress {
-                port: listener.port.clone(),
-                bind: listener.bind.clone(),
-                bound,
-                services,
-                virtual_services,
-            });
-        }
-        for service in self.services.values() {
-            if let Some(rule) =
-                self.snapshot.destination_rule(&service.host, &service.namespace, &self.proxy.namespace, &self.labels)
-            {
-                self.rules.insert(service.host.clone(), rule.clone());
-            }
-        }
-    }
-
-    /// Services and VirtualServices that some of `namespace/host` names; the destinations of the latter are visible too.
-    fn visible(&self, hosts: &[String]) -> (Vec<Digested<Service>>, Vec<Arc<VirtualService>>) {
-        let own = self.proxy.namespace.as_str();
-        let wanted: Vec<(&str, Hostname)> = hosts
-            .iter()
-            .filter_map(|text| text.split_once('/'))
-            .filter(|(namespace, _)| *namespace != "~")
-            .map(|(namespace, host)| (if namespace == "." { own } else { namespace }, Hostname::new(host)))
-            .collect();
-        let all = wanted.iter().any(|(namespace, host)| *namespace == "*" && host.as_str() == "*");
-        let in_namespace = |wanted: &str, namespace: &str| wanted == "*" || wanted == namespace;
-        let virtual_services: Vec<Arc<VirtualService>> = self
-            .snapshot
-            .virtual_services
-            .iter()
-            .filter(|routing| routing.exports.to(own))
-            .filter(|routing| self.proxy.role == Role::Router || routing.is_for_mesh())
-            .filter(|routing| {
-                all || wanted.iter().any(|(namespace, host)| {
-                    in_namespace(namespace, &routing.namespace) && routing.hosts.iter().any(|have| have.overlaps(host))
-                })
-            })
-            .cloned()
-            .collect();
-        let mut chosen: BTreeMap<&Hostname, &Digested<Service>> = BTreeMap::new();
-        for service in self.snapshot.services.iter().filter(|service| service.exports.to(own)) {
-            if !(all
-                || wanted
-                    .iter()
-                    .any(|(namespace, host)| in_namespace(namespace, &service.namespace) && host.covers(&service.host)))
-            {
-                continue;
-            }
-            // The first counts, unless a later one is of the proxy's own namespace.
-            let best = chosen.entry(&service.host).or_insert(service);
-            if best.namespace != own && service.namespace == own {
-                *best = service;
-            }
-        }
-        if !all {
-            for routing in &virtual_services {
-                for host in destinations(&routing.spec)
-                    .map(|host| Hostname::resolve(host, &routing.namespace, &self.snapshot.domain))
-                {
-                    if let Some(service) = self.snapshot.service(&host, own) {
-                        chosen.entry(&service.host).or_insert(service);
-                    }
-                }
-            }
-        }
-        (chosen.into_values().cloned().collect(), virtual_services)
     }
 
     /// What a sidecar takes in: as the Sidecar object says, else as the services of its workload say.
@@ -402,66 +265,46 @@ impl Scope {
             digest_of(&proxy),
             digest_of(&self.labels),
             sidecar.map_or(0, |sidecar| sidecar.digest),
+            digest_of(&self.inbound),
+            digest_of(&self.target_ports),
+            self.view.shape,
         ];
-        parts.push(digest_of(&self.inbound));
-        parts.push(digest_of(&self.target_ports));
-        for egress in &self.egress {
-            parts.extend(egress.services.iter().map(|service| service.digest));
-            parts.push(u64::MAX);
-            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
-            parts.push(u64::MAX);
-        }
-        parts.extend(self.rules.values().map(|rule| rule.digest));
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
-        let namespaces: BTreeSet<&str> = self.services.values().map(|service| service.namespace.as_str()).collect();
-        parts.extend(namespaces.iter().map(|namespace| digest_of(&self.snapshot.expected_mutual_tls(namespace))));
         parts.extend(self.credential_digests());
         digest_of(&parts)
     }
 
-    /// Digest of all that outbound routes and a gateway's routes are made from. The workload's labels are among it only if
-    /// some rule asks for them, so that workloads of a namespace share their routes.
+    /// What a proxy has for itself alone, in order: kept for as long as nothing changes for it but the places of endpoints.
+    pub(crate) fn own(&self, what: &str, make: impl FnOnce() -> Vec<Arc<Named>>) -> Arc<[Arc<Named>]> {
+        self.snapshot.made.get(digest_of(&("own", what, self.shape)), || ordered(make()).to_vec())
+    }
+
+    /// Digest of all that is of matter of a proxy for the clusters and endpoints outside of its workload, besides its view.
+    pub(crate) fn kin(&self) -> u64 {
+        let proxy = &self.proxy;
+        let own = (proxy.role, proxy.interception, &proxy.cluster_id);
+        digest_of(&(self.snapshot.mesh_digest, own, proxy.preserve_header_case, proxy.extensions.peer_exchange))
+    }
+
+    /// Digest of all that outbound listeners and routes, and a gateway's routes, are made from. The workload's labels are
+    /// among it only if some rule asks for them, so that workloads of a namespace share their routes.
     pub(crate) fn routes_digest(&self) -> u64 {
-        let asks = |routing: &VirtualService| {
-            let spec = &routing.spec;
-            let http = spec.http.iter().flat_map(|rule| &rule.matches).any(|one| !one.source_labels.is_empty());
-            let tls = spec.tls.iter().flat_map(|rule| &rule.matches).any(|one| !one.source_labels.is_empty());
-            http || tls || spec.tcp.iter().flat_map(|rule| &rule.matches).any(|one| !one.source_labels.is_empty())
-        };
-        let asks = self.egress.iter().flat_map(|egress| &egress.virtual_services).any(|routing| asks(routing));
         let proxy = &self.proxy;
         let mut parts = vec![
-            self.snapshot.mesh_digest,
-            digest_of(&(proxy.role, &proxy.namespace, proxy.interception, self.outbound == OutboundMode::AllowAny)),
-            if asks { digest_of(&self.labels) } else { 0 },
+            self.kin(),
+            digest_of(&(&proxy.namespace, &proxy.domain, proxy.extensions)),
+            self.view.shape,
+            if self.view.asks_labels { digest_of(&self.labels) } else { 0 },
             digest_of(&self.target_ports),
             // Listeners are named by address where the address is the proxy's own.
             digest_of(&(proxy.wildcard(), proxy.local_host(), proxy.any_addresses())),
         ];
-        for egress in &self.egress {
-            let port = egress.port.as_ref().map(|port| (port.number, port.protocol.as_str()));
-            parts.push(digest_of(&(port, &egress.bind, egress.bound)));
-            parts.extend(egress.services.iter().map(|service| service.digest));
-            parts.push(u64::MAX);
-            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
-        }
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
         digest_of(&parts)
     }
 
     /// The service of a host as this proxy sees it.
     pub(crate) fn service(&self, host: &Hostname) -> Option<&Digested<Service>> {
-        self.services.get(host)
+        self.view.services.get(host)
     }
-}
-
-/// All hosts that a VirtualService sends to.
-pub(crate) fn destinations(spec: &crd::VirtualService) -> impl Iterator<Item = &str> {
-    let http = spec.http.iter().flat_map(|rule| {
-        let routes = rule.route.iter().map(|route| &route.destination);
-        routes.chain(rule.mirror.iter()).chain(rule.mirrors.iter().map(|mirror| &mirror.destination))
-    });
-    let tls = spec.tls.iter().flat_map(|rule| rule.route.iter().map(|route| &route.destination));
-    let tcp = spec.tcp.iter().flat_map(|rule| rule.route.iter().map(|route| &route.destination));
-    http.chain(tls).chain(tcp).map(|destination| destination.host.as_str()).filter(|host| !host.is_empty())
 }

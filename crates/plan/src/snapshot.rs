@@ -2,6 +2,7 @@
 //! all problems. Immutable.
 
 mod held;
+pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -87,6 +88,9 @@ pub struct Snapshot {
     pub(crate) peer_authentications: Vec<Arc<Plain<crd::PeerAuthentication>>>,
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
     pub(crate) made: Arc<Made>,
+    pub(crate) views: view::Views,
+    /// Digest of all but the places of endpoints and Secrets.
+    shape: u64,
     /// Subsets for which rules keep the routes they had.
     pub(crate) awaited: BTreeSet<held::Awaited>,
     problems: Vec<Problem>,
@@ -142,14 +146,31 @@ impl Snapshot {
                 .map(|object| ((object.meta.namespace.clone(), object.meta.name.clone()), (*object).clone()))
                 .collect(),
             made: previous.map(|previous| previous.made.clone()).unwrap_or_default(),
+            views: view::Views::default(),
+            shape: 0,
             awaited: BTreeSet::new(),
             problems: registry.problems,
         };
         if let Some(previous) = previous {
             snapshot.hold_routes(previous);
         }
-        snapshot.made.next();
+        snapshot.shape = snapshot.shape_digest();
+        match previous.filter(|previous| previous.shape == snapshot.shape) {
+            Some(previous) => snapshot.views = view::Views::after(previous, &snapshot),
+            None => snapshot.made.next(),
+        }
+        snapshot.made.next_if_large();
         snapshot
+    }
+
+    fn shape_digest(&self) -> u64 {
+        let mut parts = vec![self.mesh_digest, digest_of(&self.domain)];
+        parts.extend(self.services.iter().map(|service| service.shape));
+        parts.extend(self.virtual_services.iter().map(|routing| routing.digest));
+        parts.extend(self.destination_rules.values().flatten().map(|rule| rule.digest));
+        parts.extend(self.sidecars.iter().map(|sidecar| sidecar.digest));
+        parts.extend(self.peer_authentications.iter().map(|policy| policy.digest));
+        digest_of(&parts)
     }
 
     pub(crate) fn add_problems(&mut self, mut problems: Vec<Problem>) {
@@ -162,6 +183,11 @@ impl Snapshot {
     /// What is wrong with the objects, those of decoding apart.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// Whether some DestinationRule is for chosen workloads only.
+    pub(crate) fn rules_select(&self) -> bool {
+        self.destination_rules.values().flatten().any(|rule| rule.spec.workload_selector.is_some())
     }
 
     /// Mesh-wide settings.

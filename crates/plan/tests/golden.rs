@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use api::mesh_config::MeshConfig;
 use api::problem::Severity;
 use api::xds::{ResourceKind, core};
-use plan::{Change, ProxyIdentity, Scope, Snapshot, Want, World};
+use plan::{Change, ProxyIdentity, Scope, Snapshot, World};
 use serde_json::{Map, Value, json};
 
 const KINDS: [(&str, ResourceKind); 5] = [
@@ -75,8 +75,7 @@ fn proxy(case: &Path) -> ProxyIdentity {
 fn resources(scope: &Scope, snapshot: &Snapshot) -> Value {
     let mut all = Map::new();
     for (name, kind) in KINDS {
-        let list: Vec<Value> =
-            scope.generate(kind, &Want::All).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect();
+        let list: Vec<Value> = scope.generate(kind).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect();
         all.insert(name.into(), Value::Array(list));
     }
     for text in snapshot.problems().iter().chain(scope.problems()).map(|problem| problem.message.as_str()) {
@@ -124,7 +123,7 @@ fn the_order_of_objects_does_not_matter() {
         let (one, two) = (Scope::of(&one, &proxy(&case)), Scope::of(&two, &proxy(&case)));
         assert_eq!(one.key(), two.key(), "{}", case.display());
         for (_, kind) in KINDS {
-            assert_eq!(one.generate(kind, &Want::All), two.generate(kind, &Want::All), "{}", case.display());
+            assert_eq!(one.generate(kind), two.generate(kind), "{}", case.display());
         }
     }
 }
@@ -135,10 +134,9 @@ fn what_is_asked_by_name_is_what_all_has() {
         let snapshot = Snapshot::build(&world(&case, |_| {}), None);
         let scope = Scope::of(&snapshot, &proxy(&case));
         for (_, kind) in KINDS {
-            let all = scope.generate(kind, &Want::All);
-            for one in &all {
-                let names = std::collections::BTreeSet::from([one.name.clone()]);
-                assert_eq!(scope.generate(kind, &Want::Names(&names)), vec![one.clone()], "{}", case.display());
+            let all = scope.generate(kind);
+            for one in all.iter() {
+                assert_eq!(all.get(&one.name), Some(one), "{}", case.display());
             }
         }
     }

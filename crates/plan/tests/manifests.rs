@@ -10,7 +10,7 @@ use api::mesh_config::MeshConfig;
 use api::node::Role;
 use api::problem::Code;
 use api::xds::{KINDS, core};
-use plan::{Change, ProxyIdentity, Scope, Snapshot, Want, World};
+use plan::{Change, ProxyIdentity, Scope, Snapshot, World};
 
 /// Namespace that the objects are applied to if they name none.
 fn namespace(file: &str) -> &'static str {
@@ -106,7 +106,7 @@ fn each_manifest_gives_the_expected_problems() {
             };
             let scope = Scope::of(&snapshot, &ProxyIdentity::of(&node, None).unwrap());
             for row in KINDS {
-                scope.generate(row.kind, &Want::All);
+                scope.generate(row.kind);
             }
         }
     }

@@ -9,7 +9,7 @@ use api::mesh_config::MeshConfig;
 use api::object::Object;
 use api::problem::{Code, Severity};
 use api::xds::{KINDS, ResourceKind, core};
-use plan::{Change, Named, ProxyIdentity, Scope, Snapshot, Want, World};
+use plan::{Change, Named, ProxyIdentity, Scope, Snapshot, World};
 use proptest::prelude::*;
 
 /// Objects that compete with each other in as many ways as fit.
@@ -120,10 +120,13 @@ fn proxies() -> [ProxyIdentity; 3] {
     [proxy("sidecar", "10.1.0.1", "a-1"), proxy("sidecar", "10.9.9.9", "unknown"), proxy("router", "10.1.0.2", "a-2")]
 }
 
-fn all(snapshot: &Arc<Snapshot>) -> Vec<(u64, Vec<Named>)> {
+fn all(snapshot: &Arc<Snapshot>) -> Vec<(u64, Vec<Arc<Named>>)> {
     let one = |proxy: ProxyIdentity| {
         let scope = Scope::of(snapshot, &proxy);
-        (scope.key(), KINDS.iter().flat_map(|row| scope.generate(row.kind, &Want::All)).collect())
+        (
+            scope.key(),
+            KINDS.iter().flat_map(|row| scope.generate(row.kind).iter().cloned().collect::<Vec<_>>()).collect(),
+        )
     };
     proxies().into_iter().map(one).collect()
 }
@@ -226,7 +229,7 @@ fn what_a_proxy_sees_changes_its_key() {
     let after = Snapshot::build(&world(objects(&changed)), Some(&before));
     let (before, after) = (Scope::of(&before, &proxies()[0]), Scope::of(&after, &proxies()[0]));
     assert_ne!(before.key(), after.key());
-    let count = |scope: &Scope, kind| scope.generate(kind, &Want::All);
+    let count = |scope: &Scope, kind| scope.generate(kind);
     assert_eq!(count(&before, ResourceKind::Cluster).len(), count(&after, ResourceKind::Cluster).len());
     assert_ne!(count(&before, ResourceKind::Endpoint), count(&after, ResourceKind::Endpoint));
 }
@@ -281,8 +284,8 @@ fn apply(world: &mut World, text: &str) {
 
 /// Where requests to a service go, route by route.
 fn routed(snapshot: &Arc<Snapshot>, service: &str) -> Vec<String> {
-    let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Route, &Want::All);
-    let table = all.iter().find(|one| one.name == "80").unwrap();
+    let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Route);
+    let table = all.iter().find(|one| &*one.name == "80").unwrap();
     let table = api::json::to_json(&table.body).unwrap();
     let hosts = table["virtual_hosts"].as_array().unwrap();
     let host =
@@ -386,7 +389,7 @@ fn secrets_are_only_for_proved_gateways_of_their_namespace() {
     };
     let named = |world: World, proxy: &ProxyIdentity| {
         let scope = Scope::of(&Snapshot::build(&world, None), proxy);
-        scope.generate(ResourceKind::Secret, &Want::All).into_iter().map(|one| one.name).collect::<Vec<_>>()
+        scope.generate(ResourceKind::Secret).iter().map(|one| one.name.to_string()).collect::<Vec<_>>()
     };
     let mut gateway = proxy("router", "10.1.0.2", "a-2");
     let mesh = |namespace| world(objects(&format!("{COMPETING}{}", secret(namespace))));
@@ -419,6 +422,6 @@ fn a_large_mesh_is_planned() {
     let snapshot = Snapshot::build(&world(objects(&text)), None);
     assert_eq!(snapshot.problems(), []);
     let scope = Scope::of(&snapshot, &proxy("sidecar", "10.3.0.1", "w0"));
-    assert!(scope.generate(ResourceKind::Cluster, &Want::All).len() > services);
-    assert_eq!(scope.generate(ResourceKind::Endpoint, &Want::All).len(), services);
+    assert!(scope.generate(ResourceKind::Cluster).len() > services);
+    assert_eq!(scope.generate(ResourceKind::Endpoint).len(), services);
 }

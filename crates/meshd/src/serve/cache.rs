@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use api::xds::ResourceKind;
-use plan::{ProxyIdentity, Scope, Snapshot, Want};
+use plan::{ProxyIdentity, Scope, Snapshot};
 
-use super::offer::{Entry, Offer};
+use super::offer::Offer;
 
 /// The offers in use, by what they are made of.
 #[derive(Default)]
@@ -28,12 +28,7 @@ impl Cache {
             if kind == ResourceKind::Secret && !secrets {
                 return Default::default();
             }
-            let named = scope.generate(kind, &Want::All).into_iter();
-            named
-                .map(|named| {
-                    (named.name.clone(), Arc::new(Entry { name: named.name, version: named.version, body: named.body }))
-                })
-                .collect()
+            scope.generate(kind)
         })));
         offers.retain(|_, offer| offer.strong_count() > 0);
         offers.insert(key, Arc::downgrade(&offer));

@@ -6,15 +6,16 @@
 //! 2. what points at something is sent after it was taken: clusters, their endpoints, listeners, routes;
 //! 3. what nothing points at any more is removed last: clusters, after listeners and routes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::xds::{KINDS, ResourceKind};
 use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
+use plan::{Named, Resources};
 
-use super::offer::{Entries, Entry, Offer};
+use super::offer::Offer;
 
 /// Which of the two protocols the stream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub struct Answer {
     /// Kind.
     pub kind: ResourceKind,
     /// Resources to set.
-    pub entries: Vec<Arc<Entry>>,
+    pub entries: Vec<Arc<Named>>,
     /// Names to remove (delta only; the other variant leaves them out of `entries`).
     pub removed: Vec<String>,
     /// Identifies the response in its acknowledgement.
@@ -76,10 +77,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Bytes of its resources.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(|entry| entry.body.value.len()).sum()
+    }
+
     /// As the delta protocol sends it.
     pub fn into_delta(self) -> DeltaDiscoveryResponse {
-        let resource = |entry: &Arc<Entry>| Resource {
-            name: entry.name.clone(),
+        let resource = |entry: &Arc<Named>| Resource {
+            name: entry.name.to_string(),
             version: version(entry.version),
             resource: Some(entry.body.clone()),
             ..Resource::default()
@@ -147,19 +153,18 @@ pub struct Session {
     kinds: [State; KINDS.len()],
     last_nonce: u64,
     /// Endpoints that clusters already sent will ask for, and have not yet.
-    awaited_endpoints: BTreeSet<String>,
+    awaited_endpoints: BTreeSet<Arc<str>>,
 }
 
 #[derive(Default)]
 struct State {
     subscribed: bool,
     wildcard: bool,
-    names: BTreeSet<String>,
-    /// What the client was last sent (or said that it holds), by name. The entry is kept only where it may have to be sent
-    /// again (state of the world).
-    held: BTreeMap<String, (u64, Option<Arc<Entry>>)>,
+    names: BTreeSet<Arc<str>>,
+    /// What the client was last sent (or said that it holds: then without a body), by name.
+    held: Held,
     /// Names that were asked for and have not been answered.
-    unanswered: BTreeSet<String>,
+    unanswered: BTreeSet<Arc<str>>,
     /// Whether a first response was sent.
     answered: bool,
     /// Nonce of the response that the client has not answered.
@@ -168,8 +173,9 @@ struct State {
 }
 
 /// What has to change at the client for one kind.
+#[derive(Default)]
 struct Difference {
-    set: Vec<Arc<Entry>>,
+    set: Vec<Arc<Named>>,
     remove: Vec<String>,
 }
 
@@ -187,7 +193,7 @@ impl Session {
     /// The client's state of one kind.
     pub fn status(&self, kind: ResourceKind) -> KindStatus {
         let state = &self.kinds[kind as usize];
-        KindStatus { subscribed: state.subscribed, resources: state.held.len(), ..state.status.clone() }
+        KindStatus { subscribed: state.subscribed, resources: state.held.0.len(), ..state.status.clone() }
     }
 
     /// Whether endpoints are awaited that the client may never ask for: see [`Session::stop_waiting`].
@@ -227,11 +233,15 @@ impl Session {
                 heard = Heard::Stale(kind);
             }
         }
+        // Names of what is offered are shared with the offer: every client asks for thousands of them.
+        let offered = self.offer.as_ref().filter(|_| !ask.subscribe.is_empty()).map(|offer| offer.of(kind));
+        let shared = |name: &String| offered?.get(name).map(|one| one.name.clone());
+        let names = ask.subscribe.iter().map(|name| shared(name).unwrap_or_else(|| name.as_str().into())).collect();
         match self.variant {
-            Variant::Delta => state.subscribe_delta(kind, ask.subscribe, ask.unsubscribe, ask.held),
+            Variant::Delta => state.subscribe_delta(kind, names, ask.unsubscribe, ask.held),
             // An answer to an older response tells old names: the newer answer, which will come, counts.
             Variant::StateOfTheWorld if heard == Heard::Stale(kind) && state.outstanding.is_some() => {}
-            Variant::StateOfTheWorld => state.subscribe_whole(kind, ask.subscribe),
+            Variant::StateOfTheWorld => state.subscribe_whole(kind, names),
         }
         if kind == ResourceKind::Endpoint {
             let names = &self.kinds[kind as usize].names;
@@ -244,7 +254,9 @@ impl Session {
     pub fn next_answer(&mut self) -> Option<Answer> {
         let offer = self.offer.clone()?;
         // Endpoints of clusters that have gone meanwhile will not be asked for.
-        self.awaited_endpoints.retain(|name| offer.of(ResourceKind::Endpoint).contains_key(name));
+        if !self.awaited_endpoints.is_empty() {
+            self.awaited_endpoints.retain(|name| offer.of(ResourceKind::Endpoint).get(name).is_some());
+        }
         let mut settled = true;
         for row in KINDS {
             let kind = row.kind;
@@ -267,7 +279,7 @@ impl Session {
             }
             if due {
                 let remove = if kind == ResourceKind::Cluster { Vec::new() } else { difference.remove };
-                return Some(self.answer(kind, difference.set, remove, &offer));
+                return Some(self.answer(kind, difference.set, remove));
             }
         }
         self.remove_clusters(&offer, settled)
@@ -283,37 +295,27 @@ impl Session {
         if remove.is_empty() {
             return None;
         }
-        Some(self.answer(ResourceKind::Cluster, Vec::new(), remove, offer))
+        Some(self.answer(ResourceKind::Cluster, Vec::new(), remove))
     }
 
-    fn answer(&mut self, kind: ResourceKind, set: Vec<Arc<Entry>>, remove: Vec<String>, offer: &Offer) -> Answer {
+    fn answer(&mut self, kind: ResourceKind, set: Vec<Arc<Named>>, remove: Vec<String>) -> Answer {
         self.last_nonce += 1;
         let nonce = format!("{:x}", self.last_nonce);
         if kind == ResourceKind::Cluster {
             let endpoints = &self.kinds[ResourceKind::Endpoint as usize];
-            let new = set
-                .iter()
-                .filter_map(|entry| offer.endpoints_of(&entry.name))
-                .filter(|name| !endpoints.names.contains(*name));
-            self.awaited_endpoints.extend(new.map(str::to_owned));
+            let new = set.iter().filter_map(|entry| entry.endpoints()).filter(|name| !endpoints.names.contains(*name));
+            self.awaited_endpoints.extend(new.cloned());
         }
-        let keep_bodies = self.variant == Variant::StateOfTheWorld;
         let state = &mut self.kinds[kind as usize];
-        for entry in &set {
-            state.held.insert(entry.name.clone(), (entry.version, keep_bodies.then(|| entry.clone())));
-        }
-        for name in &remove {
-            state.held.remove(name);
-        }
+        state.held.set(&set);
+        state.held.remove(&remove);
         state.unanswered.clear();
         state.answered = true;
         state.outstanding = Some(nonce.clone());
         state.status.sent.clone_from(&nonce);
         // State of the world means it for clusters and listeners: all of them, every time.
         let entries = match self.variant {
-            Variant::StateOfTheWorld if kind.row().wildcard => {
-                state.held.values().filter_map(|(_, entry)| entry.clone()).collect()
-            }
+            Variant::StateOfTheWorld if kind.row().wildcard => state.held.0.clone(),
             _ => set,
         };
         Answer { kind, entries, removed: remove, nonce }
@@ -324,7 +326,7 @@ impl State {
     fn subscribe_delta(
         &mut self,
         kind: ResourceKind,
-        subscribe: Vec<String>,
+        subscribe: Vec<Arc<str>>,
         unsubscribe: Vec<String>,
         held: Vec<(String, String)>,
     ) {
@@ -333,68 +335,136 @@ impl State {
             self.wildcard = true;
         }
         self.subscribed = true;
-        for (name, version) in held {
+        let known = |(name, version): (String, String)| {
             let version = u64::from_str_radix(&version, 16).unwrap_or_default();
-            self.held.insert(name, (version, None));
-        }
+            Arc::new(Named::new(&name, version, Default::default()))
+        };
+        let mut held: Vec<_> = held.into_iter().map(known).collect();
+        held.sort_by(|one, two| one.name.cmp(&two.name));
+        self.held.set(&held);
         for name in subscribe {
-            if name == "*" {
+            if &*name == "*" {
                 self.wildcard = true;
                 continue;
             }
-            if !self.held.contains_key(&name) {
+            if self.held.get(&name).is_none() {
                 self.unanswered.insert(name.clone());
             }
             self.names.insert(name);
         }
+        let mut dropped = Vec::new();
         for name in unsubscribe {
             if name == "*" {
                 self.wildcard = false;
                 continue;
             }
-            self.names.remove(&name);
-            self.unanswered.remove(&name);
-            if !self.wildcard {
-                self.held.remove(&name);
-            }
+            self.names.remove(name.as_str());
+            self.unanswered.remove(name.as_str());
+            dropped.push(name);
+        }
+        if !self.wildcard {
+            dropped.sort();
+            self.held.remove(&dropped);
         }
     }
 
-    fn subscribe_whole(&mut self, kind: ResourceKind, names: Vec<String>) {
-        let names: BTreeSet<String> = names.into_iter().collect();
+    fn subscribe_whole(&mut self, kind: ResourceKind, names: Vec<Arc<str>>) {
+        let names: BTreeSet<Arc<str>> = names.into_iter().collect();
         let first = !std::mem::replace(&mut self.subscribed, true);
         self.wildcard = (kind.row().wildcard && names.is_empty() && (first || self.wildcard)) || names.contains("*");
         if self.wildcard {
             return;
         }
-        let new: Vec<String> = names.difference(&self.names).cloned().collect();
+        let new: Vec<Arc<str>> = names.difference(&self.names).cloned().collect();
         self.unanswered.extend(new);
         self.unanswered.retain(|name| names.contains(name));
-        self.held.retain(|name, _| names.contains(name));
+        self.held.0.retain(|one| names.contains(&one.name));
         self.names = names;
     }
 
     /// Whether a name waits for an answer that can be given: in delta also "there is none".
-    fn has_unanswered(&self, offered: &Entries) -> bool {
-        self.unanswered.iter().any(|name| !offered.contains_key(name))
+    fn has_unanswered(&self, offered: &Resources) -> bool {
+        self.unanswered.iter().any(|name| offered.get(name).is_none())
     }
 
-    fn difference(&self, offered: &Entries) -> Difference {
-        let differs =
-            |entry: &&Arc<Entry>| self.held.get(&entry.name).is_none_or(|(version, _)| *version != entry.version);
-        let set: Vec<_> = if self.wildcard {
-            offered.values().filter(differs).cloned().collect()
+    /// One walk through what is held and what is offered, both in order: most of it is the very same.
+    fn difference(&self, offered: &Resources) -> Difference {
+        let mut difference = Difference::default();
+        let mut held = self.held.0.iter().peekable();
+        let wanted = |one: &Arc<Named>| self.wildcard || self.names.contains(&one.name);
+        for one in offered.iter() {
+            // What was asked for by name goes when the client no longer asks for it: taking endpoints away while a route
+            // still leads to their cluster would fail requests. Only a name that never was there is told to be missing.
+            while let Some(gone) = held.next_if(|held| !Arc::ptr_eq(held, one) && held.name < one.name) {
+                if self.wildcard {
+                    difference.remove.push(gone.name.to_string());
+                }
+            }
+            match held.next_if(|held| Arc::ptr_eq(held, one) || held.name == one.name) {
+                Some(same) if same.version == one.version => {}
+                _ if wanted(one) => difference.set.push(one.clone()),
+                _ => {}
+            }
+        }
+        if self.wildcard {
+            difference.remove.extend(held.map(|gone| gone.name.to_string()));
         } else {
-            self.names.iter().filter_map(|name| offered.get(name)).filter(differs).cloned().collect()
-        };
-        let gone = |name: &&String| !offered.contains_key(*name);
-        // What was asked for by name goes when the client no longer asks for it: taking endpoints away while a route still
-        // leads to their cluster would fail requests. Only a name that never was there is told to be missing.
-        let remove = if self.wildcard {
-            self.held.keys().filter(gone).cloned().collect()
-        } else {
-            self.unanswered.iter().filter(gone).cloned().collect()
-        };
-        Difference { set, remove }
+            let gone = self.unanswered.iter().filter(|name| offered.get(name).is_none());
+            difference.remove = gone.map(|name| name.to_string()).collect();
+        }
+        difference
     }
+}
+
+/// What a client holds, in the order of names: shared with the offers, so that a client costs little more than a pointer for
+/// each.
+#[derive(Default)]
+struct Held(Vec<Arc<Named>>);
+
+impl Held {
+    fn place(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|one| (*one.name).cmp(name))
+    }
+
+    fn get(&self, name: &str) -> Option<&Arc<Named>> {
+        self.place(name).ok().map(|place| &self.0[place])
+    }
+
+    /// Takes resources, which are in order.
+    fn set(&mut self, set: &[Arc<Named>]) {
+        if set.len() > 16 {
+            let old = std::mem::take(&mut self.0);
+            self.0 = merged(old, set);
+            return;
+        }
+        for one in set {
+            match self.place(&one.name) {
+                Ok(place) => self.0[place] = one.clone(),
+                Err(place) => self.0.insert(place, one.clone()),
+            }
+        }
+    }
+
+    /// Drops names, which are in order.
+    fn remove(&mut self, names: &[String]) {
+        if !names.is_empty() {
+            self.0.retain(|one| names.binary_search_by(|name| name.as_str().cmp(&one.name)).is_err());
+        }
+    }
+}
+
+/// Both, in order; of one name the new one.
+fn merged(old: Vec<Arc<Named>>, new: &[Arc<Named>]) -> Vec<Arc<Named>> {
+    let mut all = Vec::with_capacity(old.len() + new.len());
+    let mut old = old.into_iter().peekable();
+    for one in new {
+        while let Some(before) = old.next_if(|old| old.name < one.name) {
+            all.push(before);
+        }
+        old.next_if(|old| old.name == one.name);
+        all.push(one.clone());
+    }
+    all.extend(old);
+    all.shrink_to_fit();
+    all
 }

@@ -4,19 +4,22 @@
 //! gave before, so that a half-written file takes nothing away. A ConfigMap mounted by Kubernetes (`..data` links) is one
 //! folder like any other.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use api::decode;
 use api::object::ObjectKey;
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
-use notify::{RecursiveMode, Watcher};
+use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
+use notify::{EventKind, RecursiveMode, Watcher};
 use plan::Change;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -27,6 +30,8 @@ use super::Batch;
 const MAX_FILE: u64 = 32 << 20;
 /// A burst of events is over when it was quiet for so long.
 const QUIET: Duration = Duration::from_millis(25);
+/// The same where what happened last left a file whole.
+const SETTLED: Duration = Duration::from_millis(2);
 /// A burst is looked at after so long at the latest.
 const BURST: Duration = Duration::from_millis(120);
 /// An emptied file is believed only after so long: many editors truncate before they write.
@@ -41,6 +46,8 @@ pub struct Folder {
     files: BTreeMap<PathBuf, File>,
     /// Which file gives an object.
     owners: BTreeMap<ObjectKey, PathBuf>,
+    /// Some object is in several files.
+    shared: bool,
 }
 
 #[derive(Default)]
@@ -82,6 +89,7 @@ impl Folder {
             namespace: namespace.to_owned(),
             files: BTreeMap::new(),
             owners: BTreeMap::new(),
+            shared: false,
         })
     }
 
@@ -113,6 +121,67 @@ impl Folder {
             altered |= self.read(&path, found[&path], now, &mut rejected);
         }
         altered.then(|| self.tell(rejected))
+    }
+
+    /// Reads again the files of these paths, if that is enough to know what has changed: each is a known file, and every
+    /// object in it is in no other file. Else everything is looked at.
+    pub fn scan_paths(&mut self, paths: &BTreeSet<PathBuf>, now: Instant) -> Option<Batch> {
+        let mut found = Vec::new();
+        for path in paths {
+            // Files of the folder itself or of plain folders in it: what is behind links or dots needs the whole look.
+            let plain = path
+                .strip_prefix(&self.root)
+                .is_ok_and(|rest| !rest.components().any(|part| part.as_os_str().as_encoded_bytes().starts_with(b".")));
+            match fs::symlink_metadata(path) {
+                Ok(metadata) if plain && metadata.is_file() && !is_manifest(path) => {}
+                Ok(metadata) if plain && metadata.is_file() && self.files.contains_key(path) => {
+                    found.push((path, stamp(&metadata)));
+                }
+                // A temporary file that was renamed meanwhile.
+                Err(error) if plain && error.kind() == io::ErrorKind::NotFound && !self.files.contains_key(path) => {}
+                _ => return self.scan(now),
+            }
+        }
+        found.retain(|(path, stamp)| {
+            self.files.get(*path).is_none_or(|file| file.stamp != *stamp || file.emptied.is_some())
+        });
+        let keys = |folder: &Self, path: &PathBuf| -> BTreeSet<ObjectKey> {
+            folder.files.get(path).map(|file| file.objects.keys().cloned().collect()).unwrap_or_default()
+        };
+        let before: Vec<_> = found.iter().map(|(path, _)| keys(self, path)).collect();
+        let mut rejected = Vec::new();
+        let mut altered = false;
+        for (path, stamp) in &found {
+            altered |= self.read(path, *stamp, now, &mut rejected);
+        }
+        if !altered {
+            return None;
+        }
+        // Who gives an object is as before for all others only where nobody else gives those of these files.
+        let mine = |key: &ObjectKey, path: &Path| self.owners.get(key).is_none_or(|owner| owner == path);
+        let alone = !self.shared
+            && found.iter().zip(&before).all(|((path, _), before)| {
+                let now = &self.files[*path].objects;
+                now.keys().all(|key| mine(key, path)) && before.iter().all(|key| mine(key, path))
+            });
+        if !alone || found.len() > 1 {
+            return Some(self.tell(rejected));
+        }
+        let mut batch = Batch::default();
+        for ((path, _), before) in found.iter().zip(before) {
+            let Some(file) = self.files.get_mut(*path) else { continue };
+            for key in before.iter().filter(|key| !file.objects.contains_key(*key)) {
+                batch.changes.push(Change::Delete(key.clone()));
+                self.owners.remove(key);
+            }
+            for (key, held) in &mut file.objects {
+                self.owners.insert(key.clone(), (*path).clone());
+                batch.changes.extend(held.object.take().map(Change::Upsert));
+            }
+        }
+        batch.problems = self.files.values().flat_map(|file| file.problems.iter().cloned()).collect();
+        batch.changes.extend(rejected.into_iter().map(Change::Reject));
+        Some(batch)
     }
 
     /// Whether an emptied file waits to be believed.
@@ -187,10 +256,12 @@ impl Folder {
     fn tell(&mut self, rejected: Vec<ObjectKey>) -> Batch {
         let mut batch = Batch::default();
         let mut owners: BTreeMap<ObjectKey, PathBuf> = BTreeMap::new();
+        let mut shared = false;
         for (path, file) in &self.files {
             batch.problems.extend(file.problems.iter().cloned());
             for (key, held) in &file.objects {
                 if let Some(first) = owners.get(key) {
+                    shared = true;
                     let origin = Origin { file: self.shown(path), line: held.line };
                     let line = self.files[first].objects.get(key).map_or(0, |held| held.line);
                     batch.problems.push(duplicate(key, origin, &format!("{}:{line}", self.shown(first))));
@@ -222,6 +293,7 @@ impl Folder {
         }
         batch.changes.extend(rejected.into_iter().map(Change::Reject));
         self.owners = owners;
+        self.shared = shared;
         batch
     }
 
@@ -274,14 +346,17 @@ fn walk(
         if metadata.is_dir() {
             walk(&path, found, seen, unreadable);
         } else if metadata.is_file() && is_manifest(&path) {
-            let stamp = Stamp {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-                size: metadata.len(),
-                modified: (metadata.mtime(), metadata.mtime_nsec()),
-            };
-            found.insert(path, stamp);
+            found.insert(path, stamp(&metadata));
         }
+    }
+}
+
+fn stamp(metadata: &fs::Metadata) -> Stamp {
+    Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.len(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
     }
 }
 
@@ -291,18 +366,37 @@ fn is_manifest(path: &Path) -> bool {
 
 /// Follows the folder and sends what changes, the first reading at once, until the receiver is gone.
 pub async fn run(mut folder: Folder, batches: mpsc::Sender<Batch>) {
-    let (events, mut bell) = mpsc::channel::<()>(1);
-    let _watcher = watch(&folder.root, events);
+    let (events, mut heard) = mpsc::channel(256);
+    let lost = Arc::new(AtomicBool::new(false));
+    let _watcher = watch(&folder.root, events, lost.clone());
     if batches.send(folder.scan(Instant::now()).unwrap_or_default()).await.is_err() {
         return;
     }
     loop {
         let pause = if folder.is_waiting() { EMPTY } else { RESCAN };
-        if let Ok(Some(())) = tokio::time::timeout(pause, bell.recv()).await {
+        let mut paths = BTreeSet::new();
+        let mut complete = true;
+        if let Ok(Some(first)) = tokio::time::timeout(pause, heard.recv()).await {
             let burst = Instant::now() + BURST;
-            while Instant::now() < burst && tokio::time::timeout(QUIET, bell.recv()).await.is_ok() {}
+            let mut next = Some(first);
+            while let Some(event) = next {
+                complete &= event.path.is_some();
+                paths.extend(event.path);
+                // A file that was renamed to its place, or closed after writing, is whole.
+                let quiet = if event.whole { SETTLED } else { QUIET };
+                next = match Instant::now() < burst {
+                    true => tokio::time::timeout(quiet, heard.recv()).await.ok().flatten(),
+                    false => None,
+                };
+            }
+        } else {
+            complete = false;
         }
-        let scanned = tokio::task::block_in_place(|| folder.scan(Instant::now()));
+        let complete = complete && !lost.swap(false, Ordering::Relaxed);
+        let scanned = tokio::task::block_in_place(|| match complete {
+            true => folder.scan_paths(&paths, Instant::now()),
+            false => folder.scan(Instant::now()),
+        });
         if let Some(batch) = scanned
             && batches.send(batch).await.is_err()
         {
@@ -314,17 +408,38 @@ pub async fn run(mut folder: Folder, batches: mpsc::Sender<Batch>) {
     }
 }
 
-/// Rings the bell when something below the folder changes. Where that cannot be had, the rescan is all there is.
-fn watch(root: &Path, bell: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    let ring = move |event: notify::Result<notify::Event>| {
-        // Our own reading is an event too.
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            let _ = bell.try_send(());
+/// Something has happened below the folder.
+struct Heard {
+    /// To one file; none if more may have happened than is told.
+    path: Option<PathBuf>,
+    /// The file is complete.
+    whole: bool,
+}
+
+/// Tells when something below the folder changes. Where that cannot be had, the rescan is all there is.
+fn watch(root: &Path, events: mpsc::Sender<Heard>, lost: Arc<AtomicBool>) -> Option<notify::RecommendedWatcher> {
+    let tell = move |event: notify::Result<notify::Event>| {
+        let (path, whole) = match event {
+            // Our own reading is an event too.
+            Ok(event) if event.kind.is_access() && !is_close_after_writing(&event.kind) => return,
+            Ok(mut event) => {
+                let renamed = EventKind::Modify(ModifyKind::Name(RenameMode::To));
+                let whole = is_close_after_writing(&event.kind) || event.kind == renamed;
+                (event.paths.pop().filter(|_| event.paths.is_empty() && !event.need_rescan()), whole)
+            }
+            Err(_) => (None, false),
+        };
+        if events.try_send(Heard { path, whole }).is_err() {
+            lost.store(true, Ordering::Relaxed);
         }
     };
-    let started = notify::recommended_watcher(ring)
+    let started = notify::recommended_watcher(tell)
         .and_then(|mut watcher| watcher.watch(root, RecursiveMode::Recursive).map(|()| watcher));
     started.inspect_err(|error| tracing::warn!(%error, "changes of the folder are not told by the system; it is read every {RESCAN:?}")).ok()
+}
+
+fn is_close_after_writing(kind: &EventKind) -> bool {
+    *kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
 }
 
 #[cfg(test)]

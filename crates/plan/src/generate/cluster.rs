@@ -1,5 +1,7 @@
 //! CDS: a cluster for each port and subset of each visible service, one for each port taken in, and the fixed ones.
 
+use std::sync::Arc;
+
 use api::cluster_name::{BLACK_HOLE, ClusterName, INBOUND_PASSTHROUGH, PASSTHROUGH};
 use api::crd::destination_rule::{
     ClientTlsMode, ClientTlsSettings, ConnectionPoolSettings, H2UpgradePolicy, LoadBalancerSettings,
@@ -12,7 +14,7 @@ use api::xds::core::{
     BindConfig, ExtraSourceAddress, Http2ProtocolOptions, HttpProtocolOptions as Common, KeepaliveSettings,
     SocketAddress, TcpKeepalive as Keepalive, TransportSocket,
 };
-use api::xds::{json_to_struct, pack};
+use api::xds::{ResourceKind, json_to_struct, pack};
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, CommonLbConfig, DiscoveryType, DnsLookupFamily, EdsClusterConfig, LbConfig, LbPolicy,
     LeastRequestLbConfig, TransportSocketMatch,
@@ -33,29 +35,31 @@ use super::{endpoint, filter, named, tls};
 use crate::model::Named;
 use crate::model::{Digested, Port, Protocol, Resolution, Service, digest_of};
 use crate::proxy::Interception;
-use crate::scope::{Inbound, Scope, Want};
+use crate::resources::Resources;
+use crate::scope::{Inbound, Scope};
 use crate::snapshot::DestinationRule;
 
 /// Istio's "no limit".
 const UNLIMITED: u32 = u32::MAX;
 
-pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
-    let mut fixed = vec![black_hole(), passthrough(scope, PASSTHROUGH, false)];
-    if scope.proxy.role == Role::Sidecar {
-        fixed.push(passthrough(scope, INBOUND_PASSTHROUGH, true));
-        fixed.extend(scope.inbound.iter().map(|inbound| inbound_cluster(scope, inbound)));
-    }
-    let mut resources: Vec<Named> =
-        fixed.iter().filter(|cluster| want.takes(&cluster.name)).map(|cluster| named(&cluster.name, cluster)).collect();
-    for service in scope.services.values() {
-        let made = scope.snapshot.made.get(inputs(scope, service, "clusters"), || of_service(scope, service));
-        resources.extend(made.iter().filter(|one| want.takes(&one.name)).cloned());
-    }
-    resources
+pub(super) fn all(scope: &Scope) -> Resources {
+    let own = scope.own("clusters", || {
+        let mut fixed = vec![black_hole(), passthrough(scope, PASSTHROUGH, false)];
+        if scope.proxy.role == Role::Sidecar {
+            fixed.push(passthrough(scope, INBOUND_PASSTHROUGH, true));
+            fixed.extend(scope.inbound.iter().map(|inbound| inbound_cluster(scope, inbound)));
+        }
+        fixed.iter().map(|cluster| named(&cluster.name, cluster)).collect()
+    });
+    let shared = scope.view.list(ResourceKind::Cluster, scope.kin(), || {
+        let of = |service| scope.snapshot.made.get(inputs(scope, service, "clusters"), || of_service(scope, service));
+        scope.view.services.values().flat_map(|service| of(service).to_vec()).collect()
+    });
+    Resources::new(shared, own)
 }
 
 /// The clusters of one service.
-fn of_service(scope: &Scope, service: &Service) -> Vec<Named> {
+fn of_service(scope: &Scope, service: &Service) -> Vec<Arc<Named>> {
     let mut made = Vec::new();
     for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
         for subset in subsets(scope, service) {
@@ -67,19 +71,17 @@ fn of_service(scope: &Scope, service: &Service) -> Vec<Named> {
     made
 }
 
-/// Digest of all that a service's clusters and endpoints are made from.
+/// Digest of all that a service's clusters are made from, and with `endpoints` its endpoints too.
 pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> u64 {
-    let rule = scope.rules.get(&service.host).map_or(0, |rule| rule.digest);
+    let rule = scope.view.rules.get(&service.host).map_or(0, |rule| rule.digest);
     let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
-    let proxy = &scope.proxy;
-    let parts = (what, scope.snapshot.mesh_digest, service.digest, rule, expected);
-    let own = (proxy.preserve_header_case, proxy.extensions.peer_exchange);
-    digest_of(&(parts, proxy.role, proxy.interception, &proxy.cluster_id, own))
+    let own = if what == "endpoints" { service.digest } else { service.shape };
+    digest_of(&(what, scope.kin(), own, rule, expected))
 }
 
 /// The empty subset, then those of the service's rule.
 pub(super) fn subsets<'a>(scope: &'a Scope, service: &Service) -> Vec<&'a str> {
-    let rule = scope.rules.get(&service.host);
+    let rule = scope.view.rules.get(&service.host);
     let mut names: Vec<&str> = rule
         .into_iter()
         .flat_map(|rule| &rule.spec.subsets)
@@ -104,7 +106,7 @@ fn is_original_destination(scope: &Scope, service: &Service) -> bool {
 }
 
 fn outbound(scope: &Scope, service: &Service, port: &Port, name: &ClusterName) -> Cluster {
-    let rule = scope.rules.get(&service.host);
+    let rule = scope.view.rules.get(&service.host);
     let policy = policy(rule.map(|rule| &**rule), port.number, &name.subset);
     let mut cluster = Cluster {
         name: name.to_string(),
@@ -192,6 +194,7 @@ fn cluster_metadata(service: &Service, rule: Option<&DestinationRule>, subset: &
 fn discover(scope: &Scope, service: &Service, port: &Port, name: &ClusterName, cluster: &mut Cluster) {
     let none = Labels::new();
     let labels = scope
+        .view
         .rules
         .get(&service.host)
         .and_then(|rule| rule.spec.subsets.iter().find(|subset| subset.name == name.subset))

@@ -1,12 +1,13 @@
 //! EDS: the endpoints of each cluster that takes them from here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::annotation;
 use api::cluster_name::ClusterName;
-use api::name::Hostname;
 use api::selector::selects;
 use api::value::Labels;
+use api::xds::ResourceKind;
 use api::xds::core::{HealthStatus, Locality};
 use envoy_types::pb::envoy::config::endpoint::v3::{
     ClusterLoadAssignment, Endpoint as ProtoEndpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint::HostIdentifier,
@@ -16,34 +17,37 @@ use serde_json::json;
 use super::{cluster, named, wire};
 use crate::lower::locality_parts;
 use crate::model::Named;
-use crate::model::{Digested, Endpoint, Protocol, Service};
-use crate::scope::{Scope, Want};
+use crate::model::{Endpoint, Protocol, Service};
+use crate::resources::Resources;
+use crate::scope::Scope;
 
-pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
-    let mut resources = Vec::new();
-    let mut take = |service: &Digested<Service>| {
-        let made = scope.snapshot.made.get(cluster::inputs(scope, service, "endpoints"), || of_service(scope, service));
-        resources.extend(made.iter().filter(|one| want.takes(&one.name)).cloned());
-    };
-    match want {
-        Want::All => scope.services.values().for_each(take),
-        Want::Names(names) => {
-            let parsed = names.iter().filter_map(|name| name.parse::<ClusterName>().ok());
-            let hosts: BTreeSet<Hostname> = parsed.map(|name| Hostname::new(&name.host)).collect();
-            hosts.iter().filter_map(|host| scope.service(host)).for_each(&mut take);
+pub(super) fn all(scope: &Scope) -> Resources {
+    let shared = scope.view.list(ResourceKind::Endpoint, scope.kin(), || {
+        let made = &scope.snapshot.made;
+        let of = |service| made.get(cluster::inputs(scope, service, "endpoints"), || of_service(scope, service));
+        let Some((before, moved)) = scope.view.endpoints_before(scope.kin()) else {
+            return scope.view.services.values().flat_map(|service| of(service).to_vec()).collect();
+        };
+        let mut all = before.to_vec();
+        for one in moved.iter().flat_map(|service| of(service).to_vec()) {
+            match all.binary_search_by(|known| known.name.cmp(&one.name)) {
+                Ok(place) => all[place] = one,
+                Err(place) => all.insert(place, one),
+            }
         }
-    }
-    resources
+        all
+    });
+    Resources::new(shared, Arc::default())
 }
 
 /// The endpoints of one service, of each port and subset.
-fn of_service(scope: &Scope, service: &Service) -> Vec<Named> {
+fn of_service(scope: &Scope, service: &Service) -> Vec<Arc<Named>> {
     let mut made = Vec::new();
     if !cluster::takes_eds(scope, service) {
         return made;
     }
     let none = Labels::new();
-    let rule = scope.rules.get(&service.host);
+    let rule = scope.view.rules.get(&service.host);
     for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
         for subset in cluster::subsets(scope, service) {
             let found = rule.and_then(|rule| rule.spec.subsets.iter().find(|one| one.name == subset));

@@ -260,7 +260,7 @@ pub(super) fn peer_exchange(scope: &Scope) -> Option<(&'static str, Any)> {
 
 /// The cluster for traffic whose destination is not known.
 pub(super) fn unknown_destination(scope: &Scope) -> &'static str {
-    match scope.outbound {
+    match scope.view.outbound {
         OutboundMode::AllowAny => api::cluster_name::PASSTHROUGH,
         OutboundMode::RegistryOnly => api::cluster_name::BLACK_HOLE,
     }

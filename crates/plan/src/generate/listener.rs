@@ -14,8 +14,9 @@ use envoy_types::pb::envoy::config::listener::v3::{
 
 use super::wire::{socket, some_duration};
 use super::{filter, named};
-use crate::model::Named;
-use crate::scope::{Scope, Want};
+use crate::model::digest_of;
+use crate::resources::{Resources, ordered};
+use crate::scope::Scope;
 
 /// ALPN of HTTP between sidecars.
 const MESH_HTTP: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
@@ -24,26 +25,17 @@ const MESH_TCP: [&str; 2] = [api::xds::PEER_EXCHANGE, "istio"];
 /// What the inspector of plaintext calls HTTP.
 const PLAIN_HTTP: [&str; 3] = ["http/1.0", "http/1.1", "h2c"];
 
-pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
-    let listeners = match scope.proxy.role {
+pub(super) fn all(scope: &Scope) -> Resources {
+    let write = |listeners: Vec<Listener>| listeners.iter().map(|listener| named(&listener.name, listener)).collect();
+    match scope.proxy.role {
+        // Where a workload takes in and sends on one address and port, what it takes in counts.
         Role::Sidecar => {
-            let mut listeners = inbound::all(scope);
-            let taken: BTreeSet<String> = listeners
-                .iter()
-                .filter(|listener| listener.bind_to_port.is_none())
-                .map(|listener| listener.name.clone())
-                .collect();
-            // Where a workload takes in and sends on one address and port, what it takes in counts.
-            listeners.extend(outbound::all(scope).into_iter().filter(|listener| !taken.contains(&listener.name)));
-            listeners
+            let digest = digest_of(&("listeners", scope.routes_digest()));
+            let shared = scope.snapshot.made.get(digest, || ordered(write(outbound::all(scope))).to_vec());
+            Resources::new(shared, scope.own("listeners", || write(inbound::all(scope))))
         }
-        Role::Router => gateway::all(scope),
-    };
-    listeners
-        .iter()
-        .filter(|listener| want.takes(&listener.name))
-        .map(|listener| named(&listener.name, listener))
-        .collect()
+        Role::Router => Resources::new(Default::default(), scope.own("listeners", || write(gateway::all(scope)))),
+    }
 }
 
 /// Names of all routes that a sidecar's listeners ask for.

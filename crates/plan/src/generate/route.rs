@@ -21,16 +21,17 @@ use envoy_types::pb::envoy::config::route::v3::{
 
 use super::named;
 use super::wire::{config_path, metadata, some_bool, some_duration};
-use crate::model::Named;
 use crate::model::{Digested, Port, Protocol, Service, digest_of};
 use crate::proxy::Interception;
-use crate::scope::{Egress, Inbound, Scope, Want};
+use crate::resources::Resources;
+use crate::scope::{Inbound, Scope};
 use crate::snapshot::VirtualService;
+use crate::snapshot::view::Egress;
 
 /// Name of the routes of the port on which a sidecar serves as an HTTP proxy.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
 
-pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
+pub(super) fn all(scope: &Scope) -> Resources {
     let made = scope.snapshot.made.get(digest_of(&("routes", scope.routes_digest())), || {
         let mut configurations: BTreeMap<String, RouteConfiguration> = BTreeMap::new();
         if scope.proxy.role == Role::Router {
@@ -40,7 +41,7 @@ pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
         }
         configurations.iter().map(|(name, routes)| named(name, routes)).collect()
     });
-    made.iter().filter(|one| want.takes(&one.name)).cloned().collect()
+    Resources::new(made, Arc::default())
 }
 
 /// Which services a sidecar's outbound routes hold.
@@ -70,8 +71,9 @@ fn sidecar(scope: &Scope, configurations: &mut BTreeMap<String, RouteConfigurati
 
 /// The egress listener that a port's routes are of: the one of that port, else those without one.
 fn egress_of<'a>(scope: &'a Scope, which: &Which) -> Option<&'a Egress> {
-    let own = |port: u16| scope.egress.iter().find(|egress| egress.port.as_ref().is_some_and(|own| own.number == port));
-    let general = || scope.egress.iter().find(|egress| egress.port.is_none());
+    let own =
+        |port: u16| scope.view.egress.iter().find(|egress| egress.port.as_ref().is_some_and(|own| own.number == port));
+    let general = || scope.view.egress.iter().find(|egress| egress.port.is_none());
     match which {
         Which::Port(port) | Which::One(_, port) => own(*port).or_else(general),
         Which::Any => general(),
@@ -236,7 +238,7 @@ fn domains(scope: &Scope, service: &Service, port: u16, with_port_only: bool) ->
 /// What happens to hosts that nobody knows.
 fn unknown(scope: &Scope) -> VirtualHost {
     // Without capture, "where it was sent" would be the proxy itself.
-    let allow = scope.outbound == OutboundMode::AllowAny && scope.proxy.interception == Interception::Captured;
+    let allow = scope.view.outbound == OutboundMode::AllowAny && scope.proxy.interception == Interception::Captured;
     let (name, route) = if allow {
         ("allow_any", to_cluster("allow_any", PASSTHROUGH))
     } else {

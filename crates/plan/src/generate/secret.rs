@@ -8,20 +8,12 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
 };
 
 use super::named;
-use crate::model::Named;
-use crate::scope::{AUTHORITIES, Scope, Want};
+use crate::resources::Resources;
+use crate::scope::{AUTHORITIES, Scope};
 
-pub(super) fn all(scope: &Scope, want: &Want<'_>) -> Vec<Named> {
-    let mut resources = Vec::new();
-    for (name, key) in scope.credentials() {
-        if !want.takes(&name) {
-            continue;
-        }
-        if let Some(secret) = resource(scope, &name, &key) {
-            resources.push(named(&name, &secret));
-        }
-    }
-    resources
+pub(super) fn all(scope: &Scope) -> Resources {
+    let of = |(name, key): (String, _)| resource(scope, &name, &key).map(|secret| named(&name, &secret));
+    scope.credentials().into_iter().filter_map(of).collect()
 }
 
 fn resource(scope: &Scope, name: &str, key: &(String, String)) -> Option<Secret> {

@@ -63,7 +63,7 @@ pub(super) fn all(world: &World, by_kind: &ByKind<'_>, registry: &mut Registry) 
             &two.namespace,
         ))
     });
-    registry.services = services.into_iter().map(Digested::new).collect();
+    registry.services = services.into_iter().map(Service::with_shape).map(Digested::new).collect();
 }
 
 fn of_kubernetes(
@@ -107,6 +107,7 @@ fn of_kubernetes(
         subject_alt_names: Vec::new(),
         age: Age::of(object),
         endpoints: Vec::new(),
+        shape: 0,
     };
     for (index, port) in service.ports.iter().enumerate() {
         if port.protocol == Protocol::Sniffed && !port.name.is_empty() {
@@ -377,6 +378,7 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
             subject_alt_names: entry.subject_alt_names.clone(),
             age: Age::of(object),
             endpoints,
+            shape: 0,
             host,
         }
     };

@@ -32,7 +32,7 @@ impl Scope {
             self.gateways.iter().flat_map(|gateway| &gateway.spec.servers).filter_map(|server| server.tls.as_ref());
         let of_servers = servers
             .flat_map(|tls| tls.credential_names.iter().chain([&tls.credential_name, &tls.ca_cert_credential_name]));
-        let policies = self.rules.values().flat_map(|rule| {
+        let policies = self.view.rules.values().flat_map(|rule| {
             let own = rule.spec.traffic_policy.iter();
             own.chain(rule.spec.subsets.iter().filter_map(|subset| subset.traffic_policy.as_ref()))
         });

@@ -13,8 +13,9 @@ use super::super::route::{self, HTTP_PROXY, Routing};
 use super::{PLAIN_HTTP, When, chain, distinct, inspect, listener};
 use crate::model::{Digested, Port, Protocol, Service};
 use crate::proxy::Interception;
-use crate::scope::{Egress, Scope};
+use crate::scope::Scope;
 use crate::snapshot::VirtualService;
+use crate::snapshot::view::Egress;
 
 /// What is heard at one address and port.
 #[derive(Default)]
@@ -82,12 +83,12 @@ fn unknown(scope: &Scope, name: &str) -> FilterChain {
 fn heard(scope: &Scope) -> BTreeMap<(String, u16), Heard> {
     let mut map = BTreeMap::new();
     // Listeners of a port of their own come first: they are what the user wrote down.
-    for egress in scope.egress.iter().filter(|egress| egress.port.is_some()) {
+    for egress in scope.view.egress.iter().filter(|egress| egress.port.is_some()) {
         own_port(scope, egress, &mut map);
     }
     let own: BTreeSet<u16> =
-        scope.egress.iter().filter_map(|egress| egress.port.as_ref()).map(|port| port.number).collect();
-    for egress in scope.egress.iter().filter(|egress| egress.port.is_none()) {
+        scope.view.egress.iter().filter_map(|egress| egress.port.as_ref()).map(|port| port.number).collect();
+    for egress in scope.view.egress.iter().filter(|egress| egress.port.is_none()) {
         // Without capture nobody would get to a service's address: applications use the HTTP proxy or an own port.
         if egress.bound {
             continue;

@@ -133,7 +133,7 @@ pub(in crate::generate) fn bound<'a>(
 ) -> Vec<(&'a VirtualService, Vec<Hostname>)> {
     let hosts = server.hosts();
     let mut bound = Vec::new();
-    for egress in &scope.egress {
+    for egress in &scope.view.egress {
         for rules in egress.virtual_services.iter().filter(|rules| rules.gateways.contains(&server.gateway)) {
             let mut both: Vec<Hostname> = Vec::new();
             for own in &rules.hosts {
