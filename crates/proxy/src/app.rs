@@ -182,7 +182,10 @@ async fn serve(shared: &Arc<Shared>, number: usize, mut commands: mpsc::Unbounde
                 Some(Command::End) | None => return,
             },
             _ = sweep.tick() => worker.sweep(),
-            _ = logs.tick() => worker.sink.flush(),
+            _ = logs.tick() => {
+                worker.sink.flush();
+                worker.rest();
+            }
         }
     }
 }

@@ -100,6 +100,8 @@ pub struct Watch {
     pub idle_timeout: Duration,
     /// Longest time for a head; zero: no bound.
     pub head_timeout: Duration,
+    /// It has given back what it does not need.
+    pub rests: Cell<bool>,
     asked: Cell<Option<Ask>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -107,6 +109,8 @@ pub struct Watch {
 /// What a client's connection is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ask {
+    /// To give back what it does not need while nothing comes.
+    Rest,
     /// To end after the requests that are under way.
     Leave,
     /// To end if a request's head is what it waits for, else to leave: it took too long.
@@ -118,6 +122,8 @@ pub enum Ask {
 /// How long a request's head may take if the listener does not say.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A connection on which nothing comes for so long gives back its buffers.
+const RESTS: Duration = Duration::from_millis(200);
 /// How long a new connection of a proxy that ends may take to send something.
 const FIRST_BYTES: Duration = Duration::from_millis(300);
 /// An ending connection whose peer does not take leave is closed after this, if it carries nothing.
@@ -241,6 +247,7 @@ impl Worker {
             beginning: Arc::default(),
             idle_timeout,
             head_timeout: if head_timeout.is_zero() { HEAD_TIMEOUT } else { head_timeout },
+            rests: Cell::new(false),
             asked: Cell::new(self.draining.borrow().then_some(Ask::Leave)),
             waker: RefCell::default(),
         });
@@ -268,6 +275,17 @@ impl Worker {
             }
             true
         });
+    }
+
+    /// What is done several times a second: connections on which nothing comes rest.
+    pub fn rest(&self) {
+        let now = Instant::now();
+        for watch in self.watched.borrow().iter().filter_map(Weak::upgrade) {
+            let quiet = watch.active.get() == 0 && !watch.beginning.load(Ordering::Relaxed);
+            if quiet && !watch.rests.get() && now.duration_since(watch.idle_since.get()) >= RESTS {
+                watch.ask(Ask::Rest);
+            }
+        }
     }
 
     /// When the proxy ends, asks every connection to leave, and closes those that have no use any more, though their end was

@@ -5,8 +5,8 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -31,17 +31,34 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A stream that tells the watch when a request's head begins.
 #[derive(Debug)]
 struct Watched {
-    io: Io,
+    /// Taken back when the connection rests. hyper wants to be able to send it, hence the lock, which nobody contends.
+    io: Arc<Mutex<Io>>,
     /// Not for HTTP/2: such a connection also moves when no request is under way.
     beginning: Arc<AtomicBool>,
+    /// The last four bytes that were read.
+    tail: Arc<AtomicU32>,
+}
+
+/// What a request without a body ends with: after it, hyper holds nothing that belongs to a next one.
+const END_OF_HEAD: u32 = u32::from_be_bytes(*b"\r\n\r\n");
+
+impl Watched {
+    fn lock(&self) -> MutexGuard<'_, Io> {
+        self.io.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let result = Pin::new(&mut this.io).poll_read(context, out);
+        let before = out.filled().len();
+        let result = Pin::new(&mut *this.lock()).poll_read(context, out);
         if result.is_ready() {
             this.beginning.store(true, Ordering::Relaxed);
+            let read = &out.filled()[before..];
+            let tail = read.iter().skip(read.len().saturating_sub(4));
+            let tail = tail.fold(this.tail.load(Ordering::Relaxed), |tail, byte| (tail << 8) | u32::from(*byte));
+            this.tail.store(tail, Ordering::Relaxed);
         }
         result
     }
@@ -49,7 +66,7 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(context, bytes)
+        Pin::new(&mut *self.lock()).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -57,19 +74,19 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(context, parts)
+        Pin::new(&mut *self.lock()).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.lock().is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(context)
+        Pin::new(&mut *self.lock()).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(context)
+        Pin::new(&mut *self.lock()).poll_shutdown(context)
     }
 }
 
@@ -155,9 +172,10 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         certificate: OnceCell::new(),
         authority: RefCell::new(HeaderValue::from_static("")),
     });
-    let current = Current { connection: RefCell::new((0, Rc::clone(&connection))), place };
-    let service = service_fn(|request| serve(current.get(), request));
+    let current = Rc::new(Current { connection: RefCell::new((0, Rc::clone(&connection))), place });
     if http2 {
+        let serving = Rc::clone(&current);
+        let service = service_fn(move |request| serve(serving.get(), request));
         let (io, turns) = gather(io);
         let served = http2::Builder::new(LocalExec)
             .timer(TokioTimer::new())
@@ -178,6 +196,11 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
                 if ask == Ask::Close {
                     return Poll::Ready(());
                 }
+                if ask == Ask::Rest {
+                    // Once is enough: an HTTP/2 connection has nothing to give back.
+                    watch.rests.set(true);
+                    continue;
+                }
                 if !std::mem::replace(&mut ending, true) {
                     served.as_mut().graceful_shutdown();
                     // So that it is looked at again: the end has to be announced.
@@ -188,28 +211,68 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         })
         .await;
     }
-    let io = TokioIo::new(Watched { io, beginning: Arc::clone(&watch.beginning) });
+    let mut io = io;
+    loop {
+        // The protocol's state is large and lives only while there is something to do.
+        let Some(quiet) = Box::pin(http1(io, &current, &watch)).await else { return };
+        io = quiet;
+        watch.rests.set(true);
+        tokio::select! {
+            biased;
+            () = io.readable() => {}
+            () = ends(&watch) => return,
+        }
+        watch.rests.set(false);
+    }
+}
+
+/// Waits until the connection is to end, be it that it rests.
+async fn ends(watch: &Watch) {
+    while watch.asked().await == Ask::Rest {}
+}
+
+/// Serves HTTP/1 until the connection ends, or nothing has come for a while: then the stream comes back.
+async fn http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option<Io> {
+    let io = Arc::new(Mutex::new(io));
+    let tail = Arc::new(AtomicU32::new(END_OF_HEAD));
+    let serving = Rc::clone(current);
+    let service = service_fn(move |request| serve(serving.get(), request));
     let served = http1::Builder::new()
         .half_close(false)
         .keep_alive(true)
-        .preserve_header_case(connection.chain.preserve_header_case)
+        .preserve_header_case(current.get().chain.preserve_header_case)
         .max_buf_size(400 * 1024)
-        .serve_connection(io, service)
+        .serve_connection(
+            TokioIo::new(Watched {
+                io: Arc::clone(&io),
+                beginning: Arc::clone(&watch.beginning),
+                tail: Arc::clone(&tail),
+            }),
+            service,
+        )
         .with_upgrades();
     let mut served = std::pin::pin!(served);
     let mut ending = false;
-    poll_fn(|context| {
+    let rests = poll_fn(|context| {
         if let Poll::Ready(result) = served.as_mut().poll(context) {
             log_end(result.as_ref().err());
-            return Poll::Ready(());
+            return Poll::Ready(false);
         }
         while let Poll::Ready(ask) = watch.poll_asked(context) {
             // A head that takes too long is not waited for; an idle connection may close in peace.
             let hurry = ask == Ask::Hurry && (watch.head_since.get().is_some() || ending);
             if ask == Ask::Close || hurry {
-                return Poll::Ready(());
+                return Poll::Ready(false);
             }
-            if !std::mem::replace(&mut ending, true) {
+            if ask == Ask::Rest {
+                // Nothing was read since the last answer, and what was read before is used up.
+                let quiet = watch.active.get() == 0 && !watch.beginning.load(Ordering::Relaxed);
+                if !ending && quiet && tail.load(Ordering::Relaxed) == END_OF_HEAD {
+                    return Poll::Ready(true);
+                }
+                // Asked again only after another request.
+                watch.rests.set(true);
+            } else if !std::mem::replace(&mut ending, true) {
                 served.as_mut().graceful_shutdown();
                 context.waker().wake_by_ref();
             }
@@ -217,6 +280,10 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         Poll::Pending
     })
     .await;
+    rests.then(|| {
+        let mut io = io.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *io, Io::Gone(tokio::io::empty()))
+    })
 }
 
 fn log_end(error: Option<&impl std::error::Error>) {

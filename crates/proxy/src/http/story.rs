@@ -326,6 +326,7 @@ impl Drop for Story {
         self.watch.beginning.store(false, Ordering::Relaxed);
         let now = Instant::now();
         self.watch.idle_since.set(now);
+        self.watch.rests.set(false);
         let duration = now.duration_since(self.start);
         let failure = self.ending();
         self.count(failure, duration);

@@ -69,7 +69,10 @@ async fn handle(worker: Rc<Worker>, name: Arc<str>, stream: TcpStream, remote: S
     };
     drop(snapshot);
     let begin = Begin { worker, listener, remote, destination, start: Instant::now(), wall: SystemTime::now() };
-    begin.serve(stream).await;
+    // What a handshake needs is given back when it is over: a connection lives much longer.
+    let Some((worker, io, facts, chain, place)) = Box::pin(begin.serve(stream)).await else { return };
+    let Network::Http(http) = &chain.network else { return };
+    http::server::run(worker, io, facts, Arc::clone(http), place).await;
 }
 
 /// The listener with this address, else with its port on all addresses.
@@ -103,12 +106,16 @@ struct Seen {
 }
 
 impl Begin {
-    async fn serve(self, mut stream: TcpStream) {
+    /// Serves what is not HTTP; returns what is.
+    async fn serve(
+        self,
+        mut stream: TcpStream,
+    ) -> Option<(Rc<Worker>, Io, Rc<ConnFacts>, Arc<Chain>, http::server::Place)> {
         let seen = tokio::select! {
             seen = self.look(&mut stream) => seen,
             () = self.worker.unused_ends(self.start) => None,
         };
-        let Some(mut seen) = seen else { return };
+        let mut seen = seen?;
         let transport = if seen.hello.is_some() { Transport::Tls } else { Transport::Raw };
         let name = seen.hello.as_ref().and_then(|hello| hello.server_name.clone());
         let chain = match &seen.ahead {
@@ -118,7 +125,7 @@ impl Begin {
         let mut facts = self.facts(name);
         let Some(chain) = chain else {
             self.refuse(&facts, Failure::NoFilterChain);
-            return;
+            return None;
         };
         let stream = Prefixed { prefix: std::mem::take(&mut seen.prefix), inner: stream };
         let io = match &chain.tls {
@@ -130,18 +137,18 @@ impl Begin {
                     Err(error) => {
                         tracing::warn!(listener = %self.listener.name, chain = %chain.name, %error, "TLS cannot be ended");
                         self.refuse(&facts, Failure::DownstreamTls);
-                        return;
+                        return None;
                     }
                 };
                 let handshake = TlsAcceptor::from(config.tls).accept(stream);
                 let handshake = tokio::select! {
                     handshake = tokio::time::timeout(HANDSHAKE, handshake) => handshake,
                     // Whoever has not said hello by then is not going to.
-                    () = self.worker.unused_ends(self.start) => return,
+                    () = self.worker.unused_ends(self.start) => return None,
                 };
                 let Ok(Ok(accepted)) = handshake else {
                     self.refuse(&facts, Failure::DownstreamTls);
-                    return;
+                    return None;
                 };
                 let session = accepted.get_ref().1;
                 facts.tls = true;
@@ -152,23 +159,24 @@ impl Begin {
                 facts.peer = leaf.and_then(|leaf| self.worker.upstreams.env().peer_facts(leaf));
                 if !terms.sans.is_empty() && !facts.peer.as_ref().is_some_and(|peer| names_allowed(peer, &terms.sans)) {
                     self.refuse(&facts, Failure::DownstreamTls);
-                    return;
+                    return None;
                 }
                 Io::Server(Box::new(accepted), Bytes::new())
             }
         };
         let facts = Rc::new(facts);
         match &chain.network {
-            Network::Http(http) => {
+            Network::Http(_) => {
                 let place =
                     http::server::Place { listener: Arc::clone(&self.listener.name), chain: Arc::clone(&chain) };
-                http::server::run(self.worker, io, facts, Arc::clone(http), place).await;
+                return Some((self.worker, io, facts, chain, place));
             }
             Network::Tcp(tcp) => {
                 proxy::run(self.worker, io, facts, Arc::clone(tcp), seen.ahead.map(|(_, reached)| reached)).await
             }
             Network::Close => {}
         }
+        None
     }
 
     fn chain(&self, transport: Transport, server_name: Option<&str>, protocols: &[String]) -> Option<Arc<Chain>> {

@@ -148,6 +148,18 @@ impl AsyncWrite for Io {
 }
 
 impl Io {
+    /// Waits until there is something to read, or the end. To be asked only while nothing is buffered here.
+    pub async fn readable(&self) {
+        // An error is found by whoever reads.
+        let _ = match self {
+            Io::Tcp(stream) => stream.inner.readable().await,
+            Io::Unix(stream) => stream.inner.readable().await,
+            Io::Client(stream, _) => stream.get_ref().0.readable().await,
+            Io::Server(stream, _) => stream.get_ref().0.inner.readable().await,
+            Io::Gone(_) => Ok(()),
+        };
+    }
+
     /// Puts bytes in front that were read already.
     pub fn put_back(&mut self, bytes: Bytes) {
         match self {
