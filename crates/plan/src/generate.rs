@@ -8,6 +8,7 @@ mod cluster;
 mod endpoint;
 mod secret;
 mod listener;
+mod grpc;
 
 use api::json::canonical;
 use api::xds::{ResourceKind, pack};
@@ -25,6 +26,7 @@ impl Scope {
 
 fn resources(scope: &Scope, kind: ResourceKind, want: &Want<'_>) -> Vec<Named> {
     let mut resources = match kind {
+        _ if scope.proxy.proxyless => grpc::all(scope, kind, want),
         ResourceKind::Cluster => cluster::all(scope, want),
         ResourceKind::Endpoint => endpoint::all(scope, want),
         ResourceKind::Listener => listener::all(scope, want),
