@@ -21,9 +21,46 @@ pub struct Workload {
     pub labels: Value,
 }
 
+/// `proxy sds` for a workload; it ends with this value.
+pub struct Agent {
+    process: Child,
+    /// Where it serves.
+    pub socket: PathBuf,
+}
+
+impl Agent {
+    /// Starts it. `more` are further settings.
+    pub fn start(control_plane: &ControlPlane, namespace: &str, account: &str, more: &[&str]) -> Agent {
+        let path = |what: &str| control_plane.path(&format!("{namespace}-{account}-{what}"));
+        let (token, socket) = (path("token"), path("sds"));
+        std::fs::write(&token, control_plane.token(namespace, account)).unwrap();
+        let process = Command::new(program("proxy"))
+            .args(["sds", "--log", "warn", "--xds-address", &control_plane.addresses.secure_grpc])
+            .arg("--root-cert")
+            .arg(control_plane.root_cert())
+            .arg("--token-file")
+            .arg(&token)
+            .arg("--socket")
+            .arg(&socket)
+            .args(more)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Agent { process, socket }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// An Envoy and its agent; they end with this value.
 pub struct Envoy {
-    children: Vec<Child>,
+    envoy: Child,
+    _agent: Agent,
     /// What it says of itself.
     pub log: PathBuf,
     /// What it writes to its standard output: access logs.
@@ -37,22 +74,10 @@ impl Envoy {
         let program_file =
             std::env::var("ENVOY").expect("ENVOY names the program of a real Envoy; `cargo xtask test` installs it");
         let Workload { namespace, account, .. } = workload;
+        let agent = Agent::start(control_plane, namespace, account, &[]);
         let path = |what: &str| control_plane.path(&format!("{namespace}-{account}-{what}"));
-        let (token, socket, file) = (path("token"), path("sds"), path("envoy.json"));
-        let (log, output, admin) = (path("envoy.log"), path("envoy.out"), path("admin"));
-        std::fs::write(&token, control_plane.token(namespace, account)).unwrap();
-        let agent = Command::new(program("proxy"))
-            .args(["sds", "--log", "warn", "--xds-address", &control_plane.addresses.secure_grpc])
-            .arg("--root-cert")
-            .arg(control_plane.root_cert())
-            .arg("--token-file")
-            .arg(&token)
-            .arg("--socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        std::fs::write(&file, bootstrap(control_plane, workload, &socket, delta).to_string()).unwrap();
+        let (log, output, admin, file) = (path("envoy.log"), path("envoy.out"), path("admin"), path("envoy.json"));
+        std::fs::write(&file, bootstrap(control_plane, workload, &agent.socket, delta).to_string()).unwrap();
         let envoy = Command::new(program_file)
             .args(["--log-level", "warning", "--concurrency", "1", "--use-dynamic-base-id"])
             .args(["--file-flush-interval-msec", "20", "--drain-time-s", "1", "--admin-address-path"])
@@ -64,7 +89,7 @@ impl Envoy {
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()
             .unwrap();
-        Envoy { children: vec![agent, envoy], log, output, admin }
+        Envoy { envoy, _agent: agent, log, output, admin }
     }
 
     /// Where its admin interface listens, once it does.
@@ -75,10 +100,8 @@ impl Envoy {
 
 impl Drop for Envoy {
     fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        let _ = self.envoy.kill();
+        let _ = self.envoy.wait();
     }
 }
 

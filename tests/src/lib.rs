@@ -8,5 +8,6 @@ pub mod control_plane;
 pub mod ads;
 pub mod network;
 pub mod envoy;
+pub mod foreign;
 pub mod sidecar;
 pub mod server;

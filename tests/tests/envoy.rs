@@ -1,11 +1,23 @@
-//! A real Envoy under our control plane: it must take every resource of the sample without a refusal.
+//! A real Envoy under our control plane: it must take every resource of the sample without a refusal. And the workload's
+//! certificate, which `proxy sds` serves to it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use mesh_tests::control_plane::{ControlPlane, files_of};
-use mesh_tests::envoy::{Envoy, Workload};
-use mesh_tests::wait::until;
+use mesh_tests::envoy::{Agent, Envoy, Workload};
+use mesh_tests::wait::{PATIENCE, until};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::Endpoint;
 
 async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Value, delta: bool) {
     let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ecommerce");
@@ -67,4 +79,55 @@ async fn a_sidecar_over_state_of_the_world() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_over_delta() {
     takes_everything(GATEWAY, "istio-system", "gateway", json!({"istio": "ingressgateway"}), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_pushed_and_other_secrets_are_refused() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let agent = Agent::start(&control_plane, "shop", "user", &["--secret-ttl", "2s"]);
+    let mut client = until("the socket", async || {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", agent.socket.display())).unwrap();
+        endpoint.connect().await.map(SecretDiscoveryServiceClient::new)
+    })
+    .await;
+    let mode = std::fs::metadata(&agent.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "the key is for the owner alone");
+    let ask = |name: &str| DiscoveryRequest { resource_names: vec![name.to_owned()], ..DiscoveryRequest::default() };
+    let leaf = |response: &DiscoveryResponse| {
+        let secret: Secret = api::xds::unpack(&response.resources[0]).unwrap();
+        assert_eq!(secret.name, "default");
+        let Some(Type::TlsCertificate(certificate)) = secret.r#type else { panic!("not a certificate") };
+        let Some(Specifier::InlineBytes(pem)) = certificate.certificate_chain.unwrap().specifier else {
+            panic!("not inline")
+        };
+        proxy::identity::rotate::read_leaf(&CertificateDer::from_pem_slice(&pem).unwrap()).unwrap()
+    };
+
+    let (send, requests) = tokio::sync::mpsc::channel(4);
+    send.send(ask("default")).await.unwrap();
+    let mut stream = client.stream_secrets(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        let response = tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().unwrap().unwrap();
+        let (valid, name) = leaf(&response);
+        assert_eq!(name, "spiffe://cluster.local/ns/shop/sa/user");
+        times.push((valid.not_after, response.version_info.clone()));
+        let taken =
+            DiscoveryRequest { response_nonce: response.nonce, version_info: response.version_info, ..ask("default") };
+        send.send(taken).await.unwrap();
+    }
+    assert!(times.is_sorted_by(|one, two| one.0 <= two.0 && one.1 != two.1), "each is a new one: {times:?}");
+
+    let roots = client.fetch_secrets(ask("ROOTCA")).await.unwrap().into_inner();
+    let roots: Secret = api::xds::unpack(&roots.resources[0]).unwrap();
+    assert!(matches!(roots.r#type, Some(Type::ValidationContext(_))), "{}", roots.name);
+    let delta = DeltaDiscoveryRequest {
+        resource_names_subscribe: vec!["default".into(), "ROOTCA".into()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut both = client.delta_secrets(tokio_stream::iter([delta])).await.unwrap().into_inner();
+    let both = tokio::time::timeout(PATIENCE, both.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(both.resources.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["default", "ROOTCA"]);
+    let refusal = client.fetch_secrets(ask("kubernetes://edge")).await.unwrap_err();
+    assert!(refusal.code() == Code::NotFound && refusal.message().contains("kubernetes://edge"), "{refusal}");
 }
