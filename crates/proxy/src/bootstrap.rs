@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::capture;
 use crate::control::Settings;
 use crate::filters;
-use crate::sds;
+use crate::identity::sds;
 use crate::xds::client::{Options, parse_duration};
 
 /// The release of Istio whose configuration the proxy understands.

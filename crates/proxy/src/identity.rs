@@ -18,6 +18,7 @@ use crate::xds::client::Options;
 pub mod channel;
 pub mod csr;
 pub mod rotate;
+pub mod sds;
 
 use api::xds::ca::IstioCertificateRequest;
 use api::xds::ca::istio_certificate_service_client::IstioCertificateServiceClient;

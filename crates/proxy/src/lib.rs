@@ -7,7 +7,6 @@ pub mod capture;
 pub mod secret;
 pub mod xds;
 pub mod identity;
-pub mod sds;
 pub mod facts;
 pub mod failure;
 pub mod telemetry;

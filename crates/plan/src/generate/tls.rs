@@ -77,12 +77,7 @@ pub(super) fn from_provider(sni: &str, names: &BTreeSet<String>) -> TransportSoc
     let context = UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             tls_certificate_provider_instance: Some(instance("default")),
-            validation_context_type: Some(ValidationContextType::CombinedValidationContext(
-                CombinedCertificateValidationContext {
-                    default_validation_context: Some(validation),
-                    ..CombinedCertificateValidationContext::default()
-                },
-            )),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
             ..CommonTlsContext::default()
         }),
         sni: sni.to_owned(),
