@@ -64,10 +64,8 @@ pub(super) fn from_provider(sni: &str, names: &BTreeSet<String>) -> TransportSoc
         instance_name: "default".to_owned(),
         certificate_name: certificate.to_owned(),
     };
-    let peers = names.iter().filter_map(|name| match uri(MatchPattern::Exact(name.clone())) {
-        // gRPC reads the older field, which does not say of which kind a name is.
-        SubjectAltNameMatcher { matcher, .. } => matcher,
-    });
+    // gRPC reads the older field, which does not say of which kind a name is.
+    let peers = names.iter().filter_map(|name| uri(MatchPattern::Exact(name.clone())).matcher);
     #[allow(deprecated)]
     let validation = CertificateValidationContext {
         ca_certificate_provider_instance: Some(instance("ROOTCA")),
