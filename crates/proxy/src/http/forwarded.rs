@@ -151,9 +151,13 @@ pub fn client(headers: &HeaderMap, chain: &HttpChain) -> Option<std::net::Socket
     if chain.use_remote_address {
         return None;
     }
-    let line = headers.get_all(&names::FORWARDED_FOR).iter().next_back()?.to_str().ok()?;
-    let address = line.rsplit(',').nth(chain.xff_trusted_hops as usize)?.trim().parse().ok()?;
+    let address = told_client(headers, chain.xff_trusted_hops)?;
     Some(std::net::SocketAddr::new(address, 0))
+}
+
+fn told_client(headers: &HeaderMap, trusted_hops: u32) -> Option<std::net::IpAddr> {
+    let line = headers.get_all(&names::FORWARDED_FOR).iter().next_back()?.to_str().ok()?;
+    line.rsplit(',').nth(trusted_hops as usize)?.trim().parse().ok()
 }
 
 fn append(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
@@ -285,6 +289,20 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["host", "te", "x-kept"]);
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn the_client_is_the_last_address_but_the_trusted_hops() {
+        let told = |line: &'static str, hops| {
+            let mut headers = HeaderMap::new();
+            headers.insert(names::FORWARDED_FOR.clone(), HeaderValue::from_static(line));
+            told_client(&headers, hops).map(|address| address.to_string()).unwrap_or_default()
+        };
+        assert_eq!(told("198.51.100.1, 192.0.2.1", 0), "192.0.2.1");
+        assert_eq!(told("198.51.100.1, 192.0.2.1", 1), "198.51.100.1");
+        assert_eq!(told("2001:db8::1", 0), "2001:db8::1");
+        assert_eq!((told("192.0.2.1", 1), told("unknown", 0)), (String::new(), String::new()));
+        assert_eq!(told_client(&HeaderMap::new(), 0), None);
     }
 
     #[test]
