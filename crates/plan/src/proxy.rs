@@ -76,6 +76,8 @@ pub struct ProxyIdentity {
     pub cluster_id: String,
     /// Network.
     pub network: String,
+    /// It is no proxy but a gRPC client that takes its configuration itself (Istio `GENERATOR: grpc`).
+    pub proxyless: bool,
     /// How traffic gets here.
     pub interception: Interception,
     /// Whether HTTP/1 header names keep their spelling; the mesh's `defaultConfig` counts if the node does not say.
@@ -132,6 +134,11 @@ impl ProxyIdentity {
             service_account,
             cluster_id: metadata.cluster_id,
             network: metadata.network,
+            proxyless: match metadata.generator.as_str() {
+                "" => false,
+                "grpc" => true,
+                other => return Err(format!("there is no generator {other:?}: \"grpc\" is the only one besides none")),
+            },
             interception: Interception::named(&metadata.interception_mode).unwrap_or_default(),
             preserve_header_case: preserve_http1_header_case(&metadata.proxy_config),
             extensions: Extensions {

@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::capture;
 use crate::control::Settings;
 use crate::filters;
+use crate::identity::sds;
 use crate::xds::client::{Options, parse_duration};
 
 /// The release of Istio whose configuration the proxy understands.
@@ -36,6 +37,8 @@ pub enum Command {
     Sidecar(Box<Arguments>),
     /// At the edge of the mesh.
     Router(Box<Arguments>),
+    /// Beside an Envoy: get the workload's certificate and serve it on the workload socket, as Istio's agent does.
+    Sds(Box<sds::Arguments>),
     /// Install the rules that send a workload's traffic through its sidecar (Istio's `istio-iptables`), then end.
     #[command(visible_alias = "istio-iptables")]
     Init(Box<capture::Options>),

@@ -18,6 +18,7 @@ use crate::xds::client::Options;
 pub mod channel;
 pub mod csr;
 pub mod rotate;
+pub mod sds;
 
 use api::xds::ca::IstioCertificateRequest;
 use api::xds::ca::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -29,8 +30,12 @@ pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     /// Certificate and key as TLS takes them.
     pub key: Arc<CertifiedKey>,
+    /// The key itself, for those that this process hands it to (`sds`).
+    pub private_key: Arc<PrivateKeyDer<'static>>,
     /// The mesh's trust roots.
     pub roots: Arc<RootCertStore>,
+    /// The same as certificates.
+    pub root_certificates: Vec<CertificateDer<'static>>,
     /// The leaf's times, seconds since 1970.
     pub valid: rotate::Validity,
     /// The SPIFFE name in the leaf.
@@ -126,14 +131,24 @@ fn read(answer: &[String], key: PrivateKeyDer<'static>) -> Result<Identity> {
             certificates.push(certificate.context("a certificate of the answer is not PEM")?);
         }
     }
-    let mut roots = RootCertStore::empty();
+    let (mut roots, mut root_certificates) = (RootCertStore::empty(), Vec::new());
     for certificate in CertificateDer::pem_slice_iter(root.as_bytes()) {
-        roots.add(certificate.context("the root is not PEM")?).context("the root is not a certificate authority")?;
+        let certificate = certificate.context("the root is not PEM")?;
+        roots.add(certificate.clone()).context("the root is not a certificate authority")?;
+        root_certificates.push(certificate);
     }
     let leaf = certificates.first().context("the answer holds no leaf")?;
     let (valid, name) = rotate::read_leaf(leaf)?;
     let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).context("the key cannot sign")?;
     let certified = CertifiedKey::new(certificates.clone(), signer);
     certified.keys_match().context("the certificate is not for our key")?;
-    Ok(Identity { chain: certificates, key: Arc::new(certified), roots: Arc::new(roots), valid, name })
+    Ok(Identity {
+        chain: certificates,
+        key: Arc::new(certified),
+        private_key: Arc::new(key),
+        roots: Arc::new(roots),
+        root_certificates,
+        valid,
+        name,
+    })
 }

@@ -500,11 +500,13 @@ impl Upstream {
         })
     }
 
+    /// Counts what a request came to.
+    pub fn count_status(&self, status: u16) {
+        self.series.by_class[(usize::from(status) / 100).clamp(1, 5) - 1].add(1);
+    }
+
     /// Takes into account how a host did.
     pub fn report(&self, host: &Host, verdict: Verdict) {
-        if let Verdict::Status(status) = verdict {
-            self.series.by_class[(usize::from(status) / 100).clamp(1, 5) - 1].add(1);
-        }
         let Some(settings) = &self.settings.outlier else { return };
         if host.health.report(verdict, settings, self.env.registry.now(), self.hosts.borrow().count, &self.usage) {
             self.series.ejections.add(1);

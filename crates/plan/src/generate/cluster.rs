@@ -139,7 +139,7 @@ fn exchange(scope: &Scope, cluster: &mut Cluster) {
 
 /// The policy for a port and subset: the port's entry, which inherits nothing, else block by block the subset's over the
 /// rule's.
-fn policy(rule: Option<&DestinationRule>, port: u16, subset: &str) -> TrafficPolicy {
+pub(super) fn policy(rule: Option<&DestinationRule>, port: u16, subset: &str) -> TrafficPolicy {
     let Some(rule) = rule else { return TrafficPolicy::default() };
     let at_port = |policy: &TrafficPolicy| {
         let found = policy

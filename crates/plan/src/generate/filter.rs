@@ -162,7 +162,7 @@ fn http_filters(scope: &Scope, side: Side) -> Vec<HttpFilter> {
     filters
 }
 
-fn http_filter(name: &str, config: Any) -> HttpFilter {
+pub(super) fn http_filter(name: &str, config: Any) -> HttpFilter {
     HttpFilter {
         name: name.to_owned(),
         config_type: Some(http_filter::ConfigType::TypedConfig(config)),

@@ -203,7 +203,7 @@ impl<'a> Routing<'a> {
 }
 
 /// All names under which callers know a service: short names, the full one, virtual addresses; each with and without port.
-fn domains(scope: &Scope, service: &Service, port: u16, with_port_only: bool) -> Vec<String> {
+pub(super) fn domains(scope: &Scope, service: &Service, port: u16, with_port_only: bool) -> Vec<String> {
     let host = service.host.as_str();
     let mut names = vec![host.to_owned()];
     if !service.host.is_wildcard() {
@@ -279,7 +279,7 @@ fn answer(name: &str, status: u32) -> Route {
 }
 
 /// The route of a service that no VirtualService routes.
-fn default_route(scope: &Scope, service: &Digested<Service>, port: &Port) -> Route {
+pub(super) fn default_route(scope: &Scope, service: &Digested<Service>, port: &Port) -> Route {
     let cluster = ClusterName::outbound(port.number, "", service.host.as_str()).to_string();
     let mut route = to_cluster("default", &cluster);
     if let Some(Action::Route(action)) = &mut route.action {

@@ -7,8 +7,8 @@ use api::crd::gateway::{ServerTlsMode, ServerTlsSettings, TlsProtocol};
 use api::xds::PEER_EXCHANGE;
 use api::xds::core::{DataSource, TransportSocket, data_source::Specifier};
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
-    CertificateValidationContext, CommonTlsContext, DownstreamTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
-    TlsParameters, UpstreamTlsContext,
+    CertificateProviderPluginInstance, CertificateValidationContext, CommonTlsContext, DownstreamTlsContext,
+    SdsSecretConfig, SubjectAltNameMatcher, TlsParameters, UpstreamTlsContext,
     certificate_validation_context::TrustChainVerification,
     common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
     subject_alt_name_matcher::SanType,
@@ -50,6 +50,33 @@ pub(super) fn mutual_client(sni: &str, names: &BTreeSet<String>, http2: bool, ex
             tls_params: Some(versions()),
             alpn_protocols: alpn.iter().map(|name| (*name).to_owned()).collect(),
             ..own(peers)
+        }),
+        sni: sni.to_owned(),
+        ..UpstreamTlsContext::default()
+    };
+    transport_socket(SOCKET, &context)
+}
+
+/// Client side of the mesh's mutual TLS for a gRPC client without a proxy: certificate and authorities are those that its
+/// bootstrap calls `default` (gRFC A29).
+pub(super) fn from_provider(sni: &str, names: &BTreeSet<String>) -> TransportSocket {
+    let instance = |certificate: &str| CertificateProviderPluginInstance {
+        instance_name: "default".to_owned(),
+        certificate_name: certificate.to_owned(),
+    };
+    // gRPC reads the older field, which does not say of which kind a name is.
+    let peers = names.iter().filter_map(|name| uri(MatchPattern::Exact(name.clone())).matcher);
+    #[allow(deprecated)]
+    let validation = CertificateValidationContext {
+        ca_certificate_provider_instance: Some(instance("ROOTCA")),
+        match_subject_alt_names: peers.collect(),
+        ..CertificateValidationContext::default()
+    };
+    let context = UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            tls_certificate_provider_instance: Some(instance("default")),
+            validation_context_type: Some(ValidationContextType::ValidationContext(validation)),
+            ..CommonTlsContext::default()
         }),
         sni: sni.to_owned(),
         ..UpstreamTlsContext::default()

@@ -157,6 +157,11 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         } else if plan.is_some_and(|plan| plan.num_retries > 0 && retries >= plan.num_retries && plan.wants(outcome)) {
             story.flags.push("URX");
         }
+        // What the client gets counts, not what was tried again; a gRPC status is a matter of its own (Envoy router).
+        match &result {
+            Ok(answered) => upstream.count_status(answered.response.status().as_u16()),
+            Err(failed) => upstream.count_status(failed.failure.status()),
+        }
         return result.map_err(|failed| failed.failure);
     }
 }
@@ -274,10 +279,11 @@ async fn try_once(
         istio_alpn: out.istio_alpn,
         host: name,
     };
-    let mut link = None;
-    let result = within(out, async {
+    story.link = None;
+    within(out, async {
         let mut lease = upstream.checkout(host, wanted).await?;
-        link = Some(Rc::clone(&lease.link));
+        // Known from here on, also if the client goes away meanwhile.
+        story.link = Some(Rc::clone(&lease.link));
         let body = match &out.source {
             None => RequestBody::Empty,
             Some(source) => source.tap().ok_or(Failed::from(Failure::ClientGone))?,
@@ -308,9 +314,7 @@ async fn try_once(
         lease.keep_out();
         Err(failed)
     })
-    .await;
-    story.link = link;
-    result
+    .await
 }
 
 fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {

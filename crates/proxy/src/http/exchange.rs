@@ -17,7 +17,7 @@ use super::forwarded::Rare;
 use super::path::{Canonical, canonical};
 use super::story::Story;
 use super::{attempt, forwarded, mirror, names, reply, upgrade};
-use crate::facts::{ConnFacts, Direction};
+use crate::facts::ConnFacts;
 use crate::failure::Failure;
 use crate::filter::{Exchange, Notes, Reply, Step};
 use crate::snapshot::Snapshot;
@@ -126,6 +126,9 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         &mut connection.worker.upstreams.env().dice.borrow_mut(),
     );
     story.request_id = head.headers.get(&names::REQUEST_ID).cloned();
+    if !chain.access_logs.is_empty() {
+        story.client = forwarded::client(&head.headers, chain);
+    }
     keep_headers(&mut story, &head);
 
     let snapshot = connection.worker.snapshot();
@@ -153,6 +156,9 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
 
     let mut notes = Notes::default();
     if let Some(reply) = run_filters(connection, &mut head, &mut notes, &decision, weighted).await {
+        // Where it would have gone.
+        let upstream = target.as_ref().and_then(|target| connection.worker.upstreams.get(&target.cluster, &snapshot));
+        story.cluster = upstream.map(|upstream| Arc::clone(&upstream.settings));
         if notes.delayed {
             story.flags.push("DI");
         }
@@ -257,6 +263,9 @@ async fn forward_request(
     let deadlines = Deadlines::of(&mut head, forward, chain, story.start, rare);
     let mut authority = rewrite(&mut head, forward, &target, authority, chain);
     let edited = levels.edit_request(&mut head, &mut authority, &connection.facts, &target.cluster);
+    if authority != story.authority {
+        story.sent_authority = Some(authority.clone());
+    }
     if chain.peer_metadata.to_upstream {
         head.headers.insert(names::PEER_METADATA.clone(), worker.own.header.clone());
         head.headers.insert(names::PEER_METADATA_ID.clone(), worker.own.id.clone());
@@ -306,7 +315,9 @@ async fn forward_request(
     if let Some(status) = head.headers.get(&names::GRPC_STATUS) {
         story.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
     }
-    if !chain.suppress_envoy_headers {
+    // An answer that came before the request was whole says nothing of the service's time (Envoy router).
+    let asked = upgrade.is_none() && story.source.as_ref().is_none_or(|source| source.tally.complete.get());
+    if asked && !chain.suppress_envoy_headers {
         head.headers.insert(names::UPSTREAM_SERVICE_TIME.clone(), names::number(head_time.as_millis() as u64));
     }
     let mut lease = answered.lease;
@@ -481,9 +492,6 @@ fn finish_response(
         head.headers.insert(names::PEER_METADATA.clone(), own.header.clone());
         head.headers.insert(names::PEER_METADATA_ID.clone(), own.id.clone());
     }
-    if let (Some(operation), Direction::Inbound) = (&levels.decision.route.operation, connection.facts.direction) {
-        head.headers.insert(names::DECORATOR_OPERATION.clone(), operation.clone());
-    }
     *response = Response::from_parts(head, body);
 }
 
@@ -612,6 +620,8 @@ fn begin(connection: &Rc<HttpConnection>, head: &RequestHead, authority: &Header
         version,
         uri: head.uri.clone(),
         authority: authority.clone(),
+        sent_authority: None,
+        client: None,
         request_id: None,
         grpc: is_grpc(head),
         kept_request: Vec::new(),
@@ -633,6 +643,7 @@ fn begin(connection: &Rc<HttpConnection>, head: &RequestHead, authority: &Header
         flags: Vec::new(),
         head_time: None,
         sent: 0,
+        tunnelled: 0,
         response_messages: 0,
         incomplete: false,
     })
@@ -730,8 +741,13 @@ fn rewrite(
     }
     let weighted = target.weighted.and_then(|weighted| attempt::rewritten_host(&weighted.host, head));
     let Some(new) = weighted.or_else(|| attempt::rewritten_host(&forward.host, head)) else { return authority };
-    if forward.append_forwarded_host && new != authority {
-        head.headers.append(names::FORWARDED_HOST.clone(), authority);
+    if new != authority {
+        if forward.append_forwarded_host {
+            head.headers.append(names::FORWARDED_HOST.clone(), authority.clone());
+        }
+        if !chain.suppress_envoy_headers {
+            head.headers.insert(names::ORIGINAL_HOST.clone(), authority);
+        }
     }
     new
 }

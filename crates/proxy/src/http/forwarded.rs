@@ -103,6 +103,7 @@ fn sanitize(headers: &mut HeaderMap) {
         &names::EXPECTED_TIMEOUT,
         &names::ATTEMPT_COUNT,
         &names::ORIGINAL_PATH,
+        &names::ORIGINAL_HOST,
     ] {
         headers.remove(name);
     }
@@ -120,8 +121,10 @@ pub fn describe_client(
 ) {
     let scheme = HeaderValue::from_static(if connection.tls { "https" } else { "http" });
     if chain.use_remote_address {
-        if !crate_is_private(connection.remote.ip()) {
-            sanitize(headers);
+        // No address is internal that the configuration does not name (Envoy `internal_address_config`, which nothing sets).
+        sanitize(headers);
+        if let Ok(address) = HeaderValue::from_str(&connection.remote.ip().to_string()) {
+            headers.insert(names::EXTERNAL_ADDRESS.clone(), address);
         }
         if !chain.skip_xff_append {
             append(headers, &names::FORWARDED_FOR, &connection.remote.ip().to_string());
@@ -134,9 +137,7 @@ pub fn describe_client(
     }
     if chain.generate_request_id {
         let keep = headers.contains_key(&names::REQUEST_ID)
-            && (!chain.use_remote_address
-                || chain.preserve_external_request_id
-                || crate_is_private(connection.remote.ip()));
+            && (!chain.use_remote_address || chain.preserve_external_request_id);
         if !keep {
             headers.insert(names::REQUEST_ID.clone(), request_id(dice));
         }
@@ -144,12 +145,19 @@ pub fn describe_client(
     client_cert(headers, connection, chain, certificate);
 }
 
-/// An address of a private network (Envoy's default of what is internal).
-fn crate_is_private(address: std::net::IpAddr) -> bool {
-    match address {
-        std::net::IpAddr::V4(four) => four.is_private() || four.is_loopback(),
-        std::net::IpAddr::V6(six) => six.is_loopback() || six.is_unique_local(),
+/// The client as the proxies in front of us say, where they are believed: the last of `x-forwarded-for` but the trusted hops
+/// (Envoy `use_remote_address`, `xff_num_trusted_hops`). Its port is not known.
+pub fn client(headers: &HeaderMap, chain: &HttpChain) -> Option<std::net::SocketAddr> {
+    if chain.use_remote_address {
+        return None;
     }
+    let address = told_client(headers, chain.xff_trusted_hops)?;
+    Some(std::net::SocketAddr::new(address, 0))
+}
+
+fn told_client(headers: &HeaderMap, trusted_hops: u32) -> Option<std::net::IpAddr> {
+    let line = headers.get_all(&names::FORWARDED_FOR).iter().next_back()?.to_str().ok()?;
+    line.rsplit(',').nth(trusted_hops as usize)?.trim().parse().ok()
 }
 
 fn append(headers: &mut HeaderMap, name: &HeaderName, text: &str) {
@@ -281,6 +289,20 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["host", "te", "x-kept"]);
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn the_client_is_the_last_address_but_the_trusted_hops() {
+        let told = |line: &'static str, hops| {
+            let mut headers = HeaderMap::new();
+            headers.insert(names::FORWARDED_FOR.clone(), HeaderValue::from_static(line));
+            told_client(&headers, hops).map(|address| address.to_string()).unwrap_or_default()
+        };
+        assert_eq!(told("198.51.100.1, 192.0.2.1", 0), "192.0.2.1");
+        assert_eq!(told("198.51.100.1, 192.0.2.1", 1), "198.51.100.1");
+        assert_eq!(told("2001:db8::1", 0), "2001:db8::1");
+        assert_eq!((told("192.0.2.1", 1), told("unknown", 0)), (String::new(), String::new()));
+        assert_eq!(told_client(&HeaderMap::new(), 0), None);
     }
 
     #[test]

@@ -16,6 +16,8 @@ names! {
     UPSTREAM_SERVICE_TIME = "x-envoy-upstream-service-time";
     DECORATOR_OPERATION = "x-envoy-decorator-operation";
     ORIGINAL_PATH = "x-envoy-original-path";
+    ORIGINAL_HOST = "x-envoy-original-host";
+    EXTERNAL_ADDRESS = "x-envoy-external-address";
     OVERLOADED = "x-envoy-overloaded";
     INTERNAL = "x-envoy-internal";
     EXPECTED_TIMEOUT = "x-envoy-expected-rq-timeout-ms";

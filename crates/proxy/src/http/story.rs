@@ -43,6 +43,10 @@ pub struct Story {
     pub uri: Uri,
     /// The host that was asked for.
     pub authority: HeaderValue,
+    /// The host that the upstream was asked for, if it is another.
+    pub sent_authority: Option<HeaderValue>,
+    /// The client as the proxy in front of us knows it, if that is to be believed.
+    pub client: Option<std::net::SocketAddr>,
     /// `x-request-id`.
     pub request_id: Option<HeaderValue>,
     /// It is gRPC.
@@ -85,6 +89,8 @@ pub struct Story {
     pub head_time: Option<std::time::Duration>,
     /// Bytes of the answer's body.
     pub sent: u64,
+    /// Bytes from the client after it switched protocols.
+    pub tunnelled: u64,
     /// gRPC messages of the answer.
     pub response_messages: u64,
     /// The answer was not complete when its reader went away.
@@ -94,7 +100,7 @@ pub struct Story {
 impl Story {
     /// Bytes of the request's body.
     fn received(&self) -> u64 {
-        self.source.as_ref().map_or(0, |source| source.tally.bytes.get())
+        self.tunnelled + self.source.as_ref().map_or(0, |source| source.tally.bytes.get())
     }
 
     /// The failure, also the one that shows only at the end.
@@ -227,7 +233,7 @@ impl Story {
             response_duration: self.head_time,
             method: self.method.as_str(),
             path: self.uri.path_and_query().map_or("/", |path| path.as_str()),
-            authority: self.authority.to_str().unwrap_or(""),
+            authority: self.sent_authority.as_ref().unwrap_or(&self.authority).to_str().unwrap_or(""),
             scheme: if self.connection.tls { "https" } else { "http" },
             protocol: Some(protocol(self.version)),
             request: &self.kept_request,
@@ -248,7 +254,8 @@ impl Story {
                 .map(|cluster| cluster.name.as_ref())
                 .or(self.cluster_name.as_deref()),
             downstream_local: Some(self.connection.destination),
-            downstream_remote: Some(self.connection.remote),
+            downstream_remote: self.client.or(Some(self.connection.remote)),
+            downstream_direct: Some(self.connection.remote),
             server_name: self.connection.server_name.as_deref(),
             route: self.route.as_deref(),
             attempts: self.attempts,
@@ -331,7 +338,9 @@ impl Drop for Story {
         let failure = self.ending();
         self.count(failure, duration);
         self.log(failure, duration);
-        if let Some(failure) = failure {
+        // That a client ends its WebSocket is how they end.
+        let tunnel = self.status == 101 && failure == Some(Failure::ClientGone);
+        if let Some(failure) = failure.filter(|_| !tunnel) {
             self.explain(failure);
         }
     }

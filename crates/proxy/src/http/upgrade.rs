@@ -7,6 +7,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
 use super::story::Story;
+use crate::failure::Failure;
 use crate::tcp::relay::{self, Ended};
 use crate::upstream::Upstream;
 use crate::upstream::io::Io;
@@ -41,9 +42,14 @@ pub fn tunnel(client: OnUpgrade, upstream: OtherSide, mut story: Box<Story>, idl
             }
         };
         story.sent += counted.to_client;
-        if counted.ended == Ended::Idle {
-            story.failure = Some(crate::failure::Failure::StreamIdle);
-        }
+        story.tunnelled = counted.to_upstream;
+        story.failure = match counted.ended {
+            Ended::Idle => Some(Failure::StreamIdle),
+            Ended::ClientBroke => Some(Failure::ClientGone),
+            // Envoy does not know of half-closed tunnels: who closes first has ended it.
+            Ended::Closed if counted.client_first => Some(Failure::ClientGone),
+            Ended::Closed | Ended::UpstreamBroke => None,
+        };
         drop(from);
     });
 }

@@ -30,6 +30,8 @@ pub struct Counted {
     pub to_client: u64,
     /// How it ended.
     pub ended: Ended,
+    /// The client closed its side before the upstream did.
+    pub client_first: bool,
 }
 
 const BUFFER: usize = 16 * 1024;
@@ -134,6 +136,7 @@ where
     let (mut up, mut down) = (OneWay::default(), OneWay::default());
     let mut timer: Option<Pin<Box<Sleep>>> = (!idle.is_zero()).then(|| Box::pin(tokio::time::sleep(idle)));
     let mut last = Instant::now();
+    let mut client_first = false;
     let ended = std::future::poll_fn(|context| {
         let mut moved = false;
         if !up.done
@@ -146,6 +149,7 @@ where
         {
             return Poll::Ready(if matches!(side, Side::Reader) { Ended::UpstreamBroke } else { Ended::ClientBroke });
         }
+        client_first |= up.read_done && !down.read_done;
         if up.done && down.done {
             return Poll::Ready(Ended::Closed);
         }
@@ -164,7 +168,7 @@ where
         Poll::Pending
     })
     .await;
-    Counted { to_upstream: up.carried, to_client: down.carried, ended }
+    Counted { to_upstream: up.carried, to_client: down.carried, ended, client_first }
 }
 
 use std::future::Future;

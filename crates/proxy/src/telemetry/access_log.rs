@@ -107,7 +107,7 @@ impl Layout {
                     out.push(':');
                     value.clear();
                     format.write(facts, &mut value);
-                    if value == "-" {
+                    if value == "-" && !format.is_flags() {
                         out.push_str("null");
                     } else if format.is_number() {
                         out.push_str(&value);

@@ -39,6 +39,8 @@ pub struct Facts<'a> {
     pub upstream_cluster: Option<&'a str>,
     pub downstream_local: Option<SocketAddr>,
     pub downstream_remote: Option<SocketAddr>,
+    /// Who dialled, if that is another.
+    pub downstream_direct: Option<SocketAddr>,
     pub server_name: Option<&'a str>,
     pub route: Option<&'a str>,
     pub attempts: u32,
@@ -151,6 +153,11 @@ impl Format {
                 Field::Name(name) => Some(name),
                 _ => None,
             })
+    }
+
+    /// Whether the format is one operator for which `-` is a value: no flags.
+    pub fn is_flags(&self) -> bool {
+        matches!(self.pieces.as_slice(), [Piece::Plain(Plain::ResponseFlags | Plain::ResponseFlagsLong, _)])
     }
 
     /// Whether the format is one operator whose value is a number.
@@ -283,8 +290,10 @@ impl Plain {
             Plain::DownstreamLocal => address(facts.downstream_local),
             Plain::DownstreamLocalBare => bare(facts.downstream_local),
             Plain::DownstreamLocalPort => facts.downstream_local.map(|address| Cow::Owned(address.port().to_string())),
-            Plain::DownstreamRemote | Plain::DownstreamDirect => address(facts.downstream_remote),
-            Plain::DownstreamRemoteBare | Plain::DownstreamDirectBare => bare(facts.downstream_remote),
+            Plain::DownstreamRemote => address(facts.downstream_remote),
+            Plain::DownstreamDirect => address(facts.downstream_direct.or(facts.downstream_remote)),
+            Plain::DownstreamRemoteBare => bare(facts.downstream_remote),
+            Plain::DownstreamDirectBare => bare(facts.downstream_direct.or(facts.downstream_remote)),
             Plain::ServerName => text(facts.server_name),
             Plain::RouteName => text(facts.route),
             Plain::Attempts => number(u64::from(facts.attempts)),

@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 
 use super::resources::{Reject, ResourceSet};
 use super::session::Session;
+use super::variant::{Delta, StateOfTheWorld, Variant};
 
 /// Longest pause between two attempts to connect.
 const MAX_BACK_OFF: Duration = Duration::from_secs(10);
@@ -89,9 +90,9 @@ pub async fn run(
     mut apply: impl FnMut(&ResourceSet) -> Vec<Reject> + Send,
 ) {
     let mut session = Session::new(node);
-    let mut back_off = MIN_BACK_OFF;
+    let (mut back_off, mut speaks) = (MIN_BACK_OFF, Speaks::Delta);
     loop {
-        let outcome = stream(&mut session, &connect, &state, &mut apply, &mut back_off).await;
+        let outcome = stream(&mut session, &connect, &state, &mut apply, &mut back_off, &mut speaks).await;
         let error = match outcome {
             Ok(()) => "the server closed the stream".to_owned(),
             Err(error) => format!("{error:#}"),
@@ -110,40 +111,111 @@ pub async fn run(
     }
 }
 
+/// What the server is spoken to in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    Delta,
+    StateOfTheWorld,
+}
+
 async fn stream(
     session: &mut Session,
     connect: &Connect,
     state: &watch::Sender<State>,
     apply: &mut (impl FnMut(&ResourceSet) -> Vec<Reject> + Send),
     back_off: &mut Duration,
+    speaks: &mut Speaks,
 ) -> anyhow::Result<()> {
     let (channel, token) = connect().await?;
     let mut client = AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    // Requests never wait for the server: what can be outstanding is bounded by the kinds, not by time.
-    let (requests, outgoing) = mpsc::channel(64);
-    for request in session.connect() {
-        requests.send(request).await?;
-    }
-    let mut call = tonic::Request::new(ReceiverStream::new(outgoing));
-    if let Some(token) = token {
-        call.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    }
-    let mut responses = client.delta_aggregated_resources(call).await.map_err(explain)?.into_inner();
-    state.send_modify(|state| {
-        state.connected = true;
-        state.error.clear();
-    });
-    tracing::info!("connected to the xDS server");
-    while let Some(response) = responses.message().await.map_err(explain)? {
-        *back_off = MIN_BACK_OFF;
-        let answers = session.respond(response, apply);
-        let complete = session.is_complete();
-        state.send_if_modified(|state| std::mem::replace(&mut state.complete, complete) != complete);
-        for answer in answers {
-            requests.send(answer).await?;
+    let mut exchange = Exchange { session, state, apply, back_off };
+    let outcome = match *speaks {
+        Speaks::Delta => {
+            let mut wire = Delta;
+            let (requests, call) = exchange.call(&mut wire, token).await?;
+            match client.delta_aggregated_resources(call).await {
+                Ok(responses) => exchange.run(&mut wire, requests, responses.into_inner()).await,
+                Err(status) => Err(status),
+            }
         }
+        Speaks::StateOfTheWorld => {
+            let mut wire = StateOfTheWorld::default();
+            let (requests, call) = exchange.call(&mut wire, token).await?;
+            match client.stream_aggregated_resources(call).await {
+                Ok(responses) => exchange.run(&mut wire, requests, responses.into_inner()).await,
+                Err(status) => Err(status),
+            }
+        }
+    };
+    // Delta is tried first: it is what scales. A server without it says so at once, with the code that gRPC has for it.
+    match outcome {
+        Err(status) if status.code() == tonic::Code::Unimplemented => {
+            let (said, next) = match *speaks {
+                Speaks::Delta => ("delta; trying state of the world", Speaks::StateOfTheWorld),
+                Speaks::StateOfTheWorld => ("state of the world; trying delta", Speaks::Delta),
+            };
+            *speaks = next;
+            Err(anyhow::anyhow!("the server does not serve aggregated resources in {said}"))
+        }
+        other => other.map_err(explain),
     }
-    Ok(())
+}
+
+/// What one stream works on.
+struct Exchange<'a, A> {
+    session: &'a mut Session,
+    state: &'a watch::Sender<State>,
+    apply: &'a mut A,
+    back_off: &'a mut Duration,
+}
+
+impl<A: FnMut(&ResourceSet) -> Vec<Reject> + Send> Exchange<'_, A> {
+    /// The call with its first requests, and where to put more.
+    async fn call<V: Variant>(
+        &mut self,
+        wire: &mut V,
+        token: Option<String>,
+    ) -> anyhow::Result<(mpsc::Sender<V::Request>, tonic::Request<ReceiverStream<V::Request>>)>
+    where
+        V::Request: Send + Sync + 'static,
+    {
+        // Requests never wait for the server: what can be outstanding is bounded by the kinds, not by time.
+        let (requests, outgoing) = mpsc::channel(64);
+        for request in self.session.connect() {
+            requests.send(wire.request(request)).await?;
+        }
+        let mut call = tonic::Request::new(ReceiverStream::new(outgoing));
+        if let Some(token) = token {
+            call.metadata_mut().insert("authorization", format!("Bearer {token}").parse()?);
+        }
+        Ok((requests, call))
+    }
+
+    async fn run<V: Variant>(
+        &mut self,
+        wire: &mut V,
+        requests: mpsc::Sender<V::Request>,
+        mut responses: tonic::Streaming<V::Response>,
+    ) -> Result<(), tonic::Status> {
+        self.state.send_modify(|state| {
+            state.connected = true;
+            state.error.clear();
+        });
+        tracing::info!("connected to the xDS server");
+        while let Some(response) = responses.message().await? {
+            *self.back_off = MIN_BACK_OFF;
+            let response = wire.response(response, self.session.received());
+            let answers = self.session.respond(response, self.apply);
+            let complete = self.session.is_complete();
+            self.state.send_if_modified(|state| std::mem::replace(&mut state.complete, complete) != complete);
+            for answer in answers {
+                if requests.send(wire.request(answer)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A gRPC status says in one line what an operator needs: the code's name and the server's sentence.

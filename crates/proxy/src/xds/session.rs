@@ -66,6 +66,11 @@ impl Session {
         &self.effective
     }
 
+    /// What the server sent last.
+    pub fn received(&self) -> &ResourceSet {
+        &self.received
+    }
+
     /// Whether the server has told all that was asked of it so far: clusters and listeners, and all that they point at.
     pub fn is_complete(&self) -> bool {
         KINDS.iter().all(|row| {
