@@ -17,6 +17,9 @@ use crate::model::{Digested, Named, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::resources::ordered;
 
+/// Resources in the order of names.
+type List = Arc<[Arc<Named>]>;
+
 /// The views of one snapshot, by what they are made of.
 #[derive(Debug, Default)]
 pub(crate) struct Views {
@@ -78,9 +81,9 @@ pub(crate) struct View {
     pub(crate) shape: u64,
     /// Some rule asks for the labels of the workload that calls.
     pub(crate) asks_labels: bool,
-    lists: Mutex<HashMap<(ResourceKind, u64), Arc<[Arc<Named>]>>>,
+    lists: Mutex<HashMap<(ResourceKind, u64), List>>,
     /// The endpoints of the view before, by kin, and the services whose endpoints have moved since.
-    before: HashMap<u64, Arc<[Arc<Named>]>>,
+    before: HashMap<u64, List>,
     moved: Vec<Digested<Service>>,
 }
 
@@ -223,17 +226,12 @@ impl View {
     }
 
     /// The endpoints of the view before, and the services whose endpoints are others now.
-    pub(crate) fn endpoints_before(&self, kin: u64) -> Option<(&[Arc<Named>], &[Digested<Service>])> {
-        self.before.get(&kin).map(|before| (&**before, &*self.moved))
+    pub(crate) fn endpoints_before(&self, kin: u64) -> Option<(&List, &[Digested<Service>])> {
+        self.before.get(&kin).map(|before| (before, &*self.moved))
     }
 
     /// The resources of a kind that all proxies with this view and of this kin share.
-    pub(crate) fn list(
-        &self,
-        kind: ResourceKind,
-        kin: u64,
-        make: impl FnOnce() -> Vec<Arc<Named>>,
-    ) -> Arc<[Arc<Named>]> {
+    pub(crate) fn list(&self, kind: ResourceKind, kin: u64, make: impl FnOnce() -> Vec<Arc<Named>>) -> List {
         let lock = || self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = lock().get(&(kind, kin)) {
             return known.clone();

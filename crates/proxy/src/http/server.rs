@@ -146,6 +146,7 @@ impl Current {
 pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Arc<HttpChain>, place: Place) {
     let mux = facts.alpn.as_deref() == Some(crate::tls::MUX) && facts.peer.is_some();
     let watch = worker.watch(chain.idle_timeout, chain.request_headers_timeout);
+    let shard = Arc::clone(&worker.shard);
     let http2 = match (chain.codec, facts.alpn.as_deref()) {
         (Codec::Http2, _) => true,
         (Codec::Http1, _) => mux,
@@ -153,10 +154,13 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         (Codec::Auto, Some("http/1.1" | "http/1.0")) => false,
         (Codec::Auto, _) => {
             let since = watch.idle_since.get();
-            let begin = tokio::select! {
-                begin = first_bytes(&mut io, &watch) => begin,
-                () = worker.unused_ends(since) => None,
-            };
+            let begin = Box::pin(async {
+                tokio::select! {
+                    begin = first_bytes(&mut io, &watch) => begin,
+                    () = worker.unused_ends(since) => None,
+                }
+            })
+            .await;
             let Some(begin) = begin else { return };
             let http2 = begin.starts_with(PREFACE);
             io.put_back(begin);
@@ -164,7 +168,7 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         }
     };
     let connection = Rc::new(HttpConnection {
-        worker: Rc::clone(&worker),
+        worker,
         facts,
         chain,
         watch: Rc::clone(&watch),
@@ -172,57 +176,28 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         certificate: OnceCell::new(),
         authority: RefCell::new(HeaderValue::from_static("")),
     });
-    let current = Rc::new(Current { connection: RefCell::new((0, Rc::clone(&connection))), place });
+    let current = Rc::new(Current { connection: RefCell::new((0, connection)), place });
     if http2 {
-        let serving = Rc::clone(&current);
-        let service = service_fn(move |request| serve(serving.get(), request));
-        let (io, turns) = gather(io);
-        let served = http2::Builder::new(LocalExec)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(16 << 20)
-            .max_header_list_size(60 * 1024)
-            .max_concurrent_streams(connection.chain.max_concurrent_streams.min(1 << 20))
-            .serve_connection(TokioIo::new(io), service);
-        let mut served = std::pin::pin!(served);
-        let mut ending = false;
-        return poll_fn(|context| {
-            if let Poll::Ready(result) = turns.turn(served.as_mut(), context) {
-                log_end(result.as_ref().err());
-                log_end(result.ok().and_then(Result::err).as_ref());
-                return Poll::Ready(());
-            }
-            while let Poll::Ready(ask) = watch.poll_asked(context) {
-                if ask == Ask::Close {
-                    return Poll::Ready(());
-                }
-                if ask == Ask::Rest {
-                    // Once is enough: an HTTP/2 connection has nothing to give back.
-                    watch.rests.set(true);
-                    continue;
-                }
-                if !std::mem::replace(&mut ending, true) {
-                    served.as_mut().graceful_shutdown();
-                    // So that it is looked at again: the end has to be announced.
-                    context.waker().wake_by_ref();
-                }
-            }
-            Poll::Pending
-        })
-        .await;
+        return Box::pin(serve_http2(io, &current, &watch)).await;
     }
     let mut io = io;
     loop {
         // The protocol's state is large and lives only while there is something to do.
-        let Some(quiet) = Box::pin(http1(io, &current, &watch)).await else { return };
+        let Some(quiet) = Box::pin(serve_http1(io, &current, &watch)).await else { return };
         io = quiet;
         watch.rests.set(true);
-        tokio::select! {
+        let resting = &shard.process.connections_resting;
+        resting.add(1);
+        let again = tokio::select! {
             biased;
-            () = io.readable() => {}
-            () = ends(&watch) => return,
-        }
+            () = io.readable() => true,
+            () = ends(&watch) => false,
+        };
+        resting.subtract(1);
         watch.rests.set(false);
+        if !again {
+            return;
+        }
     }
 }
 
@@ -231,8 +206,49 @@ async fn ends(watch: &Watch) {
     while watch.asked().await == Ask::Rest {}
 }
 
+/// Serves HTTP/2 until the connection ends.
+async fn serve_http2(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) {
+    let serving = Rc::clone(current);
+    let service = service_fn(move |request| serve(serving.get(), request));
+    let (io, turns) = gather(io);
+    let served = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_send_buf_size(64 * 1024)
+        .max_header_list_size(60 * 1024)
+        .max_concurrent_streams(current.get().chain.max_concurrent_streams.min(1 << 20))
+        .serve_connection(TokioIo::new(io), service);
+    let mut served = std::pin::pin!(served);
+    let mut ending = false;
+    poll_fn(|context| {
+        if let Poll::Ready(result) = turns.turn(served.as_mut(), context) {
+            log_end(result.as_ref().err());
+            log_end(result.ok().and_then(Result::err).as_ref());
+            return Poll::Ready(());
+        }
+        while let Poll::Ready(ask) = watch.poll_asked(context) {
+            if ask == Ask::Close {
+                return Poll::Ready(());
+            }
+            if ask == Ask::Rest {
+                // Once is enough: an HTTP/2 connection has nothing to give back.
+                watch.rests.set(true);
+                continue;
+            }
+            if !std::mem::replace(&mut ending, true) {
+                served.as_mut().graceful_shutdown();
+                // So that it is looked at again: the end has to be announced.
+                context.waker().wake_by_ref();
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Serves HTTP/1 until the connection ends, or nothing has come for a while: then the stream comes back.
-async fn http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option<Io> {
+async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option<Io> {
     let io = Arc::new(Mutex::new(io));
     let tail = Arc::new(AtomicU32::new(END_OF_HEAD));
     let serving = Rc::clone(current);
@@ -294,6 +310,13 @@ fn log_end(error: Option<&impl std::error::Error>) {
 
 /// Reads until it is known whether the client speaks HTTP/2.
 async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
+    // Room only when there is something: many connections are opened ahead of their use.
+    if io.is_bare() {
+        tokio::select! {
+            () = io.readable() => {}
+            () = ends(watch) => return None,
+        }
+    }
     let mut bytes = BytesMut::with_capacity(4096);
     loop {
         tokio::select! {
@@ -301,7 +324,7 @@ async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            _ = watch.asked() => return None,
+            () = ends(watch) => return None,
         }
         let compared = bytes.len().min(PREFACE.len());
         if bytes[..compared] != PREFACE[..compared] || bytes.len() >= PREFACE.len() {

@@ -132,6 +132,7 @@ pub struct ProcessSeries {
     pub tls_errors: Counter,
     pub bad_requests: Counter,
     pub server_first: Counter,
+    pub connections_resting: Counter,
 }
 
 /// One worker's part.
@@ -249,6 +250,7 @@ impl Metrics {
             ("server.total_connections".to_owned(), self.total(|process| &process.connections_active)),
             ("listener.downstream_cx_total".to_owned(), self.total(|process| &process.connections)),
             ("listener.downstream_cx_active".to_owned(), self.total(|process| &process.connections_active)),
+            ("listener.downstream_cx_resting".to_owned(), self.total(|process| &process.connections_resting)),
             ("listener.no_filter_chain_match".to_owned(), self.total(|process| &process.no_filter_chain)),
             ("listener.ssl.connection_error".to_owned(), self.total(|process| &process.tls_errors)),
             ("listener.server_first".to_owned(), self.total(|process| &process.server_first)),

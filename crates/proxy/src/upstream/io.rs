@@ -148,6 +148,11 @@ impl AsyncWrite for Io {
 }
 
 impl Io {
+    /// A plain socket of which nothing was read ahead: what it says of being readable is all there is.
+    pub fn is_bare(&self) -> bool {
+        matches!(self, Io::Tcp(stream) if stream.prefix.is_empty())
+    }
+
     /// Waits until there is something to read, or the end. To be asked only while nothing is buffered here.
     pub async fn readable(&self) {
         // An error is found by whoever reads.

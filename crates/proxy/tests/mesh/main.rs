@@ -657,3 +657,45 @@ async fn a_name_is_looked_up_before_the_first_request_is_sent() {
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(app.hits(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_rested_goes_on_where_it_was() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut client = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    let resting = || mesh.client.shared().metrics.total(|process| &process.connections_resting);
+    let rests = async |wanted: u64| {
+        let started = Instant::now();
+        while resting() != wanted {
+            let now = resting();
+            assert!(started.elapsed() < Duration::from_secs(10), "{now} connections rest, not {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n");
+    async fn answer(client: &mut tokio::net::TcpStream, wanted: &str) {
+        let mut seen = String::new();
+        let mut buffer = [0; 4096];
+        while !seen.ends_with(wanted) {
+            let read = client.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "closed after {seen:?}");
+            seen.push_str(std::str::from_utf8(&buffer[..read]).unwrap());
+        }
+    }
+    for path in ["/one", "/two"] {
+        client.write_all(request(path).as_bytes()).await.unwrap();
+        answer(&mut client, &format!("GET {path}")).await;
+        rests(1).await;
+    }
+    // What follows a request in the same packet is not lost, however late the rest of it comes.
+    let (begin, end) = ("GET /four HTTP/1.1\r\nho", "st: web\r\n\r\n");
+    client.write_all(format!("{}{begin}", request("/three")).as_bytes()).await.unwrap();
+    answer(&mut client, "GET /three").await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(resting(), 0, "a connection with half a head must not rest");
+    client.write_all(end.as_bytes()).await.unwrap();
+    answer(&mut client, "GET /four").await;
+    rests(1).await;
+    drop(client);
+    rests(0).await;
+}
