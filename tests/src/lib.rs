@@ -10,3 +10,4 @@ pub mod sds;
 pub mod network;
 pub mod sidecar;
 pub mod server;
+pub mod misbehaving;

@@ -462,10 +462,17 @@ impl Upstream {
             &hosts.healthy
         };
         let (priority, panics) =
-            self.priority(&hosts.priorities, healthy, &mut dice).ok_or(Failure::NoHealthyUpstream)?;
+            self.priority(&hosts.priorities, healthy, &mut dice).ok_or_else(|| self.nobody(&hosts))?;
         let candidates = if panics { &hosts.priorities[priority] } else { &healthy[priority] };
         let place = balance::pick(self.settings.balance, candidates, &mut self.memory.borrow_mut(), &mut dice);
-        place.map(|place| Rc::clone(&candidates[place])).ok_or(Failure::NoHealthyUpstream)
+        place.map(|place| Rc::clone(&candidates[place])).ok_or_else(|| self.nobody(&hosts))
+    }
+
+    /// Why no host can be picked: there would be healthy ones if they were not ejected, or there are none.
+    fn nobody(&self, hosts: &Hosts) -> Failure {
+        let now = self.env.registry.now();
+        let ejected = |host: &Rc<Host>| host.health.is_ejected(now, &self.usage);
+        if hosts.healthy.iter().flatten().any(ejected) { Failure::AllEjected } else { Failure::NoHealthyUpstream }
     }
 
     /// The priority to take, and whether all of its hosts are used, healthy or not.
