@@ -11,3 +11,5 @@ pub mod network;
 pub mod sidecar;
 pub mod server;
 pub mod misbehaving;
+pub mod programs;
+pub mod steady;
