@@ -399,7 +399,8 @@ async fn an_instance_that_is_told_to_end_ends_its_own_streams_only() {
     let first = &mut mesh.users[0];
     until("the end of the first instance", async || if first.runs() { Err("it runs") } else { Ok(()) }).await;
     let outcome = steady.stop().await;
-    assert!(outcome.failed.is_empty(), "of {} requests failed {:?}", outcome.answered, outcome.failed);
+    let why = mesh.meshd.meshctl(&["why", "--last", "caller"]).await;
+    assert!(outcome.failed.is_empty(), "of {} requests failed {:?}\n{why}", outcome.answered, outcome.failed);
     assert!(
         outcome.closed.len() < mesh.size.streams * 2,
         "streams of the other instance were cut: {:?}",
@@ -434,7 +435,8 @@ async fn an_instance_may_be_killed_or_frozen_and_requests_go_to_the_other() {
     mesh.users[0] = mesh.meshd.proxy("user-0", &address, &[], None).await;
     steady.go_on(200).await;
     let outcome = steady.stop().await;
-    assert!(outcome.failed.is_empty(), "of {} requests failed {:?}", outcome.answered, outcome.failed);
+    let why = mesh.meshd.meshctl(&["why", "--last", "caller"]).await;
+    assert!(outcome.failed.is_empty(), "of {} requests failed {:?}\n{why}", outcome.answered, outcome.failed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -413,7 +413,21 @@ impl Upstream {
             }
             last = Some(host);
         }
-        last.ok_or(Failure::NoHealthyUpstream)
+        // The least busy of some is, more often than not, the one that just failed: nothing is under way there.
+        self.untried(tried).or(last).ok_or(Failure::NoHealthyUpstream)
+    }
+
+    /// A healthy host that has not been tried, whatever the balance would be.
+    fn untried(&self, tried: &[Rc<Host>]) -> Option<Rc<Host>> {
+        let hosts = self.hosts.borrow();
+        let now = self.env.registry.now();
+        let is_new = |host: &&Rc<Host>| {
+            !tried.iter().any(|known| known.place == host.place) && !host.health.is_ejected(now, &self.usage)
+        };
+        let of = |group: &Vec<Rc<Host>>| -> Vec<Rc<Host>> { group.iter().filter(is_new).cloned().collect() };
+        let left = hosts.healthy.iter().map(of).find(|group| !group.is_empty())?;
+        let place = self.env.dice.borrow_mut().random_range(0..left.len());
+        left.into_iter().nth(place)
     }
 
     fn original(&self, address: SocketAddr) -> Rc<Host> {
