@@ -408,12 +408,13 @@ async fn force(mesh: &Broken, row: &Row) {
         request.headers_mut().insert("x-request-id", name.parse().unwrap());
         request
     };
-    if name == "overflow" {
-        let to = mesh.outbound.clone();
-        tokio::spawn(async move { ask(&to, "overflow.example", "/held").await });
-    }
     // The server that keeps failing, and the one that is busy, have to be so first.
     let status = until(name, async || {
+        // Whichever of the two comes first is held, so the other is tried until it comes second.
+        if name == "overflow" {
+            let to = mesh.outbound.clone();
+            tokio::spawn(async move { ask(&to, "overflow.example", "/held").await });
+        }
         let answered =
             tokio::time::timeout(Duration::from_secs(2), Client::connect(&mesh.outbound).await.unwrap().ask(request()))
                 .await;
