@@ -413,7 +413,8 @@ async fn force(mesh: &Broken, row: &Row) {
         // Whichever of the two comes first is held, so the other is tried until it comes second.
         if name == "overflow" {
             let to = mesh.outbound.clone();
-            tokio::spawn(async move { ask(&to, "overflow.example", "/held").await });
+            let held = async move { ask(&to, "overflow.example", "/held").await };
+            tokio::spawn(tokio::time::timeout(Duration::from_secs(3), held));
         }
         let answered =
             tokio::time::timeout(Duration::from_secs(2), Client::connect(&mesh.outbound).await.unwrap().ask(request()))
