@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::server::{Client, get};
 
-/// How much. `CHURN=full` is what the mesh has to bear; the default is what a debug build bears on two shared cores.
+/// How much. A debug build bears all of it on two cores; `CHURN=small` is for less.
 #[derive(Clone, Copy, Debug)]
 pub struct Size {
     /// Requests a second.
@@ -32,8 +32,8 @@ impl Size {
     /// By the environment.
     pub fn of_environment() -> Size {
         match std::env::var("CHURN").as_deref() {
-            Ok("full") => Size { rate: 1000, streams: 200 },
-            _ => Size { rate: 200, streams: 40 },
+            Ok("small") => Size { rate: 200, streams: 40 },
+            _ => Size { rate: 1000, streams: 200 },
         }
     }
 }
@@ -57,6 +57,8 @@ pub struct Steady {
     told: Arc<Told>,
     tasks: JoinSet<()>,
     streams: usize,
+    rate: u32,
+    start: Instant,
 }
 
 /// What became of it.
@@ -70,6 +72,8 @@ pub struct Outcome {
     pub closed: Vec<String>,
     /// Messages that came back on streams.
     pub messages: usize,
+    /// Requests that should have been answered in that time.
+    pub wanted: usize,
 }
 
 impl Steady {
@@ -88,7 +92,7 @@ impl Steady {
             let count = STREAMS_OF_A_CONNECTION.min(size.streams - first);
             tasks.spawn(grpc_streams(to.to_owned(), grpc.to_owned(), count, told.clone()));
         }
-        let steady = Steady { told, tasks, streams: size.streams * 2 };
+        let steady = Steady { told, tasks, streams: size.streams * 2, rate: size.rate, start: Instant::now() };
         crate::wait::until("all streams", async || {
             let messages = steady.told.messages.load(Ordering::Relaxed);
             let closed = steady.told.closed.lock().unwrap().clone();
@@ -125,6 +129,7 @@ impl Steady {
             failed: self.told.failed.lock().unwrap().clone(),
             closed: self.told.closed.lock().unwrap().clone(),
             messages: self.told.messages.load(Ordering::Relaxed),
+            wanted: (self.start.elapsed().as_secs_f64() * f64::from(self.rate)) as usize,
         }
     }
 }
@@ -132,7 +137,10 @@ impl Steady {
 impl Outcome {
     /// Nothing failed, nothing was cut, and there was something to fail.
     pub fn assert_undisturbed(&self, what: &str) {
-        assert!(self.answered > 100, "{what}: {} requests are no load", self.answered);
+        // Requests keep their moments, within what a machine that does other things too allows.
+        let (answered, wanted) = (self.answered, self.wanted);
+        assert!(answered > 100 && answered * 2 > wanted, "{what}: {answered} requests of {wanted} are no load");
+        eprintln!("{what}: {answered} requests of {wanted}, {} messages", self.messages);
         assert!(self.failed.is_empty(), "{what}: of {} requests failed {:?}", self.answered, self.failed);
         assert!(self.closed.is_empty(), "{what}: streams closed: {:?}", self.closed);
     }

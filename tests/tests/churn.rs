@@ -1,6 +1,6 @@
 //! What happens to a mesh, with the real programs under steady traffic: requests at a fixed rate, WebSockets and gRPC streams.
 //! Nothing fails and nothing is cut but what the event itself must end, and afterwards the proxies' memory and descriptors are
-//! back where they were. `CHURN=full` is the full size (1,000 requests a second, 200 streams of each kind).
+//! back where they were: 1,000 requests a second, 200 streams of each kind; `CHURN=small` is for slow machines.
 
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -321,7 +321,7 @@ async fn a_control_plane_may_be_killed_be_away_and_come_back() {
     // Killed and back at once, and again after having been away for a while, with other objects.
     for number in [3, 4] {
         mesh.meshd.go();
-        steady.go_on(if number == 4 { 400 } else { 1 }).await;
+        steady.go_on(if number == 4 { 4 * mesh.size.rate as usize } else { 1 }).await;
         mesh.meshd.write("vs.yaml", &virtual_service(number));
         mesh.meshd.come().await;
         edition_is(&mesh, number).await;
@@ -427,14 +427,14 @@ async fn an_instance_may_be_killed_or_frozen_and_requests_go_to_the_other() {
     mesh.size.streams = 0;
     let steady = mesh.traffic().await;
     mesh.users[0].signal("STOP");
-    steady.go_on(200).await;
+    steady.go_on(mesh.size.rate as usize).await;
     mesh.users[0].signal("CONT");
-    steady.go_on(200).await;
+    steady.go_on(mesh.size.rate as usize).await;
     mesh.users[0].kill();
-    steady.go_on(200).await;
+    steady.go_on(mesh.size.rate as usize).await;
     let address = mesh.addresses[0].clone();
     mesh.users[0] = mesh.meshd.proxy("user-0", &address, &[], None).await;
-    steady.go_on(200).await;
+    steady.go_on(mesh.size.rate as usize).await;
     let outcome = steady.stop().await;
     let why = mesh.meshd.meshctl(&["why", "--last", "caller"]).await;
     assert!(outcome.failed.is_empty(), "of {} requests failed {:?}\n{why}", outcome.answered, outcome.failed);
