@@ -11,3 +11,6 @@ pub mod envoy;
 pub mod foreign;
 pub mod sidecar;
 pub mod server;
+pub mod misbehaving;
+pub mod programs;
+pub mod steady;

@@ -227,6 +227,15 @@ impl Authority {
         Pair { certificate: params.signed_by(&key, &self.0).unwrap().pem(), key: key.serialize_pem() }
     }
 
+    /// A certificate for a name whose time is over.
+    pub fn expired_pair(&self, name: &str) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2020, 2, 1);
+        Pair { certificate: params.signed_by(&key, &self.0).unwrap().pem(), key: key.serialize_pem() }
+    }
+
     /// TLS for a client that trusts this authority.
     pub fn client(&self, own: Option<&Pair>) -> ClientConfig {
         let mut roots = RootCertStore::empty();

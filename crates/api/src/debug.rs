@@ -70,6 +70,8 @@ pub struct Why {
     pub sentence: String,
     /// The object that caused it (`VirtualService shop/a`), if one did.
     pub object: String,
+    /// Where that object was read (`shop.yaml:12`): filled in by who asks the control plane; a proxy does not know.
+    pub place: String,
     /// Route, cluster and endpoint concerned, if known.
     pub route: String,
     /// Cluster.

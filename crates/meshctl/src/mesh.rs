@@ -1,5 +1,7 @@
 //! Finding proxies through the control plane, and asking them.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use api::debug::{SyncStatus, Why};
 use api::problem::nearest;
@@ -93,8 +95,65 @@ impl Mesh {
             }
         }
         found.sort_by(|a, b| a.time.cmp(&b.time));
+        let origins = self.origins().await?;
+        for why in &mut found {
+            why.place = origins.get(&why.object).cloned().unwrap_or_default();
+        }
         Ok((found, silent))
     }
+
+    /// Where each object was read (`VirtualService shop/a` is at `shop.yaml:12`).
+    ///
+    /// # Errors
+    /// See [`Mesh::page`].
+    pub async fn origins(&self) -> Result<BTreeMap<String, String>> {
+        serde_json::from_value(self.page("/debug/origins").await?).context("the places of objects cannot be read")
+    }
+
+    /// What proxies refuse of their configuration, one sentence each, with the places of the objects named. `only` one proxy.
+    ///
+    /// # Errors
+    /// See [`Mesh::page`].
+    pub async fn refusals(&self, only: Option<&str>) -> Result<Vec<String>> {
+        let proxies = match only {
+            Some(name) => vec![self.proxy(name).await?],
+            None => self.proxies().await?,
+        };
+        let refused: Vec<(String, String, String)> = proxies
+            .into_iter()
+            .flat_map(|row| row.types.into_iter().map(move |kind| (row.proxy.clone(), kind.kind, kind.nack)))
+            .filter(|(.., nack)| !nack.is_empty())
+            .collect();
+        if refused.is_empty() {
+            return Ok(Vec::new());
+        }
+        let origins = self.origins().await?;
+        let told = |(proxy, kind, nack): (String, String, String)| {
+            format!("{proxy} refused {kind}: {}", with_places(&nack, &origins))
+        };
+        Ok(refused.into_iter().map(told).collect())
+    }
+}
+
+/// A text in which each object named is followed by its place.
+fn with_places(text: &str, origins: &BTreeMap<String, String>) -> String {
+    let mut places: Vec<(usize, &str)> = Vec::new();
+    for (object, place) in origins {
+        for (start, _) in text.match_indices(object.as_str()) {
+            let end = start + object.len();
+            // A longer name that begins alike is another object.
+            let goes_on = |letter: char| letter.is_alphanumeric() || letter == '-';
+            if !text[end..].starts_with(goes_on) {
+                places.push((end, place));
+            }
+        }
+    }
+    places.sort_unstable();
+    let mut told = text.to_owned();
+    for (end, place) in places.into_iter().rev() {
+        told.insert_str(end, &format!(", {place}"));
+    }
+    told
 }
 
 fn hint(name: &str, proxies: &[SyncStatus]) -> String {
@@ -102,5 +161,21 @@ fn hint(name: &str, proxies: &[SyncStatus]) -> String {
         Some(near) => format!("; did you mean {near}?"),
         None if proxies.is_empty() => "; none is".to_owned(),
         None => format!("; connected: {}", proxies.iter().map(|row| row.proxy.as_str()).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn objects_in_a_text_are_followed_by_their_places() {
+        let origins = [("Gateway a/b", "x.yaml:3"), ("Gateway a/b-c", "y.yaml:4")]
+            .map(|(object, place)| (object.to_owned(), place.to_owned()))
+            .into();
+        assert_eq!(
+            with_places("no (it comes from Gateway a/b-c); nor Gateway a/b", &origins),
+            "no (it comes from Gateway a/b-c, y.yaml:4); nor Gateway a/b, x.yaml:3"
+        );
     }
 }

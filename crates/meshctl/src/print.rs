@@ -55,13 +55,17 @@ pub fn structured(format: Format, value: &impl Serialize) -> Result<String> {
 pub fn reason(why: &Why) -> String {
     let mut text = format!("{}\n", why.sentence);
     let status = if why.status == 0 { String::new() } else { why.status.to_string() };
+    let object = match why.place.as_str() {
+        "" => why.object.clone(),
+        place => format!("{}, {place}", why.object),
+    };
     let rows = [
         ("request", &why.request),
         ("request id", &why.request_id),
         ("seen by", &format!("{} ({}), {}", why.proxy, why.direction, why.time)),
         ("answered", &format!("{status} {} {}", why.flag, why.details)),
         ("at fault", &why.side),
-        ("object", &why.object),
+        ("object", &object),
         ("route", &why.route),
         ("cluster", &why.cluster),
         ("endpoint", &why.endpoint),

@@ -62,6 +62,7 @@ const PAGES: &[Page] = &[
     Page { path: "connections", doc: "The connected proxies.", show: |pages, _| Ok(connections(pages)) },
     Page { path: "config_dump", doc: "What a proxy should hold: ?proxyID=NAME.NAMESPACE.", show: config_dump },
     Page { path: "configz", doc: "All objects as last read.", show: configz },
+    Page { path: "origins", doc: "Where each object was read: file and line by kind and name.", show: origins },
     Page { path: "registryz", doc: "All services.", show: registry },
     Page { path: "endpointz", doc: "All endpoints.", show: endpoints },
     Page {
@@ -185,6 +186,13 @@ fn configz(pages: &Pages, arguments: &Arguments) -> Shown {
     let shown =
         published.world.objects().filter(|object| object.key().kind != api::object::Kind::Secret).filter(is_wanted);
     Ok(shown.map(|object| object.raw.clone()).collect())
+}
+
+/// Objects that come from a cluster have no file; they are left out.
+fn origins(pages: &Pages, _: &Arguments) -> Shown {
+    let published = published(pages)?;
+    let read = published.world.objects().filter(|object| !object.origin.file.is_empty());
+    Ok(read.map(|object| (object.reference().to_string(), json!(object.origin.to_string()))).collect())
 }
 
 fn registry(pages: &Pages, _: &Arguments) -> Shown {

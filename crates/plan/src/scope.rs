@@ -11,6 +11,7 @@ use api::crd::peer_authentication::MutualTlsMode;
 use api::crd::sidecar::CaptureMode;
 use api::name::Hostname;
 use api::node::Role;
+use api::object::{Kind, ObjectKey};
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 use api::selector::selects;
 use api::value::Labels;
@@ -58,6 +59,10 @@ pub(crate) struct Inbound {
     /// Where the application is; none for "the address that the caller asked for".
     pub(crate) forward: Option<(String, u16)>,
     pub(crate) mutual_tls: MutualTlsMode,
+    /// The PeerAuthentication that says so.
+    pub(crate) policy: Option<ObjectKey>,
+    /// The Service or Sidecar that opens the port.
+    pub(crate) object: ObjectKey,
     /// The proxy listens itself.
     pub(crate) bound: bool,
 }
@@ -131,6 +136,7 @@ impl Scope {
                 problems.push(self.problem(Code::MeaningTaken, Severity::Warning, message));
                 continue;
             }
+            let (mutual_tls, policy) = self.snapshot.mutual_tls(&self.proxy.namespace, &self.labels, target);
             taken.push(Inbound {
                 host: service.host.to_string(),
                 service: service.name.clone(),
@@ -140,7 +146,9 @@ impl Scope {
                 bind: if uncaptured { own.clone() } else { "0.0.0.0".into() },
                 listen: target,
                 forward: uncaptured.then(|| ("127.0.0.1".to_owned(), target)),
-                mutual_tls: self.snapshot.mutual_tls(&self.proxy.namespace, &self.labels, target),
+                mutual_tls,
+                policy,
+                object: service.object.clone(),
                 bound: uncaptured,
             });
         }
@@ -205,6 +213,8 @@ impl Scope {
             self.problems.push(self.problem(Code::MeaningTaken, Severity::Warning, message));
             return;
         }
+        let (mutual_tls, policy) = self.snapshot.mutual_tls(&self.proxy.namespace, &self.labels, ingress.port.number);
+        let (namespace, name) = (sidecar.namespace.clone(), sidecar.name.clone());
         self.inbound.push(Inbound {
             host: String::new(),
             service: String::new(),
@@ -214,7 +224,9 @@ impl Scope {
             bind,
             listen: ingress.port.number,
             forward,
-            mutual_tls: self.snapshot.mutual_tls(&self.proxy.namespace, &self.labels, ingress.port.number),
+            mutual_tls,
+            policy,
+            object: ObjectKey { kind: Kind::Sidecar, namespace, name },
             bound,
         });
     }

@@ -279,24 +279,22 @@ impl Snapshot {
         None
     }
 
-    /// The mode in which a workload takes connections on a port.
-    pub(crate) fn mutual_tls(&self, namespace: &str, labels: &Labels, port: u16) -> MutualTlsMode {
+    /// The mode in which a workload takes connections on a port, and the policy that says so.
+    pub(crate) fn mutual_tls(&self, namespace: &str, labels: &Labels, port: u16) -> (MutualTlsMode, Option<ObjectKey>) {
         let root = self.mesh.root_namespace.as_str();
-        let mut mode = MutualTlsMode::Permissive;
-        let mut take = |found: Option<MutualTlsMode>| {
+        let mut decided = (MutualTlsMode::Permissive, None);
+        let mut take = |policy: &Plain<crd::PeerAuthentication>, found: Option<MutualTlsMode>| {
             if let Some(found) = found.filter(|found| *found != MutualTlsMode::Unset) {
-                mode = found;
+                let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
+                decided = (found, Some(ObjectKey { kind: Kind::PeerAuthentication, namespace, name }));
             }
         };
-        let wide = |of: &str| {
-            self.peer_authentications
-                .iter()
-                .find(|policy| policy.namespace == of && is_wide(&policy.spec))
-                .and_then(|policy| policy.spec.mtls)
-                .map(|mtls| mtls.mode)
-        };
-        take(wide(root));
-        take(wide(namespace));
+        for of in [root, namespace] {
+            let wide = self.peer_authentications.iter().find(|policy| policy.namespace == of && is_wide(&policy.spec));
+            if let Some(policy) = wide {
+                take(policy, policy.spec.mtls.map(|mtls| mtls.mode));
+            }
+        }
         let own = self.peer_authentications.iter().find(|policy| {
             policy.namespace == namespace
                 && !is_wide(&policy.spec)
@@ -307,10 +305,10 @@ impl Snapshot {
                     .is_some_and(|selector| api::selector::selects(&selector.match_labels, labels))
         });
         if let Some(own) = own.filter(|own| own.namespace != root || namespace == root) {
-            take(own.spec.mtls.map(|mtls| mtls.mode));
-            take(own.spec.port_level_mtls.get(&port.to_string()).map(|mtls| mtls.mode));
+            take(own, own.spec.mtls.map(|mtls| mtls.mode));
+            take(own, own.spec.port_level_mtls.get(&port.to_string()).map(|mtls| mtls.mode));
         }
-        mode
+        decided
     }
 
     /// The mode that clients expect of a service's endpoints: that of mesh and namespace alone, as Istio does.

@@ -57,6 +57,7 @@ fn section<T>(
                 );
             }
             Err(reason) => {
+                let reason = with_object(&reason, object_in(kind, &resource.body).as_deref());
                 rejects.push(Reject { kind, name: name.clone(), reason });
                 if let Some(old) = old {
                     section.insert(name.as_str().into(), old.clone());
@@ -67,10 +68,45 @@ fn section<T>(
     section
 }
 
+/// A reason of refusal with the object that has to be changed.
+pub(crate) fn with_object(reason: &str, object: Option<&str>) -> String {
+    object.map_or_else(|| reason.to_owned(), |object| format!("{reason} (it comes from {object})"))
+}
+
+/// The object that a resource comes from, if it can be read that far.
+fn object_in(kind: ResourceKind, body: &Any) -> Option<Arc<str>> {
+    use envoy_types::pb::envoy::config;
+    match kind {
+        ResourceKind::Cluster => {
+            let cluster: config::cluster::v3::Cluster = api::xds::unpack(body).ok()?;
+            object_of(cluster.metadata.as_ref()).or_else(|| origin_of(cluster.metadata.as_ref()))
+        }
+        ResourceKind::Listener => {
+            let listener: config::listener::v3::Listener = api::xds::unpack(body).ok()?;
+            object_of(listener.metadata.as_ref())
+        }
+        ResourceKind::Route => {
+            let table: config::route::v3::RouteConfiguration = api::xds::unpack(body).ok()?;
+            let mut routes = table.virtual_hosts.iter().flat_map(|host| &host.routes);
+            routes.find_map(|route| object_of(route.metadata.as_ref()))
+        }
+        _ => None,
+    }
+}
+
 /// The object that Istio's metadata names: `filter_metadata.istio.config`
 /// `/apis/networking.istio.io/v1/namespaces/NS/virtual-service/NAME` is `VirtualService NS/NAME`.
 pub(crate) fn object_of(metadata: Option<&api::xds::core::Metadata>) -> Option<Arc<str>> {
-    let path = istio_text(metadata, "config")?;
+    named_by(metadata, "config")
+}
+
+/// The Service, ServiceEntry or Sidecar that our control plane says a cluster stands for.
+pub(crate) fn origin_of(metadata: Option<&api::xds::core::Metadata>) -> Option<Arc<str>> {
+    named_by(metadata, "origin")
+}
+
+fn named_by(metadata: Option<&api::xds::core::Metadata>, key: &str) -> Option<Arc<str>> {
+    let path = istio_text(metadata, key)?;
     let mut parts = path.split('/').skip_while(|part| *part != "namespaces").skip(1);
     let (namespace, kind, name) = (parts.next()?, parts.next()?, parts.next()?);
     let kind: String = kind

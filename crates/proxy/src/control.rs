@@ -183,6 +183,8 @@ impl Shared {
             }
         }
         for (name, reason) in failed {
+            let object = snapshot.listeners.get(&name).and_then(|listener| listener.value.object.clone());
+            let reason = crate::compile::with_object(&reason, object.as_deref());
             match previous.listeners.get(&name) {
                 Some(old) => snapshot.listeners.insert(Arc::clone(&name), old.clone()),
                 None => snapshot.listeners.remove(&name),

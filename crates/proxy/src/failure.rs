@@ -28,6 +28,48 @@ impl Side {
     }
 }
 
+/// Which object explains a failure, among those that decided about the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// What chose the route: a VirtualService.
+    Route,
+    /// What says how the destination is called: a DestinationRule.
+    Policy,
+    /// The destination itself: a Service, a ServiceEntry, or a Sidecar's own port.
+    Service,
+    /// What says which connections are taken: a PeerAuthentication or a Gateway.
+    Listener,
+    /// The caller; no object is at fault.
+    Nobody,
+}
+
+/// The objects that decided about a request, as far as they are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Objects<'a> {
+    /// Of the route.
+    pub route: Option<&'a str>,
+    /// Of the cluster's policy.
+    pub policy: Option<&'a str>,
+    /// Of the cluster's service.
+    pub service: Option<&'a str>,
+    /// Of the listener.
+    pub listener: Option<&'a str>,
+}
+
+impl Objects<'_> {
+    /// The one to blame: where there is no such object, the next that can be edited.
+    pub fn to_blame(&self, failure: Failure) -> String {
+        let found = match failure.blames() {
+            Blame::Route => self.route.or(self.service),
+            Blame::Policy => self.policy.or(self.service).or(self.route),
+            Blame::Service => self.service.or(self.policy).or(self.route),
+            Blame::Listener => self.listener,
+            Blame::Nobody => None,
+        };
+        found.unwrap_or_default().to_owned()
+    }
+}
+
 macro_rules! failures {
     ($($variant:ident { status: $status:literal, flag: $flag:literal, details: $details:literal, side: $side:ident, body: $body:literal, sentence: $sentence:literal })*) => {
         /// Why a connection or request ended.
@@ -77,19 +119,36 @@ failures! {
         sentence: "The route leads to a cluster that the proxy does not have; check that the destination's host, port and subset exist." }
     NoHealthyUpstream { status: 503, flag: "UH", details: "no_healthy_upstream", side: Upstream, body: "no healthy upstream",
         sentence: "The destination has no endpoint that may be called: no workload runs, none is ready, or all are ejected." }
-    Overflow { status: 503, flag: "UO", details: "overflow", side: Policy, body: "upstream connect error or disconnect/reset before headers. reset reason: overflow",
+    AllEjected { status: 503, flag: "UH", details: "no_healthy_upstream", side: Upstream, body: "no healthy upstream",
+        sentence: "All endpoints of the destination are ejected because they kept failing; see the DestinationRule's outlierDetection and the application's own errors." }
+    Overflow { status: 503, flag: "UO", details: "upstream_reset_before_response_started{overflow}", side: Policy, body: "upstream connect error or disconnect/reset before headers. reset reason: overflow",
         sentence: "A limit of the destination's connection pool was reached; raise trafficPolicy.connectionPool of its DestinationRule or add workloads." }
-    ConnectFailed { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_failure}", side: Upstream,
-        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
-        sentence: "The endpoint refused the connection or is unreachable; check that the application listens on that port." }
+    ConnectRefused { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|delayed_connect_error:_Connection_refused}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The endpoint refused the connection; check that the application runs and listens on that port." }
+    ConnectFailed { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The endpoint is unreachable or closed the connection at once; check its address and the network in between." }
     ConnectTimeout { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_timeout}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: connection timeout",
         sentence: "The endpoint did not accept the connection in time; check network policies and connectTimeout." }
-    TlsFailed { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_failure|TLS_error}", side: Upstream,
-        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure, transport failure reason: TLS_error",
-        sentence: "The TLS handshake with the endpoint failed: it does not speak TLS, does not trust our certificate, or its name is not one of the expected." }
+    TlsUntrusted { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_X509_verify_cert:_certificate_verification_error_at_depth_0:_unable_to_get_local_issuer_certificate:TLS_error_end}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The endpoint's certificate is not from an authority that we trust; check the caCertificates or credentialName of the DestinationRule, and the roots of the mesh." }
+    TlsExpired { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_X509_verify_cert:_certificate_verification_error_at_depth_0:_certificate_has_expired:TLS_error_end}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The endpoint's certificate has expired, or is not valid yet; renew it, and check the clocks." }
+    TlsWrongName { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_SAN_matcher:TLS_error_end}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The endpoint's certificate is for another name than the expected; check the subjectAltNames of the DestinationRule, or the service accounts of the workloads." }
+    TlsNotSpoken { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268435703:SSL_routines:OPENSSL_internal:WRONG_VERSION_NUMBER:TLS_error_end}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The endpoint does not speak TLS on that port; check the tls mode of the DestinationRule, and that the workload has a sidecar." }
+    TlsFailed { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+        sentence: "The TLS handshake with the endpoint failed: it does not take our certificate, or there is no protocol that both know." }
     NoCertificate { status: 503, flag: "UF", details: "upstream_reset_before_response_started{connection_failure|TLS_error:_Secret_is_not_supplied_by_SDS}", side: Mesh,
-        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure, transport failure reason: TLS_error: Secret is not supplied by SDS",
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection failure",
         sentence: "The proxy has no certificate or no trust roots for this destination yet; check the certificate authority or the named secret." }
     UpstreamReset { status: 503, flag: "UR", details: "upstream_reset_before_response_started{remote_reset}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: remote reset",
@@ -100,8 +159,12 @@ failures! {
     UpstreamProtocol { status: 502, flag: "UPE", details: "upstream_reset_before_response_started{protocol_error}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
         sentence: "The endpoint's answer is not valid HTTP; check that the port's declared protocol is the one the application speaks." }
+    UpstreamTruncated { status: 0, flag: "UPE", details: "upstream_reset_after_response_started{protocol_error}", side: Upstream, body: "",
+        sentence: "The endpoint ended the connection in the middle of its answer: fewer bytes came than it had announced." }
+    UpstreamBrokenOff { status: 0, flag: "UR", details: "upstream_reset_after_response_started{remote_reset}", side: Upstream, body: "",
+        sentence: "The endpoint, or the proxy in front of it, reset the stream in the middle of its answer; `meshctl why` shows what the proxy in front of it saw." }
     UpstreamBroken { status: 0, flag: "UC", details: "upstream_reset_after_response_started{connection_termination}", side: Upstream, body: "",
-        sentence: "The endpoint ended the connection in the middle of its answer." }
+        sentence: "The endpoint ended the connection while bytes were still on their way." }
     UpstreamTimeout { status: 504, flag: "UT", details: "response_timeout", side: Upstream, body: "upstream request timeout",
         sentence: "The answer did not come within the route's timeout." }
     PerTryTimeout { status: 504, flag: "UT", details: "upstream_per_try_timeout", side: Upstream, body: "upstream request timeout",
@@ -135,20 +198,66 @@ failures! {
 impl Failure {
     /// Nothing of the request can have reached an application: repeating it is safe whatever its method.
     pub fn is_before_sending(self) -> bool {
-        matches!(
-            self,
-            Failure::ConnectFailed
-                | Failure::ConnectTimeout
-                | Failure::TlsFailed
-                | Failure::NoCertificate
-                | Failure::NoHealthyUpstream
-                | Failure::Overflow
-        )
+        matches!(self, Failure::NoHealthyUpstream | Failure::AllEjected | Failure::Overflow)
+            || self.is_connect_failure()
+    }
+
+    /// Which of the objects that decided about the request explains it.
+    pub fn blames(self) -> Blame {
+        match self {
+            Failure::RouteNotFound
+            | Failure::ClusterNotFound
+            | Failure::UpstreamTimeout
+            | Failure::PerTryTimeout
+            | Failure::MaxDuration
+            | Failure::StreamIdle
+            | Failure::FaultAbort
+            | Failure::FaultDelay
+            | Failure::UpgradeRefused
+            | Failure::Misdirected
+            | Failure::RateLimited => Blame::Route,
+            Failure::AllEjected
+            | Failure::Overflow
+            | Failure::TcpOverflow
+            | Failure::ConnectTimeout
+            | Failure::TlsUntrusted
+            | Failure::TlsExpired
+            | Failure::TlsWrongName
+            | Failure::TlsNotSpoken
+            | Failure::TlsFailed
+            | Failure::NoCertificate => Blame::Policy,
+            Failure::NoHealthyUpstream
+            | Failure::ConnectRefused
+            | Failure::ConnectFailed
+            | Failure::UpstreamReset
+            | Failure::UpstreamClosed
+            | Failure::UpstreamProtocol
+            | Failure::UpstreamTruncated
+            | Failure::UpstreamBrokenOff
+            | Failure::UpstreamBroken => Blame::Service,
+            Failure::NoFilterChain | Failure::DownstreamTls | Failure::Denied => Blame::Listener,
+            Failure::ClientGone
+            | Failure::BadRequest
+            | Failure::AmbiguousPath
+            | Failure::HeadersTooLarge
+            | Failure::RequestHeaderTimeout => Blame::Nobody,
+        }
     }
 
     /// The connection was never made (Envoy's `connect-failure`).
     pub fn is_connect_failure(self) -> bool {
-        matches!(self, Failure::ConnectFailed | Failure::ConnectTimeout | Failure::TlsFailed | Failure::NoCertificate)
+        matches!(
+            self,
+            Failure::ConnectRefused
+                | Failure::ConnectFailed
+                | Failure::ConnectTimeout
+                | Failure::TlsUntrusted
+                | Failure::TlsExpired
+                | Failure::TlsWrongName
+                | Failure::TlsNotSpoken
+                | Failure::TlsFailed
+                | Failure::NoCertificate
+        )
     }
 
     /// The connection or stream ended without an answer (Envoy's `reset`).
@@ -162,12 +271,9 @@ impl Failure {
 
     /// `UPSTREAM_TRANSPORT_FAILURE_REASON` of the access log.
     pub fn transport_reason(self) -> Option<&'static str> {
-        match self {
-            Failure::TlsFailed => Some("TLS_error"),
-            Failure::NoCertificate => Some("TLS_error:_Secret_is_not_supplied_by_SDS"),
-            Failure::ConnectFailed => Some("delayed_connect_error"),
-            _ => None,
-        }
+        // What the details say behind the bar (Envoy `UPSTREAM_TRANSPORT_FAILURE_REASON`).
+        let (_, reason) = self.details().strip_suffix('}')?.split_once('|')?;
+        self.is_connect_failure().then_some(reason)
     }
 }
 

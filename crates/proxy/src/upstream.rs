@@ -413,7 +413,21 @@ impl Upstream {
             }
             last = Some(host);
         }
-        last.ok_or(Failure::NoHealthyUpstream)
+        // The least busy of some is, more often than not, the one that just failed: nothing is under way there.
+        self.untried(tried).or(last).ok_or(Failure::NoHealthyUpstream)
+    }
+
+    /// A healthy host that has not been tried, whatever the balance would be.
+    fn untried(&self, tried: &[Rc<Host>]) -> Option<Rc<Host>> {
+        let hosts = self.hosts.borrow();
+        let now = self.env.registry.now();
+        let is_new = |host: &&Rc<Host>| {
+            !tried.iter().any(|known| known.place == host.place) && !host.health.is_ejected(now, &self.usage)
+        };
+        let of = |group: &Vec<Rc<Host>>| -> Vec<Rc<Host>> { group.iter().filter(is_new).cloned().collect() };
+        let left = hosts.healthy.iter().map(of).find(|group| !group.is_empty())?;
+        let place = self.env.dice.borrow_mut().random_range(0..left.len());
+        left.into_iter().nth(place)
     }
 
     fn original(&self, address: SocketAddr) -> Rc<Host> {
@@ -462,10 +476,17 @@ impl Upstream {
             &hosts.healthy
         };
         let (priority, panics) =
-            self.priority(&hosts.priorities, healthy, &mut dice).ok_or(Failure::NoHealthyUpstream)?;
+            self.priority(&hosts.priorities, healthy, &mut dice).ok_or_else(|| self.nobody(&hosts))?;
         let candidates = if panics { &hosts.priorities[priority] } else { &healthy[priority] };
         let place = balance::pick(self.settings.balance, candidates, &mut self.memory.borrow_mut(), &mut dice);
-        place.map(|place| Rc::clone(&candidates[place])).ok_or(Failure::NoHealthyUpstream)
+        place.map(|place| Rc::clone(&candidates[place])).ok_or_else(|| self.nobody(&hosts))
+    }
+
+    /// Why no host can be picked: there would be healthy ones if they were not ejected, or there are none.
+    fn nobody(&self, hosts: &Hosts) -> Failure {
+        let now = self.env.registry.now();
+        let ejected = |host: &Rc<Host>| host.health.is_ejected(now, &self.usage);
+        if hosts.healthy.iter().flatten().any(ejected) { Failure::AllEjected } else { Failure::NoHealthyUpstream }
     }
 
     /// The priority to take, and whether all of its hosts are used, healthy or not.

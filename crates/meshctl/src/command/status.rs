@@ -29,10 +29,8 @@ pub(super) async fn run(mesh: &Mesh, proxy: Option<&str>, output: Format) -> Res
             .collect()
     };
     let mut text = table(&heading, &rows.iter().map(cells).collect::<Vec<_>>());
-    for row in &rows {
-        for kind in row.types.iter().filter(|kind| !kind.nack.is_empty()) {
-            text += &format!("\n{} refused {}: {}\n", row.proxy, kind.kind, kind.nack);
-        }
+    for refusal in mesh.refusals(proxy).await? {
+        text += &format!("\n{refusal}\n");
     }
     Ok(text)
 }

@@ -18,9 +18,11 @@ pub(super) async fn run(mesh: &Mesh, arguments: WhyArguments) -> Result<ExitCode
     for sentence in silent {
         eprintln!("not asked: {sentence}");
     }
+    // A request has its reason; who asks for the last failures also wants to hear of rules that are not in effect.
+    let refusals = if arguments.request_id.is_some() { Vec::new() } else { mesh.refusals(only).await? };
     if arguments.output != Format::Table {
         print!("{}", structured(arguments.output, &found)?);
-    } else if found.is_empty() {
+    } else if found.is_empty() && refusals.is_empty() {
         let what = arguments
             .request_id
             .map_or("No failure is remembered".to_owned(), |id| format!("No failure of request {id} is remembered"));
@@ -28,7 +30,10 @@ pub(super) async fn run(mesh: &Mesh, arguments: WhyArguments) -> Result<ExitCode
         return Ok(ExitCode::FAILURE);
     }
     if arguments.output == Format::Table {
-        print!("{}", found.iter().map(reason).collect::<Vec<_>>().join("\n"));
+        let refused =
+            |sentence: &String| format!("{sentence}\n  its last good form, if there was one, stays in effect\n");
+        let told: Vec<String> = found.iter().map(reason).chain(refusals.iter().map(refused)).collect();
+        print!("{}", told.join("\n"));
     }
     Ok(ExitCode::SUCCESS)
 }

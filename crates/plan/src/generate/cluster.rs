@@ -30,7 +30,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::http_protocol_optio
 use envoy_types::pb::envoy::r#type::v3::Percent;
 use serde_json::json;
 
-use super::wire::{ads, config_path, metadata, some_duration, some_u32, transport_socket};
+use super::wire::{ads, config_path, metadata, object_path, some_duration, some_u32, transport_socket};
 use super::{endpoint, filter, named, tls};
 use crate::model::Named;
 use crate::model::{Digested, Port, Protocol, Resolution, Service, digest_of};
@@ -177,6 +177,8 @@ pub(super) fn policy(rule: Option<&DestinationRule>, port: u16, subset: &str) ->
 fn cluster_metadata(service: &Service, rule: Option<&DestinationRule>, subset: &str) -> api::xds::core::Metadata {
     let mut fields =
         json!({"services": [{"host": service.host.as_str(), "name": service.name, "namespace": service.namespace}]});
+    // Ours: what explanations of failures name if no rule is to blame.
+    fields["origin"] = json!(object_path(&service.object));
     if let Some(rule) = rule {
         fields["config"] = json!(config_path("destination-rule", &rule.namespace, &rule.name));
         if !subset.is_empty() {
@@ -496,12 +498,11 @@ fn inbound_cluster(scope: &Scope, inbound: &Inbound) -> Cluster {
         name: name.clone(),
         ..Cluster::default()
     };
+    let mut fields = json!({"origin": object_path(&inbound.object)});
     if !inbound.service.is_empty() {
-        cluster.metadata = metadata([(
-            "istio",
-            json!({"services": [{"host": inbound.host, "name": inbound.service, "namespace": inbound.namespace}]}),
-        )]);
+        fields["services"] = json!([{"host": inbound.host, "name": inbound.service, "namespace": inbound.namespace}]);
     }
+    cluster.metadata = metadata([("istio", fields)]);
     match &inbound.forward {
         None => {
             cluster.cluster_discovery_type = Some(ClusterDiscoveryType::Type(DiscoveryType::OriginalDst as i32));

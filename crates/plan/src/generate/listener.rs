@@ -7,12 +7,13 @@ mod gateway;
 use std::collections::BTreeSet;
 
 use api::node::Role;
-use api::xds::core::{TrafficDirection, TransportSocket};
+use api::object::ObjectKey;
+use api::xds::core::{Metadata, TrafficDirection, TransportSocket};
 use envoy_types::pb::envoy::config::listener::v3::{
     AdditionalAddress, Filter, FilterChain, FilterChainMatch, Listener,
 };
 
-use super::wire::{socket, some_duration};
+use super::wire::{metadata, object_path, socket, some_duration};
 use super::{filter, named};
 use crate::model::digest_of;
 use crate::resources::{Resources, ordered};
@@ -80,6 +81,11 @@ fn chain(name: &str, when: &When<'_>, socket: Option<TransportSocket>, filters: 
         transport_socket: socket,
         ..FilterChain::default()
     }
+}
+
+/// Metadata that names the object for whose sake a listener takes no other connections: explanations of failures show it.
+fn of_object(object: &ObjectKey) -> Option<Metadata> {
+    metadata([("istio", serde_json::json!({"config": object_path(object)}))])
 }
 
 /// A listener without chains. `bound`: it has a socket; else connections are handed over by the capturing one.

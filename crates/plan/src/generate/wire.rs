@@ -1,5 +1,6 @@
 //! Small constructors for Envoy's types.
 
+use api::object::ObjectKey;
 use api::value::Duration;
 use api::xds::core::{
     Address, AggregatedConfigSource, ApiConfigSource, ApiVersion, CidrRange, ConfigSource, GrpcService, Metadata,
@@ -87,6 +88,20 @@ pub(super) fn cidr(text: &str) -> Option<CidrRange> {
         address_prefix: network.network().to_string(),
         prefix_len: some_u32(u32::from(network.prefix_len())),
     })
+}
+
+/// The same of any object, by its key: the kind in words with dashes, as Istio writes it.
+pub(super) fn object_path(key: &ObjectKey) -> String {
+    let row = key.kind.row();
+    let root = if row.group.is_empty() { "api".to_owned() } else { format!("apis/{}", row.group) };
+    let mut kind = String::new();
+    for letter in row.name.chars() {
+        if letter.is_ascii_uppercase() && !kind.is_empty() {
+            kind.push('-');
+        }
+        kind.push(letter.to_ascii_lowercase());
+    }
+    format!("/{root}/v1/namespaces/{}/{kind}/{}", key.namespace, key.name)
 }
 
 /// `/apis/networking.istio.io/v1/namespaces/NS/KIND/NAME`, which tools show beside a resource.

@@ -91,6 +91,7 @@ pub fn compile(any: &Any) -> Result<Cluster, String> {
         },
         service: service(&cluster),
         object: super::object_of(cluster.metadata.as_ref()),
+        origin: super::origin_of(cluster.metadata.as_ref()),
     })
 }
 

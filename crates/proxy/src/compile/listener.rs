@@ -57,6 +57,7 @@ pub fn compile(any: &Any) -> Result<Listener, String> {
             .map(|chain| chain::compile(chain).map(Arc::new))
             .transpose()?,
         access_logs: access_log::compile(&listener.access_log)?,
+        object: super::object_of(listener.metadata.as_ref()),
     };
     compiled.original_dst = compiled.use_original_dst;
     for filter in &listener.listener_filters {

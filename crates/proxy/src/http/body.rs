@@ -100,8 +100,8 @@ impl ResponseBody {
                     self.ahead = Some(frame);
                     return;
                 }
-                Some(Some(Err(_))) => {
-                    self.fail(Failure::UpstreamBroken);
+                Some(Some(Err(broken))) => {
+                    self.fail(broken.0);
                     return;
                 }
                 Some(None) => return,
@@ -194,8 +194,8 @@ impl Body for ResponseBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(_))) => {
-                this.fail(Failure::UpstreamBroken);
+            Poll::Ready(Some(Err(broken))) => {
+                this.fail(broken.0);
                 Poll::Ready(Some(Err(Broken)))
             }
             Poll::Ready(None) => {

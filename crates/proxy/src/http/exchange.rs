@@ -144,7 +144,11 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
     }
     let decision =
         table.decide(virtual_host, &head, &host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
-    let Some(decision) = decision else { return reply::respond(Reply::failure(Failure::RouteNotFound), story) };
+    let Some(decision) = decision else {
+        // The host is known: whoever wrote its routes has none for this path.
+        story.object = virtual_host.routes.iter().find_map(|route| route.object.clone());
+        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
+    };
     story.route = Some(Arc::clone(&decision.route.name));
     story.object.clone_from(&decision.route.object);
     let target = match &decision.route.action {

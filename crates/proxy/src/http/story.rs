@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
 use crate::facts::{ConnFacts, Direction, PeerFacts};
-use crate::failure::Failure;
+use crate::failure::{Failure, Objects};
 use crate::snapshot::chain::HttpChain;
 use crate::snapshot::cluster::Cluster;
 use crate::telemetry::format::Facts;
@@ -295,12 +295,14 @@ impl Story {
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
             sentence: failure.sentence().to_owned(),
-            object: self
-                .object
-                .as_deref()
-                .or(cluster.and_then(|cluster| cluster.object.as_deref()))
-                .unwrap_or_default()
-                .to_owned(),
+            object: Objects {
+                route: self.object.as_deref(),
+                policy: cluster.and_then(|cluster| cluster.object.as_deref()),
+                service: cluster.and_then(|cluster| cluster.origin.as_deref()),
+                listener: None,
+            }
+            .to_blame(failure),
+            place: String::new(),
             route: self.route.as_deref().unwrap_or_default().to_owned(),
             cluster: cluster
                 .map(|cluster| cluster.name.to_string())

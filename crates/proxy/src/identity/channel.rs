@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -31,6 +32,9 @@ pub async fn connect(
     plaintext: bool,
     identity: Option<&Identity>,
 ) -> Result<(Channel, Option<String>)> {
+    let roots = if plaintext { None } else { Some(Arc::new(read_roots(options)?)) };
+    // A certificate of an authority that has been replaced proves nothing to the new one: then the token does.
+    let identity = identity.filter(|held| roots.as_ref().is_none_or(|roots| is_from(held, roots)));
     let token = match (&options.token_file, identity) {
         (Some(file), None) => Some(read_token(file)?),
         _ => None,
@@ -42,10 +46,8 @@ pub async fn connect(
         .keep_alive_while_idle(true)
         .initial_connection_window_size(16 << 20)
         .initial_stream_window_size(4 << 20);
-    let channel = if plaintext {
-        endpoint.connect().await
-    } else {
-        let connector = TlsConnector::from(Arc::new(client_config(options, identity)?));
+    let channel = if let Some(roots) = roots {
+        let connector = TlsConnector::from(Arc::new(client_config(roots, identity)?));
         let address = address.to_owned();
         endpoint
             .connect_with_connector(tower::service_fn(move |_: Uri| {
@@ -59,17 +61,38 @@ pub async fn connect(
                 }
             }))
             .await
+    } else {
+        endpoint.connect().await
     };
-    Ok((channel.map_err(|error| anyhow::anyhow!("{address}: {}", deepest(&error)))?, token))
+    Ok((channel.map_err(|error| anyhow::anyhow!("{address}: {}", explain(&error, options)))?, token))
 }
 
 /// tonic's own words ("transport error") say nothing; the cause below them does.
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+fn explain(error: &(dyn std::error::Error + 'static), options: &Options) -> String {
+    use rustls::{CertificateError as Bad, Error};
     let mut error = error;
+    // An I/O error does not name what it wraps as its source, but the source of that.
     while let Some(source) = error.source() {
         error = source;
     }
-    error.to_string()
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    let tls = error.downcast_ref::<Error>().or_else(|| wrapped.and_then(|inner| inner.downcast_ref::<Error>()));
+    match tls {
+        Some(Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => format!(
+            "the control plane's certificate is not from an authority in {}; if its root was replaced, give the proxy the new one there, and a new token",
+            options.root_cert.as_deref().unwrap_or(Path::new("--root-cert")).display()
+        ),
+        _ => error.to_string(),
+    }
+}
+
+/// Whether the certificate is from one of these authorities, and valid now.
+fn is_from(identity: &Identity, roots: &Arc<RootCertStore>) -> bool {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let Some((leaf, between)) = identity.chain.split_first() else { return false };
+    WebPkiClientVerifier::builder_with_provider(roots.clone(), provider)
+        .build()
+        .is_ok_and(|verifier| verifier.verify_client_cert(leaf, between, UnixTime::now()).is_ok())
 }
 
 fn read_token(file: &Path) -> Result<String> {
@@ -78,7 +101,7 @@ fn read_token(file: &Path) -> Result<String> {
     Ok(token.trim().to_owned())
 }
 
-fn client_config(options: &Options, identity: Option<&Identity>) -> Result<ClientConfig> {
+fn read_roots(options: &Options) -> Result<RootCertStore> {
     let file = options
         .root_cert
         .as_ref()
@@ -90,6 +113,10 @@ fn client_config(options: &Options, identity: Option<&Identity>) -> Result<Clien
         let certificate = certificate.with_context(|| format!("{} is not PEM", file.display()))?;
         roots.add(certificate).with_context(|| format!("{} holds no certificate authority", file.display()))?;
     }
+    Ok(roots)
+}
+
+fn client_config(roots: Arc<RootCertStore>, identity: Option<&Identity>) -> Result<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

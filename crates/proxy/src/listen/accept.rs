@@ -208,6 +208,7 @@ impl Begin {
         }
         let mut end = TcpEnd::new(&self.worker, facts, self.start, self.wall);
         end.failure = Some(failure);
+        end.listener_object = self.listener.object.as_deref();
         end.write_down(&self.listener.access_logs);
     }
 

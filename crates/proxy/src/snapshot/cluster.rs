@@ -57,6 +57,8 @@ pub struct Cluster {
     pub service: Service,
     /// The configuration object the cluster comes from (`DestinationRule shop/a`), if it says so.
     pub object: Option<Arc<str>>,
+    /// The object that the service is (`Service shop/a`), if it says so.
+    pub origin: Option<Arc<str>>,
 }
 
 /// Istio's name of a destination service.

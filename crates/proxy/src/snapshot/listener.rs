@@ -39,6 +39,8 @@ pub struct Listener {
     pub default_chain: Option<Arc<Chain>>,
     /// Log of connections that no chain takes.
     pub access_logs: Vec<AccessLog>,
+    /// The object that says which connections are taken (`PeerAuthentication shop/a`), if it says so.
+    pub object: Option<Arc<str>>,
 }
 
 /// What a chain is chosen by.
@@ -164,6 +166,7 @@ mod tests {
             chains: chains.into_iter().map(chain).collect(),
             default_chain: None,
             access_logs: vec![],
+            object: None,
         }
     }
 

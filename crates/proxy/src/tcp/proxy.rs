@@ -10,7 +10,7 @@ use rand::RngExt;
 use super::exchange::{Exchange, Introduced};
 use super::relay::{self, Ended};
 use crate::facts::{ConnFacts, Direction, PeerFacts};
-use crate::failure::Failure;
+use crate::failure::{Failure, Objects};
 use crate::snapshot::chain::TcpChain;
 use crate::snapshot::cluster::Cluster;
 use crate::telemetry::format::Facts;
@@ -226,6 +226,8 @@ pub struct TcpEnd<'a> {
     pub counted: (u64, u64),
     /// Why it ended.
     pub failure: Option<Failure>,
+    /// The object that says which connections are taken.
+    pub listener_object: Option<&'a str>,
 }
 
 impl<'a> TcpEnd<'a> {
@@ -244,6 +246,7 @@ impl<'a> TcpEnd<'a> {
             link: None,
             counted: (0, 0),
             failure: None,
+            listener_object: None,
         }
     }
 
@@ -311,7 +314,13 @@ impl<'a> TcpEnd<'a> {
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
             sentence: failure.sentence().to_owned(),
-            object: self.cluster.and_then(|cluster| cluster.object.as_deref()).unwrap_or_default().to_owned(),
+            object: Objects {
+                route: None,
+                policy: self.cluster.and_then(|cluster| cluster.object.as_deref()),
+                service: self.cluster.and_then(|cluster| cluster.origin.as_deref()),
+                listener: self.listener_object,
+            }
+            .to_blame(failure),
             cluster: self.cluster_name.to_owned(),
             endpoint: self.host.and_then(Host::address).map(|address| address.to_string()).unwrap_or_default(),
             ..api::debug::Why::default()

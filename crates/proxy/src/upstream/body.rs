@@ -10,6 +10,8 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::failure::Failure;
+
 /// Bytes of a request body that are kept for a repetition at most.
 pub const KEPT: usize = 64 * 1024;
 
@@ -199,7 +201,14 @@ pub enum AnswerBody {
 /// The upstream broke off.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer broke off")]
-pub struct BrokenOff;
+pub struct BrokenOff(pub Failure);
+
+impl From<h2::Error> for BrokenOff {
+    fn from(error: h2::Error) -> Self {
+        let reset = error.is_reset() && error.is_remote();
+        Self(if reset { Failure::UpstreamBrokenOff } else { Failure::UpstreamBroken })
+    }
+}
 
 impl Body for AnswerBody {
     type Data = Bytes;
@@ -207,14 +216,12 @@ impl Body for AnswerBody {
 
     fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         let frame = match self.get_mut() {
-            AnswerBody::One(body) => {
-                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
-            }
-            AnswerBody::Spelled(body) => {
-                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
-            }
+            AnswerBody::One(body) => ready!(Pin::new(body).poll_frame(context))
+                .map(|frame| frame.map_err(|_| BrokenOff(Failure::UpstreamTruncated))),
+            AnswerBody::Spelled(body) => ready!(Pin::new(body).poll_frame(context))
+                .map(|frame| frame.map_err(|_| BrokenOff(Failure::UpstreamTruncated))),
             AnswerBody::Two(body) => {
-                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| BrokenOff))
+                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(BrokenOff::from))
             }
         };
         Poll::Ready(frame)

@@ -75,7 +75,7 @@ pub async fn dial(
         let name = server_name(terms, host, place);
         let stream = TlsConnector::from(config.tls).connect(name, stream).await.map_err(|error| {
             tracing::debug!(cluster = %cluster.name, ?place, %error, "TLS with an upstream failed");
-            Failure::TlsFailed
+            failure_of(&error)
         })?;
         let session = stream.get_ref().1;
         let alpn = session.alpn_protocol().map(<[u8]>::to_vec);
@@ -96,7 +96,10 @@ async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<TcpStream, Failur
             }
         }
     };
-    let stream = stream.map_err(|_| Failure::ConnectFailed)?;
+    let stream = stream.map_err(|error| match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => Failure::ConnectRefused,
+        _ => Failure::ConnectFailed,
+    })?;
     // A proxy must not add Nagle's delay to others' writes.
     let _ = stream.set_nodelay(true);
     if let Some((time, interval, probes)) = cluster.tcp_keepalive {
@@ -107,6 +110,28 @@ async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<TcpStream, Failur
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     }
     Ok(stream)
+}
+
+/// What went wrong in a handshake.
+fn failure_of(error: &std::io::Error) -> Failure {
+    use rustls::{CertificateError as Bad, Error, InvalidMessage};
+    let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+        return Failure::TlsFailed;
+    };
+    match error {
+        Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => Failure::TlsUntrusted,
+        Error::InvalidCertificate(
+            Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. },
+        ) => Failure::TlsExpired,
+        // The verifier's own refusal: none of the names is one of the expected.
+        Error::InvalidCertificate(
+            Bad::NotValidForName | Bad::NotValidForNameContext { .. } | Bad::ApplicationVerificationFailure,
+        ) => Failure::TlsWrongName,
+        Error::InvalidMessage(InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion) => {
+            Failure::TlsNotSpoken
+        }
+        _ => Failure::TlsFailed,
+    }
 }
 
 /// The server name to send. An address stands for none: rustls sends no server name for it.

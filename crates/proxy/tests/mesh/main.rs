@@ -136,7 +136,7 @@ async fn a_wrong_name_is_refused_and_explained() {
     response.into_body().collect().await.unwrap();
     support::until("the failure is explained", || {
         mesh.client.shared().failures.last(1).first().is_some_and(|why| {
-            why.flag == "UF" && why.failure == "TlsFailed" && why.object == "VirtualService shop/route"
+            why.flag == "UF" && why.failure == "TlsWrongName" && why.object == "VirtualService shop/route"
         })
     })
     .await;

@@ -1,5 +1,6 @@
 //! What a gateway listens on.
 
+use api::object::{Kind, ObjectKey};
 use api::xds::core::TrafficDirection;
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_proxy::ClusterSpecifier;
@@ -7,7 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 use super::super::filter::{self, Routes, Side};
 use super::super::route::{GatewayServer, Handling, gateway_route_name, servers_by_port, tcp_rules};
 use super::super::tls;
-use super::{When, chain, distinct, inspect, listener};
+use super::{When, chain, distinct, inspect, listener, of_object};
 use crate::scope::Scope;
 
 pub(super) fn all(scope: &Scope) -> Vec<Listener> {
@@ -27,6 +28,10 @@ pub(super) fn all(scope: &Scope) -> Vec<Listener> {
         if listener.filter_chains.is_empty() {
             continue;
         }
+        listener.metadata = servers.first().and_then(|server| {
+            let (namespace, name) = (server.namespace.to_owned(), server.name.to_owned());
+            of_object(&ObjectKey { kind: Kind::Gateway, namespace, name })
+        });
         distinct(&mut listener);
         inspect(&mut listener);
         listeners.push(listener);

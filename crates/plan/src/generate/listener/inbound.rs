@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::tcp_pro
 
 use super::super::filter::{self, Routes, Side};
 use super::super::{route, tls};
-use super::{MESH_HTTP, MESH_TCP, PLAIN_HTTP, When, chain, inspect, listener};
+use super::{MESH_HTTP, MESH_TCP, PLAIN_HTTP, When, chain, inspect, listener, of_object};
 use crate::model::Protocol;
 use crate::proxy::Interception;
 use crate::scope::{Inbound, Scope};
@@ -35,6 +35,7 @@ fn own_listener(scope: &Scope, inbound: &Inbound) -> Listener {
     let name = format!("{}_{}", inbound.bind, inbound.listen);
     let mut listener = listener(scope, &name, &inbound.bind, inbound.listen, TrafficDirection::Inbound, true);
     listener.filter_chains = chains(scope, inbound, None);
+    listener.metadata = inbound.policy.as_ref().and_then(of_object);
     inspect(&mut listener);
     listener
 }
@@ -55,6 +56,8 @@ fn captured(scope: &Scope) -> Listener {
         listener.filter_chains.extend(chains(scope, inbound, Some(inbound.listen)));
     }
     listener.listener_filters.push(filter::original_dst());
+    let (_, policy) = scope.snapshot.mutual_tls(&scope.proxy.namespace, &scope.labels, 0);
+    listener.metadata = policy.as_ref().and_then(of_object);
     inspect(&mut listener);
     listener
 }
@@ -83,7 +86,7 @@ fn chains(scope: &Scope, inbound: &Inbound, destination_port: Option<u16>) -> Ve
 
 /// Chains for ports that no service claims: they go where they were meant to.
 fn catch_all(scope: &Scope) -> Vec<FilterChain> {
-    let mode = scope.snapshot.mutual_tls(&scope.proxy.namespace, &scope.labels, 0);
+    let (mode, _) = scope.snapshot.mutual_tls(&scope.proxy.namespace, &scope.labels, 0);
     let make = |taking: Taking| {
         let (name, filters) = if taking.http {
             (

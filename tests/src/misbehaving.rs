@@ -1,0 +1,114 @@
+//! Servers that do what servers should not do: they are silent, break off, speak something else, or never take a connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// What a server does with each request.
+#[derive(Clone, Copy, Debug)]
+pub enum Conduct {
+    /// Answers with this status.
+    Answers(u16),
+    /// Reads, and never answers.
+    Silent,
+    /// Reads, and closes the connection.
+    Closes,
+    /// Announces 100 bytes, sends two, and closes the connection.
+    BreaksOff,
+    /// The same, but resets the connection.
+    ResetsInMidBody,
+    /// Answers something that is not HTTP.
+    Babbles,
+}
+
+/// Serves like this in the background; where.
+pub async fn serve(address: &str, conduct: Conduct) -> SocketAddr {
+    let socket = TcpListener::bind(address).await.unwrap();
+    let bound = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            tokio::spawn(behave(stream, conduct));
+        }
+    });
+    bound
+}
+
+async fn behave(mut stream: TcpStream, conduct: Conduct) -> Option<()> {
+    const PART: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok";
+    loop {
+        head(&mut stream).await?;
+        match conduct {
+            Conduct::Answers(status) => {
+                let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\nok");
+                stream.write_all(answer.as_bytes()).await.ok()?;
+                continue;
+            }
+            Conduct::Silent => {
+                let _ = stream.read_u8().await;
+            }
+            Conduct::Closes => {}
+            Conduct::BreaksOff => stream.write_all(PART).await.ok()?,
+            Conduct::ResetsInMidBody => {
+                stream.write_all(PART).await.ok()?;
+                // What was sent must have been read: a reset throws away what has not.
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                stream.set_zero_linger().ok()?;
+            }
+            Conduct::Babbles => stream.write_all(b"good morning to you\r\n\r\n").await.ok()?,
+        }
+        return None;
+    }
+}
+
+/// Reads a request's head to its end.
+async fn head(stream: &mut TcpStream) -> Option<()> {
+    let mut last = [0; 4];
+    while &last != b"\r\n\r\n" {
+        last.rotate_left(1);
+        last[3] = stream.read_u8().await.ok()?;
+    }
+    Some(())
+}
+
+/// A port whose queue of connections is full: those who dial it wait for ever. Ends with this value.
+pub struct Full {
+    /// Where.
+    pub address: SocketAddr,
+    _held: Vec<tokio::task::JoinHandle<()>>,
+    _socket: Arc<TcpListener>,
+}
+
+impl Full {
+    /// Opens it.
+    pub async fn open(ip: &str) -> Full {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{ip}:0").parse().unwrap()).unwrap();
+        let socket = Arc::new(socket.listen(1).unwrap());
+        let address = socket.local_addr().unwrap();
+        let mut held = Vec::new();
+        // The queue takes one or two more than asked for.
+        for _ in 0..8 {
+            held.push(tokio::spawn(async move {
+                let _held = TcpStream::connect(address).await;
+                std::future::pending::<()>().await;
+            }));
+        }
+        let full = async || {
+            let dial = TcpStream::connect(address);
+            match tokio::time::timeout(std::time::Duration::from_millis(100), dial).await {
+                Err(_) => Ok(()),
+                Ok(_) => Err("it still takes connections"),
+            }
+        };
+        crate::wait::until("a full queue", full).await;
+        Full { address, _held: held, _socket: socket }
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        self._held.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
