@@ -32,7 +32,8 @@ use crate::state::Published;
 use crate::telemetry::Metrics;
 use cache::Cache;
 use registry::{Entry as Row, Registry};
-use session::{Answer, Ask, Heard, Session, Variant};
+use session::{Ask, Heard, Session, Variant};
+use wire::Push;
 
 /// How long listeners and routes wait for a client to ask for the endpoints of clusters it was sent. Clients ask at once;
 /// one that never does (it takes no endpoints) must still get its listeners.
@@ -88,11 +89,11 @@ impl Service<http::Request<tonic::body::Body>> for DiscoveryService {
         let answered = match method.as_str() {
             "StreamAggregatedResources" => {
                 let take = |mut request: DiscoveryRequest| (request.node.take(), Ask::from(request));
-                self.open(request, Variant::StateOfTheWorld, take, Answer::into_state_of_the_world)
+                self.open(request, Variant::StateOfTheWorld, take)
             }
             "DeltaAggregatedResources" => {
                 let take = |mut request: DeltaDiscoveryRequest| (request.node.take(), Ask::from(request));
-                self.open(request, Variant::Delta, take, Answer::into_delta)
+                self.open(request, Variant::Delta, take)
             }
             _ => Err(Status::unimplemented(format!("there is no method {method:?} here"))),
         };
@@ -101,16 +102,14 @@ impl Service<http::Request<tonic::body::Body>> for DiscoveryService {
 }
 
 impl DiscoveryService {
-    fn open<In, Out>(
+    fn open<In>(
         &self,
         request: Request<tonic::body::Body>,
         variant: Variant,
         take: fn(In) -> (Option<Node>, Ask),
-        into: fn(Answer) -> Out,
     ) -> Result<http::Response<tonic::body::Body>, Status>
     where
         In: Message + Default + Send + 'static,
-        Out: Message + Default + Send + 'static,
     {
         let caller = self.authenticator.caller(&request)?;
         if caller.is_none() && self.proof_required {
@@ -119,11 +118,11 @@ impl DiscoveryService {
             ));
         }
         let encrypted = request.extensions().get::<PeerCertificate>().is_some() && self.proof_required;
-        let decoder = ProstCodec::<Out, In>::default().decoder();
+        let decoder = ProstCodec::<In, In>::default().decoder();
         let asks = Streaming::new_request(decoder, request.into_inner(), None, Some(MAX_MESSAGE));
         let asks = asks.map(move |message| message.map(take));
         // One response in the channel: what is not taken yet is not made yet, so a slow client gets the newest.
-        let (send, responses) = mpsc::channel::<Result<Out, Status>>(1);
+        let (send, responses) = mpsc::channel::<Result<Push, Status>>(1);
         let stream = ProxyStream {
             service: self.clone(),
             caller,
@@ -135,7 +134,7 @@ impl DiscoveryService {
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
             let outcome = tokio::select! {
-                outcome = stream.run(asks, &send, into) => outcome,
+                outcome = stream.run(asks, &send) => outcome,
                 () = shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
             };
             if let Err(status) = outcome {
@@ -158,11 +157,10 @@ struct ProxyStream {
 }
 
 impl ProxyStream {
-    async fn run<Out: Message>(
+    async fn run(
         mut self,
         asks: impl Stream<Item = Result<(Option<Node>, Ask), Status>>,
-        send: &mpsc::Sender<Result<Out, Status>>,
-        into: fn(Answer) -> Out,
+        send: &mpsc::Sender<Result<Push, Status>>,
     ) -> Result<(), Status> {
         let mut asks = std::pin::pin!(asks);
         let Some(first) = asks.next().await else { return Ok(()) };
@@ -186,10 +184,10 @@ impl ProxyStream {
                 if answer.bytes() > LARGE && self.large.is_none() {
                     self.large = self.service.large_pushes.clone().acquire_owned().await.ok();
                 }
-                let message = into(answer);
-                self.count(kind, message.encoded_len(), changed.take());
+                let push = Push::new(answer, self.session.variant());
+                self.count(kind, push.encoded_len(), changed.take());
                 self.show();
-                if send.send(Ok(message)).await.is_err() {
+                if send.send(Ok(push)).await.is_err() {
                     return Ok(());
                 }
                 if published.has_changed().unwrap_or(false) {

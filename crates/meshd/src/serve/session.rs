@@ -112,7 +112,8 @@ impl Answer {
     }
 }
 
-fn version(digest: u64) -> String {
+/// How a resource's digest is written as its version.
+pub(super) fn version(digest: u64) -> String {
     format!("{digest:016x}")
 }
 
@@ -183,6 +184,11 @@ impl Session {
     /// A new stream.
     pub fn new(variant: Variant) -> Self {
         Self { variant, offer: None, kinds: Default::default(), last_nonce: 0, awaited_endpoints: BTreeSet::new() }
+    }
+
+    /// Which of the two protocols it speaks.
+    pub fn variant(&self) -> Variant {
+        self.variant
     }
 
     /// Sets what the client should hold from now on.
