@@ -167,12 +167,6 @@ fn route(xds: &XdsRoute, host_retry: Option<&RetryPolicy>, mirrors: &[RequestMir
             &xds.response_headers_to_remove,
         )?,
         overrides: overrides(&xds.typed_per_filter_config)?,
-        operation: match &xds.decorator {
-            Some(decorator) if decorator.propagate.is_none_or(|propagate| propagate.value) => {
-                HeaderValue::from_str(&decorator.operation).ok()
-            }
-            _ => None,
-        },
         object: super::object_of(xds.metadata.as_ref()),
     })
 }

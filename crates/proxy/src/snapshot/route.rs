@@ -75,8 +75,6 @@ pub struct Route {
     pub edits: HeaderEdits,
     /// Filters in place of the chain's.
     pub overrides: Overrides,
-    /// Name of the operation for `x-envoy-decorator-operation`.
-    pub operation: Option<http::HeaderValue>,
     /// The configuration object it comes from (`VirtualService shop/a`).
     pub object: Option<Arc<str>>,
 }
