@@ -37,6 +37,8 @@ struct Watched {
     beginning: Arc<AtomicBool>,
     /// The last four bytes that were read.
     tail: Arc<AtomicU32>,
+    /// Something was written, or should have been, that was not flushed since: hyper may hold more of it.
+    unsent: Arc<AtomicBool>,
 }
 
 /// What a request without a body ends with: after it, hyper holds nothing that belongs to a next one.
@@ -66,6 +68,7 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.unsent.store(true, Ordering::Relaxed);
         Pin::new(&mut *self.lock()).poll_write(context, bytes)
     }
 
@@ -74,6 +77,7 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.unsent.store(true, Ordering::Relaxed);
         Pin::new(&mut *self.lock()).poll_write_vectored(context, parts)
     }
 
@@ -82,7 +86,12 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.lock()).poll_flush(context)
+        let flushed = Pin::new(&mut *self.lock()).poll_flush(context);
+        // hyper flushes only when it holds nothing more.
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.unsent.store(false, Ordering::Relaxed);
+        }
+        flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -251,6 +260,7 @@ async fn serve_http2(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) {
 async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option<Io> {
     let io = Arc::new(Mutex::new(io));
     let tail = Arc::new(AtomicU32::new(END_OF_HEAD));
+    let unsent = Arc::new(AtomicBool::new(false));
     let serving = Rc::clone(current);
     let service = service_fn(move |request| serve(serving.get(), request));
     let served = http1::Builder::new()
@@ -263,6 +273,7 @@ async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option
                 io: Arc::clone(&io),
                 beginning: Arc::clone(&watch.beginning),
                 tail: Arc::clone(&tail),
+                unsent: Arc::clone(&unsent),
             }),
             service,
         )
@@ -281,9 +292,10 @@ async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option
                 return Poll::Ready(false);
             }
             if ask == Ask::Rest {
-                // Nothing was read since the last answer, and what was read before is used up.
+                // Nothing was read since the last answer, what was read before is used up, and the answer has left.
                 let quiet = watch.active.get() == 0 && !watch.beginning.load(Ordering::Relaxed);
-                if !ending && quiet && tail.load(Ordering::Relaxed) == END_OF_HEAD {
+                let sent = !unsent.load(Ordering::Relaxed);
+                if !ending && quiet && sent && tail.load(Ordering::Relaxed) == END_OF_HEAD {
                     return Poll::Ready(true);
                 }
                 // Asked again only after another request.
@@ -333,5 +345,37 @@ async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
         if watch.head_since.get().is_none() {
             watch.head_since.set(Some(Instant::now()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::upstream::io::Prefixed;
+
+    #[tokio::test]
+    async fn what_the_client_has_not_taken_is_known() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let unsent = Arc::new(AtomicBool::new(false));
+        let mut stream = Watched {
+            io: Arc::new(Mutex::new(Io::Unix(Prefixed { prefix: Bytes::new(), inner: near }))),
+            beginning: Arc::default(),
+            tail: Arc::default(),
+            unsent: Arc::clone(&unsent),
+        };
+        let sent = async {
+            stream.write_all(&vec![1; 1 << 20]).await.unwrap();
+            stream.flush().await.unwrap();
+        };
+        let mut sent = std::pin::pin!(sent);
+        // The socket is full: what is left is not lost sight of.
+        assert!(poll_fn(|context| Poll::Ready(sent.as_mut().poll(context))).await.is_pending());
+        assert!(unsent.load(Ordering::Relaxed));
+        let mut taken = vec![0; 1 << 20];
+        tokio::join!(sent, async { far.read_exact(&mut taken).await.unwrap() });
+        assert!(!unsent.load(Ordering::Relaxed));
     }
 }
