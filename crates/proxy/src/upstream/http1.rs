@@ -127,7 +127,7 @@ impl Connection {
     /// It cannot take a request: it is closed, says something that nobody asked for, or has not ended the exchange before.
     pub fn is_closed(&self) -> bool {
         let mut stream = self.0.stream.borrow_mut();
-        if !stream.keep || stream.body.is_some() || stream.answer != Answer::Complete || !stream.read.is_empty() {
+        if !stream.keep || stream.sends() || stream.answer != Answer::Complete || !stream.read.is_empty() {
             return true;
         }
         let mut byte = [0];
@@ -178,9 +178,9 @@ impl Connection {
         let mut stream = self.0.stream.borrow_mut();
         stream.expect(&mut answer, head_only, connect)?;
         if gone {
-            (stream.keep, stream.body) = (false, None);
+            stream.stop_sending();
         }
-        if stream.body.is_some() {
+        if stream.sends() {
             self.send_beside();
         }
         drop(stream);
@@ -197,7 +197,7 @@ impl Connection {
                 *inner.sender.borrow_mut() = Some(context.waker().clone());
                 let mut stream = inner.stream.borrow_mut();
                 if ready!(stream.poll_send(context)).is_err() {
-                    (stream.keep, stream.body) = (false, None);
+                    stream.stop_sending();
                 }
                 Poll::Ready(())
             })
@@ -207,6 +207,17 @@ impl Connection {
 }
 
 impl Stream {
+    /// Some of the request has not left yet.
+    fn sends(&self) -> bool {
+        self.body.is_some() || !self.write.is_empty()
+    }
+
+    /// The peer takes no more of the request: its answer may still be read, but no other follows.
+    fn stop_sending(&mut self) {
+        (self.keep, self.body) = (false, None);
+        self.write.clear();
+    }
+
     /// Writes the head down.
     fn begin(&mut self, request: Request<RequestBody>) {
         let (mut head, body) = request.into_parts();
@@ -769,6 +780,32 @@ mod tests {
         while !connection.is_closed() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_could_not_take_yet_follows_an_early_answer() {
+        const LONG: usize = 3 << 20;
+        let (connection, mut far) = pair();
+        let work = async {
+            let body = RequestBody::Full(Some(vec![7; LONG].into()));
+            let serve = async {
+                let mut asked = [0; 64];
+                far.read_exact(&mut asked).await.unwrap();
+                far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nz").await.unwrap();
+            };
+            let (answer, ()) = tokio::join!(connection.send(request(Method::POST, body)), serve);
+            let answer = answer.unwrap();
+            assert!(connection.is_closed(), "it still has something to send");
+            let head = "POST /x?y HTTP/1.1\r\nhost: a.b\r\nx-one: 1\r\ncontent-length: 3145728\r\n\r\n".len();
+            let mut rest = vec![0; head + LONG - 64];
+            far.read_exact(&mut rest).await.unwrap();
+            assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "z");
+            while connection.is_closed() {
+                tokio::task::yield_now().await;
+            }
+        };
+        let local = tokio::task::LocalSet::new();
+        tokio::time::timeout(std::time::Duration::from_secs(20), local.run_until(work)).await.unwrap();
     }
 
     #[tokio::test]

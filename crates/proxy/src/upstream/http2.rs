@@ -12,6 +12,7 @@ use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use tokio::task::AbortHandle;
 
 use super::body::RequestBody;
 use super::gather::gather;
@@ -98,17 +99,32 @@ impl Connection {
             }
         };
         let (answer, stream) = sent.map_err(unsent)?;
+        let mut beside = Beside(None);
         if !ends {
             let mut sending = Sending { stream, body, hand: None };
             let done = poll_fn(|context| Poll::Ready(sending.poll(context))).await;
             if done.is_pending() {
-                tokio::task::spawn_local(async move { poll_fn(|context| sending.poll(context)).await });
+                let rest = tokio::task::spawn_local(async move { poll_fn(|context| sending.poll(context)).await });
+                beside.0 = Some(rest.abort_handle());
             }
         }
         let answer = answer.await.map_err(|error| NotSent { error, unsent: false })?;
         let length = answer.headers().get(http::header::CONTENT_LENGTH);
         let left = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        Ok(answer.map(|stream| Received { stream, left, data_ended: false }))
+        Ok(answer.map(|stream| Received { stream, left, data_ended: false, beside }))
+    }
+}
+
+/// The task that sends the rest of a request. It ends with whoever wanted the answer, unless that is complete: the peer is then
+/// told that nobody waits (the stream's last handle is gone).
+#[derive(Debug)]
+struct Beside(Option<AbortHandle>);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }
 
@@ -179,6 +195,16 @@ pub struct Received {
     /// Bytes to come, if the head told.
     left: Option<u64>,
     data_ended: bool,
+    beside: Beside,
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if self.stream.is_end_stream() {
+            // The peer has answered and may still want the rest.
+            self.beside.0 = None;
+        }
+    }
 }
 
 impl Body for Received {
