@@ -29,6 +29,35 @@ pub fn workload(name: &str, namespace: &str, address: &str) -> String {
     )
 }
 
+/// The objects of an HTTP service in namespace `shop` with one workload, and of its caller; strict mutual TLS, nothing captured:
+/// the service's sidecar listens on port 8080 of the workload's address, the application on 18080.
+pub fn strict_pair(service: &str, address: &str, caller: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Service
+metadata: {{name: {service}, namespace: shop}}
+spec: {{selector: {{app: {service}}}, ports: [{{name: http, port: 8080, targetPort: 8080}}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: default, namespace: shop}}
+spec:
+  ingress:
+  - {{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
+  egress:
+  - {{captureMode: NONE, hosts: [./*]}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: shop}}
+spec: {{mtls: {{mode: STRICT}}}}
+{}{}",
+        workload(service, "shop", address),
+        workload("caller", "shop", caller)
+    )
+}
+
 fn ready_address(address: &str) -> String {
     format!("{address}:{}", api::port::READY)
 }

@@ -119,33 +119,6 @@ async fn both_ends_of_a_tcp_connection_are_known_at_both_ends() {
 
 const WEB: &str = "web.shop.svc.cluster.local:8080";
 
-fn web_objects(web: &str, caller: &str) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: Service
-metadata: {{name: web, namespace: shop}}
-spec: {{selector: {{app: web}}, ports: [{{name: http, port: 8080, targetPort: 8080}}]}}
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {{name: default, namespace: shop}}
-spec:
-  ingress:
-  - {{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
-  egress:
-  - {{captureMode: NONE, hosts: [./*]}}
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {{name: default, namespace: shop}}
-spec: {{mtls: {{mode: STRICT}}}}
-{}{}",
-        workload("web", "shop", web),
-        workload("caller", "shop", caller)
-    )
-}
-
 /// Reads up to the end of a head.
 async fn head(stream: &mut TcpStream) -> Result<String, String> {
     let mut bytes = Vec::new();
@@ -200,7 +173,7 @@ async fn header_names_keep_their_spelling_where_that_is_asked_for() {
         (&in_the_mesh, vec!["--proxy-config", "{proxyHeaders: {preserveHttp1HeaderCase: false}}"], false),
     ] {
         let (web, caller) = (loopback(), loopback());
-        let objects = web_objects(&web, &caller);
+        let objects = sidecar::strict_pair("web", &web, &caller);
         let control_plane = ControlPlane::start_with(&[("web.yaml", objects.as_str())], mesh).await;
         tell_heads(&format!("{web}:18080")).await;
         let at_web = sidecar::start(&control_plane, Role::Sidecar, "web", "shop", &web, &own).await;
@@ -303,7 +276,7 @@ async fn both_ways(outbound: &str, length_of_each: u64) -> Result<(), String> {
 async fn a_body_of_a_gibibyte_takes_no_more_memory_than_one_of_a_mebibyte() {
     const MEBIBYTE: u64 = 1 << 20;
     let (web, caller) = (loopback(), loopback());
-    let objects = web_objects(&web, &caller);
+    let objects = sidecar::strict_pair("web", &web, &caller);
     let control_plane = ControlPlane::start_with(&[("web.yaml", objects.as_str())], MESH_CONFIG).await;
     store_and_give(&format!("{web}:18080")).await;
     let at_web = Process::start(&control_plane, "web", "shop", &web).await;

@@ -28,33 +28,6 @@ struct Shop {
     inbound: String,
 }
 
-fn shop_objects(user: &str, caller: &str) -> String {
-    format!(
-        "
-apiVersion: v1
-kind: Service
-metadata: {{name: user, namespace: shop}}
-spec: {{selector: {{app: user}}, ports: [{{name: http, port: 8080, targetPort: 8080}}]}}
----
-apiVersion: networking.istio.io/v1
-kind: Sidecar
-metadata: {{name: default, namespace: shop}}
-spec:
-  ingress:
-  - {{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
-  egress:
-  - {{captureMode: NONE, hosts: [./*]}}
----
-apiVersion: security.istio.io/v1
-kind: PeerAuthentication
-metadata: {{name: default, namespace: shop}}
-spec: {{mtls: {{mode: STRICT}}}}
-{}{}",
-        workload("user", "shop", user),
-        workload("caller", "shop", caller)
-    )
-}
-
 /// What requests for the service get besides being forwarded.
 fn virtual_service(header: &str) -> String {
     format!(
@@ -65,7 +38,7 @@ fn virtual_service(header: &str) -> String {
 impl Shop {
     async fn open(more_objects: &str, more_settings: &[&str]) -> Shop {
         let (user_address, caller_address) = (loopback(), loopback());
-        let objects = shop_objects(&user_address, &caller_address);
+        let objects = sidecar::strict_pair("user", &user_address, &caller_address);
         let vs = virtual_service("first");
         let files = [("shop.yaml", objects.as_str()), ("vs.yaml", vs.as_str()), ("more.yaml", more_objects)];
         let control_plane = ControlPlane::start_with(&files, MESH_CONFIG).await;
