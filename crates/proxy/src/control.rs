@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -74,7 +74,8 @@ pub struct Shared {
     /// Access logs.
     pub road: Road,
     log_level: Mutex<Option<LogControl>>,
-    applied: AtomicBool,
+    /// How many configurations were taken in.
+    applied: AtomicU64,
     pub(crate) workers: Vec<mpsc::UnboundedSender<Command>>,
     sockets: Mutex<BTreeMap<(Arc<str>, SocketAddr), Bound>>,
 }
@@ -119,10 +120,15 @@ impl Shared {
             quit: CancellationToken::new(),
             road: Road::start()?,
             log_level: Mutex::default(),
-            applied: AtomicBool::new(false),
+            applied: AtomicU64::new(0),
             workers,
             sockets: Mutex::default(),
         })
+    }
+
+    /// What `memory::follow` looks at.
+    pub(crate) fn memory_in_use(&self) -> (u64, u64) {
+        (self.metrics.total(|process| &process.connections_resting), self.applied.load(Ordering::Acquire))
     }
 
     /// See `Running::apply`.
@@ -153,7 +159,7 @@ impl Shared {
             }
         }
         if !resources.of(ResourceKind::Listener).is_empty() && !resources.of(ResourceKind::Cluster).is_empty() {
-            self.applied.store(true, Ordering::Release);
+            self.applied.fetch_add(1, Ordering::Release);
         }
         *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = resources.clone();
         self.rejects.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&rejects);
@@ -256,7 +262,7 @@ impl Shared {
         if *self.draining.borrow() {
             return Some("the proxy is ending".to_owned());
         }
-        if !self.applied.load(Ordering::Acquire) {
+        if self.applied.load(Ordering::Acquire) == 0 {
             return Some("no configuration with listeners and clusters has been received yet".to_owned());
         }
         let secrets = self.secrets.load();

@@ -25,5 +25,6 @@ pub mod drain;
 pub mod control;
 pub mod bootstrap;
 pub mod admin;
+pub mod memory;
 pub mod app;
 pub mod agent;
