@@ -9,6 +9,9 @@
 {{- end -}}
 {{- define "labels" -}}
 app: istiod
+{{ include "labels.but.app" . }}
+{{- end -}}
+{{- define "labels.but.app" -}}
 istio: pilot
 istio.io/rev: {{ include "revision" . | quote }}
 app.kubernetes.io/name: istiod

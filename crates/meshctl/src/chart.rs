@@ -153,8 +153,7 @@ pub fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>
 /// # Errors
 /// It is not PATH=VALUE.
 pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
-    let (path, text) =
-        assignment.split_once('=').with_context(|| format!("--set {assignment:?} is not PATH=VALUE"))?;
+    let (path, text) = assignment.split_once('=').with_context(|| format!("--set {assignment:?} is not PATH=VALUE"))?;
     let value = match text {
         "" => json!(""),
         _ => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
@@ -283,7 +282,12 @@ mod tests {
     #[test]
     fn what_a_chart_does_not_know_is_found() {
         let mut found = Vec::new();
-        unknown(&json!({"a": {"x": 1, "free": {"any": 1}}, "z": 1}), &json!({"a": {"x": 0, "free": {}}}), "", &mut found);
+        unknown(
+            &json!({"a": {"x": 1, "free": {"any": 1}}, "z": 1}),
+            &json!({"a": {"x": 0, "free": {}}}),
+            "",
+            &mut found,
+        );
         assert_eq!(found, ["z"]);
     }
 }
