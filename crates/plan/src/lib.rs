@@ -17,6 +17,7 @@ pub mod snapshot;
 mod check;
 pub mod scope;
 mod generate;
+pub mod inject;
 
 pub use model::Named;
 pub use proxy::ProxyIdentity;
