@@ -1,5 +1,7 @@
 //! The webhooks' port: `/validate` judges objects as the API server would have them stored, with the same rules as all else.
 
+pub mod inject;
+
 use std::sync::Arc;
 
 use anyhow::Result;
