@@ -192,12 +192,24 @@ impl MeshConfig {
     }
 }
 
+/// The settings that injection or the proxy itself go by.
+const PROXY_CONFIG_WITH_EFFECT: &[&str] = &[
+    "interceptionMode",
+    "discoveryAddress",
+    "concurrency",
+    "proxyMetadata",
+    "holdApplicationUntilProxyStarts",
+    "terminationDrainDuration",
+    "drainDuration",
+    "statusPort",
+];
+
 /// The settings in proxies' own settings (`defaultConfig`, `PROXY_CONFIG`) that have no effect on what proxies are told.
 pub fn proxy_config_without_effect(proxy_config: &Value) -> Vec<String> {
     let mut fields = Vec::new();
     for (name, value) in proxy_config.as_object().into_iter().flatten() {
         match (name.as_str(), value.as_object()) {
-            ("interceptionMode", _) => {}
+            (name, _) if PROXY_CONFIG_WITH_EFFECT.contains(&name) => {}
             ("proxyHeaders", Some(headers)) => {
                 let others = headers.keys().filter(|name| *name != "preserveHttp1HeaderCase");
                 fields.extend(others.map(|name| format!("proxyHeaders.{name}")));

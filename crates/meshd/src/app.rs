@@ -14,6 +14,7 @@ use api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServe
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use plan::World;
+use plan::inject::ClusterFacts;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -35,6 +36,7 @@ use crate::source::files::{self, Folder};
 use crate::source::{self, Batch};
 use crate::state::{self, Published};
 use crate::telemetry::Metrics;
+use crate::webhook::inject::{Counters, Injector};
 use crate::writers::Writers;
 use crate::{memory, state_folder, webhook};
 
@@ -58,6 +60,8 @@ impl Running {
         state_folder::prepare(&config.state_dir)?;
         let metrics = Arc::new(Metrics::new()?);
         let objects = Objects::open(&config).await?;
+        let cluster = objects.facts(&config).await?;
+        let injections = metrics.registry().clone();
         let root = match (&objects, &config.ca_dir) {
             (Objects::Cluster(client), None) => {
                 ca::secret::load(client, &config.root_namespace, &config.state_dir, &mesh.trust_domain).await?
@@ -145,7 +149,15 @@ impl Running {
         }
         if let Some((listener, _)) = webhooks {
             let tls = serving.config(&root, &["h2", "http/1.1"])?;
-            tasks.spawn(webhook::serve(listener, tls, published.clone(), shutdown.clone()));
+            let (settings, read) = watch::channel(None);
+            let follow = webhook::settings::follow(published.clone(), config.root_namespace.clone(), cluster, settings);
+            tasks.spawn(async move {
+                follow.await;
+                Ok(())
+            });
+            let counters = Counters::new(&injections)?;
+            let injector = Injector { settings: read, published: published.clone(), counters };
+            tasks.spawn(webhook::serve(listener, tls, injector, shutdown.clone()));
         }
         Ok(Running { addresses, published, shutdown, tasks })
     }
@@ -197,6 +209,16 @@ impl Objects {
             )?,
         };
         Ok(Objects::Cluster(Client::try_from(read).context("the cluster cannot be reached with these settings")?))
+    }
+
+    /// What injection must know of the cluster.
+    async fn facts(&self, config: &Config) -> Result<ClusterFacts> {
+        let revision = Some(config.revision.clone()).filter(|revision| revision != "default").unwrap_or_default();
+        let facts = ClusterFacts { cluster_id: config.cluster_id.clone(), revision, ..ClusterFacts::default() };
+        let Objects::Cluster(client) = self else { return Ok(facts) };
+        let version = client.apiserver_version().await.context("the API server does not answer")?;
+        tracing::info!(version = version.git_version, "the API server answers");
+        Ok(ClusterFacts { native_sidecars: ClusterFacts::has_native_sidecars(&version.git_version), ..facts })
     }
 
     fn client(&self) -> Option<Client> {

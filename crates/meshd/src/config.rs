@@ -22,6 +22,9 @@ pub struct Config {
     /// Name of this replica.
     #[arg(long, env = "POD_NAME", default_value = "meshd")]
     pub replica: String,
+    /// Name of the cluster, in metrics and identities of proxies.
+    #[arg(long, env = "CLUSTER_ID", visible_alias = "clusterID", default_value = "Kubernetes")]
+    pub cluster_id: String,
     /// Revision: which of several control planes of a cluster this is (Istio `istio.io/rev`).
     #[arg(long, env = "REVISION", default_value = "default")]
     pub revision: String,

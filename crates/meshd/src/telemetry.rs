@@ -131,6 +131,11 @@ impl Metrics {
         })
     }
 
+    /// Where parts with metrics of their own register them.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// The Prometheus text format, version 0.0.4.
     pub fn encode(&self) -> String {
         self.uptime.set(self.started.elapsed().as_secs_f64());

@@ -1,5 +1,8 @@
 //! The webhooks' port: `/validate` judges objects as the API server would have them stored, with the same rules as all else.
 
+pub mod inject;
+pub mod settings;
+
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -22,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::serve::connection;
 use crate::state::Published;
+use inject::Injector;
 
 /// Serves until told to stop.
 ///
@@ -30,14 +34,16 @@ use crate::state::Published;
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    published: watch::Receiver<Option<Published>>,
+    injector: Injector,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let router = Router::new()
         .route("/ready", get(|| async { "ready\n" }))
         .route("/validate", post(validate))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "There are /validate and /ready; injection is not built yet.\n") })
-        .with_state(published);
+        .route("/validate/{*rest}", post(validate))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "There are /inject, /validate and /ready.\n") })
+        .with_state(injector.published.clone())
+        .merge(inject::router(injector));
     let mut connections = connection::accept(listener, Some(tls));
     loop {
         let connection = tokio::select! {

@@ -18,6 +18,7 @@ mod check;
 pub mod scope;
 mod generate;
 pub mod go_template;
+pub mod inject;
 
 pub use model::Named;
 pub use proxy::ProxyIdentity;
