@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::object::{Kind, KindRow, KINDS};
+use crate::object::{KINDS, Kind, KindRow};
 
 /// Columns that `kubectl get` shows besides the name: heading, type, path.
 fn columns(kind: Kind) -> Vec<(&'static str, &'static str, &'static str)> {

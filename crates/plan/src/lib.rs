@@ -20,6 +20,7 @@ mod generate;
 pub mod go_template;
 pub mod inject;
 
+pub use intrinsic::intrinsic;
 pub use model::Named;
 pub use proxy::ProxyIdentity;
 pub use resources::Resources;

@@ -18,11 +18,8 @@ pub async fn follow(
     settings: watch::Sender<Option<Arc<Settings>>>,
 ) {
     let suffix = if cluster.revision.is_empty() { String::new() } else { format!("-{}", cluster.revision) };
-    let key = ObjectKey {
-        kind: Kind::ConfigMap,
-        namespace: root_namespace,
-        name: format!("istio-sidecar-injector{suffix}"),
-    };
+    let key =
+        ObjectKey { kind: Kind::ConfigMap, namespace: root_namespace, name: format!("istio-sidecar-injector{suffix}") };
     let mut taken: Option<(String, String, MeshConfig)> = None;
     while published.changed().await.is_ok() {
         let Some(now) = published.borrow_and_update().clone() else { continue };
