@@ -2,6 +2,8 @@
 
 pub mod config_dump;
 pub mod pages;
+pub mod probe;
+pub mod scrape;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +24,15 @@ use crate::control::Shared;
 pub struct Admin {
     /// The proxy.
     pub shared: Arc<Shared>,
+    /// Counters of scrapes of the merged metrics.
+    scrapes: scrape::Scrapes,
+}
+
+impl Admin {
+    /// Pages of this proxy.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, scrapes: scrape::Scrapes::default() }
+    }
 }
 
 type Of = State<Arc<Admin>>;
@@ -71,10 +82,12 @@ fn admin_routes() -> Router<Arc<Admin>> {
 fn status_routes() -> Router<Arc<Admin>> {
     Router::new()
         .route("/healthz/ready", get(ready))
-        .route("/stats/prometheus", get(prometheus))
-        .route("/metrics", get(prometheus))
+        .route("/stats/prometheus", get(scrape::merged))
+        .route("/metrics", get(scrape::merged))
         .route("/quitquitquit", post(quit))
-        .route("/drain", post(drain_listeners))
+        .route("/drain", post(leave))
+        .route("/app-health/{container}/{probe}", get(probe::answer))
+        .route("/app-lifecycle/{container}/{hook}", get(probe::answer))
 }
 
 fn ready_routes() -> Router<Arc<Admin>> {
@@ -170,6 +183,16 @@ async fn drain_listeners(
     }
     let inbound_only = uri.query().is_some_and(|query| query.split('&').any(|word| word.starts_with("inboundonly")));
     admin.shared.drain_listeners(inbound_only);
+    "OK\n".into_response()
+}
+
+/// Before the end that the kubelet announced: clients are told to go elsewhere while all that still comes is served, since the
+/// mesh learns of the end a little later than the pod.
+async fn leave(State(admin): Of, ConnectInfo(caller): ConnectInfo<SocketAddr>) -> Response {
+    if !is_own_host(caller, &admin) {
+        return only_own_host();
+    }
+    admin.shared.draining.send_replace(true);
     "OK\n".into_response()
 }
 

@@ -1,6 +1,7 @@
 //! What Istio's agent does, in the same process: gets the identity, follows the xDS server, hands both to the proxy.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use api::xds::{ResourceKind, unpack};
@@ -17,7 +18,9 @@ use tokio::task::JoinSet;
 
 use crate::app::Running;
 use crate::bootstrap;
-use crate::control::Settings;
+use crate::capture::check::{Found, check};
+use crate::control::{Settings, Shared};
+use crate::drain::Drained;
 use crate::identity::{self, channel};
 use crate::secret::{Secret, Store};
 use crate::xds::client::{self, Connect, Options, State};
@@ -68,18 +71,72 @@ impl Agent {
             })
         };
         tasks.spawn(client::run(node, connect(options, identity.clone()), state, apply));
+        if !settings.pod.early.is_empty() {
+            tasks.spawn(end_early(Arc::clone(running.shared())));
+        }
+        if settings.pod.check_capture {
+            tasks.spawn(watch_capture(Arc::clone(running.shared())));
+        }
         Ok(Agent { running, stream, identity, tasks })
     }
 
-    /// Ends what feeds the proxy, then drains it.
+    /// Drains the proxy, then ends what feeds it.
     pub async fn end(self) {
         let Agent { running, mut tasks, .. } = self;
-        // The xDS client holds the proxy too; with its end the proxy is ours alone.
-        tasks.shutdown().await;
-        if let Some(running) = Arc::into_inner(running) {
-            running.drain().await;
+        // What still runs goes by the configuration of now: endpoints that end meanwhile are not asked.
+        let drained = running.leave().await;
+        if let Drained::Cut(left) = drained {
+            tracing::warn!(left, "connections are cut: the time to end is over");
         }
+        tasks.shutdown().await;
+        drop(running);
     }
+}
+
+/// How long a captured connection waits for the first configuration: as long as Istio's users know connecting to take
+/// (`connectTimeout`).
+const FIRST_CONFIGURATION: Duration = Duration::from_secs(10);
+/// How often it is asked whether traffic is captured, until it is.
+const CAPTURE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Bounds the wait of connections that came before the configuration.
+async fn end_early(shared: Arc<Shared>) {
+    tokio::time::sleep(FIRST_CONFIGURATION).await;
+    if !shared.is_configured() && shared.end_early() {
+        tracing::warn!("there is still no configuration: captured connections are refused until it comes");
+    }
+}
+
+/// Keeps the proxy from being ready until the pod's traffic is seen to be captured.
+async fn watch_capture(shared: Arc<Shared>) {
+    let own = shared.settings.metadata.instance_ips.split(',').next().and_then(|address| address.trim().parse().ok());
+    let Some(own) = own else { return };
+    shared.hold_ready(Some("it has not been seen yet whether the pod's traffic is captured".to_owned()));
+    let mut told = String::new();
+    loop {
+        // Where nobody listens, a refusal says nothing.
+        let found = match shared.listens_on(api::port::INBOUND) {
+            true => check(own).await,
+            false => Found::Unknown("nobody listens on the inbound port yet".to_owned()),
+        };
+        let reason = match found {
+            Found::Captured => break,
+            Found::NotCaptured => format!(
+                "the pod's traffic is not captured: a connection of this user ({}) to {own} did not come to port {}. The init container istio-init (proxy init) has not run in this network namespace, its rules were removed, or they are for another user",
+                nix::unistd::geteuid(),
+                api::port::INBOUND
+            ),
+            Found::Unknown(why) => format!("it cannot be seen whether the pod's traffic is captured: {why}"),
+        };
+        if reason != told && shared.is_configured() {
+            tracing::error!(reason, "not ready");
+            told.clone_from(&reason);
+        }
+        shared.hold_ready(Some(reason));
+        tokio::time::sleep(CAPTURE_PAUSE).await;
+    }
+    shared.hold_ready(None);
+    tracing::info!("the pod's traffic is captured");
 }
 
 /// The refusals that the log has: it gets each once, until the resource or the reason is another.

@@ -43,6 +43,8 @@ impl Running {
         };
         let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
         let shared = Arc::new(Shared::new(settings, secrets, senders).context("the access log's thread")?);
+        // Before anything else: an application that starts beside the proxy connects at once.
+        shared.open_early(&shared.settings.pod.early).context("the sockets of captured connections")?;
         let mut threads = Vec::new();
         for (number, receiver) in receivers.into_iter().enumerate() {
             let shared = Arc::clone(&shared);
@@ -50,7 +52,7 @@ impl Running {
             threads.push(thread.spawn(move || work(&shared, number, receiver)).context("a worker thread")?);
         }
         let admin_stop = CancellationToken::new();
-        let admin = admin::serve(Arc::new(Admin { shared: Arc::clone(&shared) }), &admin_stop).await;
+        let admin = admin::serve(Arc::new(Admin::new(Arc::clone(&shared))), &admin_stop).await;
         // From here on a failure ends what was started.
         let mut running =
             Running { shared, admin: [([0, 0, 0, 0], 0).into(); 4], admin_stop, threads: Mutex::new(threads) };
@@ -103,14 +105,29 @@ impl Running {
 
     /// Ends in order: tells clients, stops accepting, waits for running work, at most as long as the settings say.
     pub async fn drain(self) -> Drained {
-        let settings = &self.shared.settings;
-        let _ = self.shared.draining.send(true);
-        tokio::time::sleep(settings.drain_delay).await;
-        self.shared.stop_accepting();
-        let metrics = Arc::clone(&self.shared.metrics);
-        let drained = drain::until_idle(settings.drain, || metrics.total(|process| &process.connections_active)).await;
+        let drained = self.leave().await;
         drop(self);
         drained
+    }
+
+    /// The same, but for the very end: what is left is cut only when this is dropped.
+    pub async fn leave(&self) -> Drained {
+        let settings = &self.shared.settings;
+        let _ = self.shared.draining.send(true);
+        let count = || self.shared.metrics.total(|process| &process.connections_active);
+        // A proxy that was never configured has nobody to wait for.
+        if self.shared.is_configured() {
+            tokio::time::sleep(settings.drain_delay).await;
+        }
+        if settings.pod.exit_on_zero && drain::until_idle(settings.drain, count).await == Drained::Idle {
+            return Drained::Idle;
+        }
+        if settings.pod.keep_outbound {
+            self.shared.drain_listeners(true);
+        } else {
+            self.shared.stop_accepting();
+        }
+        drain::until_idle(settings.drain, count).await
     }
 }
 

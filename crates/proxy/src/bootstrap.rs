@@ -8,11 +8,13 @@ use api::node::{NodeId, NodeMetadata, Role};
 use api::xds::core::{Extension, Node};
 use api::xds::json_to_struct;
 use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
 
 use crate::capture;
 use crate::control::Settings;
 use crate::filters;
 use crate::identity::sds;
+use crate::pod::Pod;
 use crate::xds::client::{Options, parse_duration};
 
 /// The release of Istio whose configuration the proxy understands.
@@ -114,6 +116,9 @@ pub struct Arguments {
     /// The control plane.
     #[command(flatten)]
     pub control_plane: Options,
+    /// What only a proxy in a pod has.
+    #[arg(skip)]
+    pub pod: Pod,
 }
 
 fn at(port: u16) -> SocketAddr {
@@ -145,6 +150,7 @@ impl Arguments {
             workers: self.workers,
             drain: self.drain,
             drain_delay: self.drain_delay,
+            pod: self.pod.clone(),
         }
     }
 
@@ -164,7 +170,10 @@ impl Arguments {
     }
 
     fn metadata(&self) -> NodeMetadata {
+        let told = |name: &str| self.pod.metadata.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         NodeMetadata {
+            owner: told("OWNER"),
+            network: told("NETWORK"),
             name: self.name.clone(),
             namespace: self.namespace.clone(),
             workload_name: self.workload_name.clone().unwrap_or_else(|| self.name.clone()),
@@ -189,6 +198,9 @@ pub fn node(settings: &Settings, admin: SocketAddr) -> Node {
     let mut json = serde_json::to_value(&metadata).unwrap_or_default();
     if let Some(map) = json.as_object_mut() {
         map.retain(|_, value| value.as_str() != Some(""));
+        for (name, value) in &settings.pod.metadata {
+            map.entry(name).or_insert_with(|| value.clone());
+        }
     }
     let named = EXTENSIONS.iter().map(|name| Extension { name: (*name).to_owned(), ..Extension::default() });
     let typed = filters::TABLE.iter().map(|row| Extension {

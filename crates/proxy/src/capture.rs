@@ -3,6 +3,7 @@
 
 mod rules;
 mod render;
+pub mod check;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -18,6 +19,10 @@ pub use rules::{Family, Options, Rule, rules};
 /// A flag is wrong or not built, no program takes the rules, or they are not there afterwards.
 pub fn run(options: &Options) -> Result<()> {
     options.check().map_err(anyhow::Error::msg)?;
+    let idle = options.without_effect();
+    if !idle.is_empty() {
+        eprintln!("taken, but without effect here: {}", idle.join(", "));
+    }
     if options.cleanup_only && !options.dry_run {
         return clean();
     }

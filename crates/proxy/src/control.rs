@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::compile;
+use crate::pod::Pod;
 use crate::secret::Store;
 use crate::snapshot::{Holder, Snapshot};
 use crate::telemetry::access_log::Road;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub drain: Duration,
     /// How long the proxy goes on accepting after it was told to end.
     pub drain_delay: Duration,
+    /// What only a proxy in a pod has.
+    pub pod: Pod,
 }
 
 /// What the control side of one proxy shares.
@@ -73,6 +76,10 @@ pub struct Shared {
     pub quit: CancellationToken,
     /// Access logs.
     pub road: Road,
+    /// Why the proxy is not ready for a reason that lies outside of its configuration.
+    held: Mutex<Option<String>>,
+    /// Sockets that were opened before there was a configuration; connections wait in them.
+    early: Mutex<BTreeMap<SocketAddr, std::net::TcpListener>>,
     log_level: Mutex<Option<LogControl>>,
     /// How many configurations were taken in.
     applied: AtomicU64,
@@ -119,6 +126,8 @@ impl Shared {
             draining: watch::channel(false).0,
             quit: CancellationToken::new(),
             road: Road::start()?,
+            held: Mutex::default(),
+            early: Mutex::default(),
             log_level: Mutex::default(),
             applied: AtomicU64::new(0),
             workers,
@@ -160,6 +169,8 @@ impl Shared {
         }
         if !resources.of(ResourceKind::Listener).is_empty() && !resources.of(ResourceKind::Cluster).is_empty() {
             self.applied.fetch_add(1, Ordering::Release);
+            // Those that no listener took over are for nobody.
+            self.end_early();
         }
         *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = resources.clone();
         self.rejects.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&rejects);
@@ -214,8 +225,13 @@ impl Shared {
         let stop = CancellationToken::new();
         let mut opened = Vec::new();
         let mut actual = address;
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
         for _ in &self.workers {
-            let socket = listen(actual, transparent)?;
+            let socket = match early.take().filter(|_| !transparent) {
+                // With the connections that wait in it.
+                Some(socket) => socket,
+                None => listen(actual, transparent)?,
+            };
             actual = socket.local_addr()?;
             opened.push(socket);
         }
@@ -223,6 +239,41 @@ impl Shared {
             let _ = worker.send(Command::Accept { name: Arc::clone(name), socket, stop: stop.clone() });
         }
         Ok(Bound { actual, stop })
+    }
+
+    /// Opens sockets of which it is known that there will be listeners: connections wait in them instead of being refused.
+    ///
+    /// # Errors
+    /// An address cannot be had.
+    pub(crate) fn open_early(&self, addresses: &[SocketAddr]) -> std::io::Result<()> {
+        let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses {
+            early.insert(*address, listen(*address, false)?);
+        }
+        Ok(())
+    }
+
+    /// Closes the sockets that were opened early and that no listener took over; who waits in them is told by a reset. Says
+    /// whether there were any.
+    pub(crate) fn end_early(&self) -> bool {
+        !std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner)).is_empty()
+    }
+
+    /// Whether somebody listens on this port, on whatever address.
+    pub(crate) fn listens_on(&self, port: u16) -> bool {
+        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        early.keys().any(|address| address.port() == port)
+            || self.listeners().iter().any(|(_, address)| address.port() == port)
+    }
+
+    /// Whether there is a configuration in effect.
+    pub(crate) fn is_configured(&self) -> bool {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Keeps the proxy from being ready, or no longer.
+    pub(crate) fn hold_ready(&self, reason: Option<String>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
     /// Closes all listening sockets.
@@ -264,6 +315,9 @@ impl Shared {
         }
         if self.applied.load(Ordering::Acquire) == 0 {
             return Some("no configuration with listeners and clusters has been received yet".to_owned());
+        }
+        if let Some(reason) = &*self.held.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Some(reason.clone());
         }
         let secrets = self.secrets.load();
         let snapshot = self.holder.load();

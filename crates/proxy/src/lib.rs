@@ -4,6 +4,7 @@
 #![warn(missing_docs)]
 
 pub mod capture;
+pub mod pod;
 pub mod secret;
 pub mod xds;
 pub mod identity;
@@ -24,6 +25,7 @@ pub mod listen;
 pub mod drain;
 pub mod control;
 pub mod bootstrap;
+pub mod pilot_agent;
 pub mod admin;
 pub mod memory;
 pub mod app;

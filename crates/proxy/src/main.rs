@@ -10,6 +10,7 @@ use proxy::agent::Agent;
 use proxy::bootstrap::{Arguments, Cli, Command};
 use proxy::capture;
 use proxy::identity::sds;
+use proxy::pilot_agent::{self, AgentCommand, Environment, PilotAgent};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
@@ -17,12 +18,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Init(options) => capture::run(&options),
-        Command::Sidecar(arguments) => run(&arguments, Role::Sidecar),
-        Command::Router(arguments) => run(&arguments, Role::Router),
-        Command::Sds(options) => serve_secrets(&options),
-    };
+    let outcome = if pilot_agent::is_called(std::env::args_os().next().as_deref()) { as_agent() } else { as_proxy() };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -32,11 +28,38 @@ fn main() -> ExitCode {
     }
 }
 
+/// Under our own name.
+fn as_proxy() -> Result<()> {
+    match Cli::parse().command {
+        Command::Init(options) => capture::run(&options),
+        Command::Sidecar(arguments) => run(&arguments, Role::Sidecar, &[]),
+        Command::Router(arguments) => run(&arguments, Role::Router, &[]),
+        Command::Sds(options) => serve_secrets(&options),
+    }
+}
+
+/// Under the name of Istio's agent, as pods start it.
+fn as_agent() -> Result<()> {
+    match PilotAgent::parse().command {
+        AgentCommand::Proxy(options) => {
+            let in_pod = options.settings(&Environment::of_process())?;
+            run(&in_pod.arguments, in_pod.role, &in_pod.without_effect)
+        }
+        AgentCommand::Request(options) => options.run(),
+        AgentCommand::Wait(options) => options.run(),
+        AgentCommand::IstioIptables(options) => capture::run(&options),
+        AgentCommand::Version(_) => {
+            println!("{}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    }
+}
+
 /// The control side has threads of its own: workers serve requests and nothing else.
-fn run(arguments: &Arguments, role: Role) -> Result<()> {
+fn run(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("control").enable_all().build()?;
-    runtime.block_on(serve(arguments, role))
+    runtime.block_on(serve(arguments, role, idle_flags))
 }
 
 /// Serves the workload's certificate until it is told to end.
@@ -69,8 +92,11 @@ fn start_log(level: &str, as_json: bool) -> Result<reload::Handle<EnvFilter, Reg
     Ok(handle)
 }
 
-async fn serve(arguments: &Arguments, role: Role) -> Result<()> {
+async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result<()> {
     let handle = start_log(&arguments.log, arguments.log_as_json)?;
+    if !idle_flags.is_empty() {
+        tracing::warn!(flags = idle_flags.join(", "), "taken, but without effect here");
+    }
     for field in arguments.without_effect() {
         tracing::warn!(field, "this setting of the proxy's own configuration has no effect");
     }

@@ -154,6 +154,10 @@ fn env(request: &Request<'_>, role: Role) -> Vec<Value> {
     if resources(request).pointer("/limits/cpu").is_some() {
         env.push(json!({"name": "ISTIO_CPU_LIMIT", "valueFrom": {"resourceFieldRef": {"divisor": "0", "resource": "limits.cpu"}}}));
     }
+    if role == Role::Sidecar && request.native {
+        // Its end comes after the application's: then there is nobody left to wait for.
+        env.push(plain("MESH_NATIVE_SIDECAR", "true"));
+    }
     env.push(plain("PROXY_CONFIG", request.config.to_string()));
     if role == Role::Sidecar {
         env.push(plain("ISTIO_META_POD_PORTS", Value::Array(pod_ports(request)).to_string()));

@@ -45,12 +45,100 @@ pub struct Options {
     /// Interfaces to leave alone.
     #[arg(short = 'c', long = "istio-exclude-interfaces", value_delimiter = ',', default_value = "")]
     pub exclude_interfaces: Vec<String>,
+    /// Interfaces of virtual machines, whose traffic is outbound traffic of this pod.
+    #[arg(short = 'k', long = "kube-virt-interfaces", value_delimiter = ',', default_value = "")]
+    pub virtual_interfaces: Vec<String>,
     /// Print the rules, install nothing.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
     /// Remove the rules.
     #[arg(long)]
     pub cleanup_only: bool,
+    /// Flags of Istio's that do nothing here.
+    #[command(flatten)]
+    pub idle: Idle,
+    /// Flags of Istio's whose behaviour is not built.
+    #[command(flatten)]
+    pub not_built: NotBuilt,
+}
+
+/// Flags of Istio's `istio-iptables` that are taken: what they ask for happens anyway, or does not exist here.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Idle {
+    /// The log is a few lines on standard error.
+    #[arg(long = "log_output_level", hide = true)]
+    log_output_level: Option<String>,
+    /// As above.
+    #[arg(long = "log_as_json", hide = true, num_args = 0..=1, default_missing_value = "true")]
+    log_as_json: Option<String>,
+    /// Rules are verified by reading them back.
+    #[arg(long, hide = true)]
+    iptables_probe_port: Option<String>,
+    /// As above.
+    #[arg(long, hide = true)]
+    probe_timeout: Option<String>,
+    /// Rules that differ are always replaced.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    reconcile: Option<String>,
+    /// As above.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    force_apply: Option<String>,
+    /// nftables is tried first.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    native_nftables: Option<String>,
+    /// IPv6 is captured where the pod has it.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    dual_stack: Option<String>,
+    /// The kernel decides which program takes the rules.
+    #[arg(long, hide = true)]
+    force_iptables_binary: Option<String>,
+    /// Only TPROXY marks packets.
+    #[arg(short = 't', long = "istio-inbound-tproxy-mark", hide = true)]
+    tproxy_mark: Option<String>,
+    /// As above.
+    #[arg(short = 'r', long = "istio-inbound-tproxy-route-table", hide = true)]
+    tproxy_route_table: Option<String>,
+}
+
+/// Flags of Istio's `istio-iptables` that are refused.
+#[derive(Clone, Debug, Default, Args)]
+pub struct NotBuilt {
+    /// Capture of DNS.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    redirect_dns: Option<bool>,
+    /// Capture of DNS.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    capture_all_dns: Option<bool>,
+    /// Dropping of packets that belong to no connection.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    drop_invalid: Option<bool>,
+    /// Validation apart from installation, which a CNI plugin needs.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    run_validation: Option<bool>,
+    /// As above.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    skip_rule_apply: Option<bool>,
+    /// Work from outside of the pod.
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    cni_mode: Option<bool>,
+    /// As above.
+    #[arg(long, hide = true)]
+    network_namespace: Option<String>,
+}
+
+impl NotBuilt {
+    fn asked(&self) -> Option<&'static str> {
+        let flags = [
+            ("--redirect-dns", self.redirect_dns),
+            ("--capture-all-dns", self.capture_all_dns),
+            ("--drop-invalid", self.drop_invalid),
+            ("--run-validation", self.run_validation),
+            ("--skip-rule-apply", self.skip_rule_apply),
+            ("--cni-mode", self.cni_mode),
+            ("--network-namespace", self.network_namespace.as_ref().map(|name| !name.is_empty())),
+        ];
+        flags.iter().find(|(_, value)| *value == Some(true)).map(|(flag, _)| *flag)
+    }
 }
 
 impl Options {
@@ -59,6 +147,9 @@ impl Options {
     /// # Errors
     /// One sentence on the first that cannot.
     pub fn check(&self) -> Result<(), String> {
+        if let Some(flag) = self.not_built.asked() {
+            return Err(format!("{flag}: this is not built"));
+        }
         if self.mode != "REDIRECT" {
             return Err(format!("-m {}: only REDIRECT is built; TPROXY is not yet", self.mode));
         }
@@ -81,10 +172,31 @@ impl Options {
         let is_name = |name: &str| {
             name.len() < 16 && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(&byte))
         };
-        match given(&self.exclude_interfaces).find(|name| !is_name(name)) {
-            Some(wrong) => Err(format!("-c {wrong}: not the name of an interface")),
-            None => Ok(()),
+        for (flag, list) in [("-c", &self.exclude_interfaces), ("-k", &self.virtual_interfaces)] {
+            if let Some(wrong) = given(list).find(|name| !is_name(name)) {
+                return Err(format!("{flag} {wrong}: not the name of an interface"));
+            }
         }
+        Ok(())
+    }
+
+    /// The flags given that do nothing here.
+    pub fn without_effect(&self) -> Vec<&'static str> {
+        let idle = &self.idle;
+        let flags = [
+            ("--log_output_level", &idle.log_output_level),
+            ("--log_as_json", &idle.log_as_json),
+            ("--iptables-probe-port", &idle.iptables_probe_port),
+            ("--probe-timeout", &idle.probe_timeout),
+            ("--reconcile", &idle.reconcile),
+            ("--force-apply", &idle.force_apply),
+            ("--native-nftables", &idle.native_nftables),
+            ("--dual-stack", &idle.dual_stack),
+            ("--force-iptables-binary", &idle.force_iptables_binary),
+            ("-t", &idle.tproxy_mark),
+            ("-r", &idle.tproxy_route_table),
+        ];
+        flags.iter().filter(|(_, value)| value.is_some()).map(|(flag, _)| *flag).collect()
     }
 }
 
@@ -218,6 +330,7 @@ pub fn rules(options: &Options, family: Family) -> Vec<Rule> {
         rules.push(Rule { input: Some(interface.to_owned()), ..rule(Chain::Prerouting, Verdict::Return) });
         rules.push(Rule { out: Some(interface.to_owned()), ..rule(Chain::Output, Verdict::Return) });
     }
+    virtual_machines(options, family, &mut rules);
     rules.push(Rule { tcp: true, port: Some((true, options.tunnel_port)), ..rule(Chain::Inbound, Verdict::Return) });
     rules.push(Rule { tcp: true, ..rule(Chain::Redirect, Verdict::RedirectTo(options.outbound_port)) });
     rules.push(Rule { tcp: true, ..rule(Chain::InRedirect, Verdict::RedirectTo(options.inbound_port)) });
@@ -225,6 +338,18 @@ pub fn rules(options: &Options, family: Family) -> Vec<Rule> {
     rules.push(rule(Chain::Output, Verdict::Jump(Chain::Out)));
     outbound(options, family, &mut rules);
     rules
+}
+
+/// What a virtual machine in the pod sends comes in by its interface, and is outbound traffic all the same.
+fn virtual_machines(options: &Options, family: Family, rules: &mut Vec<Rule>) {
+    for interface in given(&options.virtual_interfaces) {
+        let from = |verdict| Rule { input: Some(interface.to_owned()), ..rule(Chain::Prerouting, verdict) };
+        for network in family.networks(&options.outbound_networks) {
+            let destination = (network != "*").then(|| (true, network.to_owned()));
+            rules.push(Rule { tcp: true, destination, ..from(Verdict::Jump(Chain::Redirect)) });
+        }
+        rules.push(from(Verdict::Return));
+    }
 }
 
 fn inbound(options: &Options, rules: &mut Vec<Rule>) {
