@@ -206,7 +206,7 @@ async fn a_name_that_appears_later_is_found_and_none_waits_for_another() {
             server.set("one.example", &[1], 60);
             until(&upstream, &[1, 2]).await;
             let nowhere = cluster(STRICT, server.address, &["three.example"], |_| {});
-            assert_eq!(picked(&nowhere).await.unwrap_err(), crate::failure::Failure::NoHealthyUpstream);
+            assert_eq!(picked(&nowhere).await.unwrap_err(), crate::failure::Failure::NamesUnknown);
             server.set("three.example", &[3], 60);
             until(&nowhere, &[3]).await;
         })
