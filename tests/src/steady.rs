@@ -147,7 +147,7 @@ impl Outcome {
     pub fn assert_undisturbed(&self, what: &str) {
         // Requests keep their moments, within what a machine that does other things too allows.
         let (answered, wanted) = (self.answered, self.wanted);
-        assert!(answered > 100 && answered * 2 > wanted, "{what}: {answered} requests of {wanted} are no load");
+        assert!(answered > 100 && answered * 4 > wanted, "{what}: {answered} requests of {wanted} are no load");
         self.assert_all_well(what);
     }
 
