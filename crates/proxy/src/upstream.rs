@@ -490,8 +490,10 @@ impl Upstream {
         if hosts.healthy.iter().flatten().any(ejected) {
             return Failure::AllEjected;
         }
-        let source = self.source.borrow();
-        let mut known = source.iter().flat_map(|source| source.priorities.iter().flatten());
+        let (Discovery::StrictDns(named) | Discovery::LogicalDns(named)) = &self.settings.discovery else {
+            return Failure::NoHealthyUpstream;
+        };
+        let mut known = named.priorities.iter().flatten();
         let names = hosts.count == 0 && known.any(|endpoint| matches!(endpoint.place, Place::Name(..)));
         if names { Failure::NamesUnknown } else { Failure::NoHealthyUpstream }
     }

@@ -213,6 +213,19 @@ async fn a_name_that_appears_later_is_found_and_none_waits_for_another() {
         .await;
 }
 
+#[tokio::test]
+async fn a_silent_name_server_keeps_a_request_for_the_time_of_a_connection_at_most() {
+    LocalSet::new()
+        .run_until(async {
+            let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let upstream = cluster(STRICT, silent.local_addr().unwrap(), &["one.example"], |cluster| {
+                cluster.connect_timeout = Some(length(200));
+            });
+            assert_eq!(picked(&upstream).await.unwrap_err(), crate::failure::Failure::NamesUnknown);
+        })
+        .await;
+}
+
 fn length(milliseconds: i32) -> envoy_types::pb::google::protobuf::Duration {
     envoy_types::pb::google::protobuf::Duration {
         seconds: i64::from(milliseconds / 1000),
