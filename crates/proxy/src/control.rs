@@ -268,7 +268,7 @@ impl Shared {
 
     /// Whether there is a configuration in effect.
     pub(crate) fn is_configured(&self) -> bool {
-        self.applied.load(Ordering::Acquire)
+        self.applied.load(Ordering::Acquire) > 0
     }
 
     /// Keeps the proxy from being ready, or no longer.
