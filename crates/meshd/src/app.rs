@@ -86,6 +86,7 @@ impl Running {
                 namespace: config.root_namespace.clone(),
                 replica: config.replica.clone(),
                 bundle: root.bundle.clone(),
+                published: published.clone(),
             };
             tasks.spawn(writers.run(shutdown.clone()));
         }
