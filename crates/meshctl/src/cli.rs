@@ -69,6 +69,18 @@ pub enum Command {
     Config(ConfigCommand),
     /// Check objects, in files or folders, as the control plane would.
     Analyze(AnalyzeArguments),
+    /// Whether the cluster is fit for the mesh, and whether what is installed works.
+    #[command(visible_aliases = ["precheck", "verify-install"])]
+    Check(CheckArguments),
+    /// What the mesh does for a pod or a service, in sentences.
+    #[command(subcommand)]
+    Describe(DescribeCommand),
+    /// Names for revisions, which namespaces can be labelled with in place of the revision.
+    #[command(subcommand)]
+    Tag(TagCommand),
+    /// Commands that istioctl has under this name.
+    #[command(visible_aliases = ["x", "exp"], subcommand, hide = true)]
+    Experimental(ExperimentalCommand),
     /// Why a request failed: by its x-request-id, or the last failures.
     Why(WhyArguments),
     /// Tokens with which workloads prove who they are.
@@ -217,6 +229,18 @@ pub enum ConfigCommand {
         #[command(flatten)]
         of: OfProxy,
     },
+    /// The level of the proxy's log, or another one from now on.
+    #[command(visible_aliases = ["o"])]
+    Log {
+        /// The proxy: NAME, or NAME.NAMESPACE.
+        proxy: String,
+        /// trace, debug, info, warning, error, or off; or a filter such as `info,proxy::tls=debug`.
+        #[arg(long)]
+        level: Option<String>,
+        /// Back to the level that it started with.
+        #[arg(short, long, conflicts_with = "level")]
+        reset: bool,
+    },
     /// Everything, as JSON.
     #[command(visible_aliases = ["all", "a"])]
     Dump {
@@ -265,6 +289,91 @@ fn severity(text: &str) -> Result<api::problem::Severity, String> {
         "error" => Ok(Severity::Error),
         _ => Err(format!("{text:?} is not info, warning or error")),
     }
+}
+
+/// `meshctl check`
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Which control plane [default: the one without a name].
+    #[arg(short, long)]
+    pub revision: Option<String>,
+    /// How to print.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `meshctl describe …`
+#[derive(Debug, Subcommand)]
+pub enum DescribeCommand {
+    /// Of a pod.
+    #[command(visible_alias = "po")]
+    Pod {
+        /// NAME, or NAME.NAMESPACE.
+        name: String,
+        /// Namespace, if the name has none.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+    /// Of a service.
+    #[command(visible_alias = "svc")]
+    Service {
+        /// NAME, or NAME.NAMESPACE.
+        name: String,
+        /// Namespace, if the name has none.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+}
+
+/// `meshctl experimental …`
+#[derive(Debug, Subcommand)]
+pub enum ExperimentalCommand {
+    /// Whether the cluster is fit for the mesh.
+    Precheck(CheckArguments),
+    /// What the mesh does for a pod or a service.
+    #[command(subcommand)]
+    Describe(DescribeCommand),
+}
+
+/// What a tag stands for.
+#[derive(Debug, Args)]
+pub struct TagArguments {
+    /// The tag.
+    pub name: String,
+    /// The revision that it stands for.
+    #[arg(short, long)]
+    pub revision: String,
+    /// Take the tag from the revision that has it.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Have pods join in namespaces that say nothing, too.
+    #[arg(long = "auto-inject-namespaces")]
+    pub auto_inject_namespaces: bool,
+}
+
+/// `meshctl tag …`
+#[derive(Debug, Subcommand)]
+pub enum TagCommand {
+    /// Make a tag, or move it to another revision.
+    Set(TagArguments),
+    /// Print what `set` would apply.
+    Generate(TagArguments),
+    /// All tags, and the namespaces that have them.
+    #[command(visible_alias = "show")]
+    List {
+        /// How to print.
+        #[arg(short, long, default_value = "table")]
+        output: Format,
+    },
+    /// Take a tag away.
+    #[command(visible_alias = "delete")]
+    Remove {
+        /// The tag.
+        name: String,
+        /// Do not ask.
+        #[arg(short = 'y', long)]
+        skip_confirmation: bool,
+    },
 }
 
 /// `meshctl why …`
@@ -345,6 +454,14 @@ mod tests {
             "meshctl proxy-config endpoint x -o json",
             "meshctl why --last",
             "meshctl why --last pod",
+            "meshctl pc log user-v1.shop --level debug",
+            "meshctl x describe pod user-v1.shop",
+            "meshctl describe svc user -n shop",
+            "meshctl x precheck",
+            "meshctl verify-install",
+            "meshctl tag set prod --revision 1-2 --overwrite",
+            "meshctl tag show",
+            "meshctl tag delete prod -y",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
