@@ -104,6 +104,11 @@ impl Network {
         self.running.iter_mut().find_map(|(name, child)| Some(format!("{name}: {}", child.try_wait().unwrap()?)))
     }
 
+    /// The network namespace of a machine.
+    pub fn name(&self, machine: usize) -> &str {
+        &self.names[machine]
+    }
+
     /// A copy of a program that every user may run: the build's folder may be closed to them.
     pub fn copy_of(&self, program: &Path) -> PathBuf {
         let copy = self.folder.path().join(program.file_name().unwrap());
