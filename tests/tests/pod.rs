@@ -207,8 +207,10 @@ async fn a_proxy_whose_traffic_is_not_captured_is_not_ready_and_says_so() {
     // The end is announced, and what comes meanwhile is served.
     pod.agent("request --debug-port=15020 POST drain").unwrap();
     assert!(pod.ready().unwrap_err().contains("ending"));
-    let served = get(&pod.network, POD, "10.96.0.10:80", "/during").unwrap();
-    assert!(served.contains("GET /during"), "{served}");
+    for _ in 0..10 {
+        let served = get(&pod.network, POD, "10.96.0.10:80", "/during").unwrap();
+        assert!(served.contains("GET /during"), "{served}");
+    }
     pod.agent("request --debug-port=15020 POST quitquitquit").unwrap();
     let start = Instant::now();
     until("the end", async || pod.network.ended().ok_or("it still runs".to_owned())).await;
