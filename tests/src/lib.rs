@@ -12,5 +12,6 @@ pub mod foreign;
 pub mod sidecar;
 pub mod server;
 pub mod misbehaving;
+pub mod names;
 pub mod programs;
 pub mod steady;

@@ -3,6 +3,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::channel::Channel;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -60,6 +66,42 @@ async fn behave(mut stream: TcpStream, conduct: Conduct) -> Option<()> {
         }
         return None;
     }
+}
+
+/// When a stream is reset.
+#[derive(Clone, Copy, Debug)]
+pub enum Reset {
+    /// Before there is an answer.
+    BeforeHeaders,
+    /// After two bytes of an answer that would have gone on.
+    InMidBody,
+}
+
+/// Serves HTTP/2 in the clear; each stream is reset, and the connection stays.
+pub async fn serve_resets(address: &str, reset: Reset) -> SocketAddr {
+    let socket = TcpListener::bind(address).await.unwrap();
+    let bound = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            // What fails here leaves as RST_STREAM with INTERNAL_ERROR.
+            let service = service_fn(move |_: Request<Incoming>| async move {
+                if let Reset::BeforeHeaders = reset {
+                    return Err(std::io::Error::other("reset"));
+                }
+                let (mut data, body) = Channel::<Bytes, std::io::Error>::new(1);
+                tokio::spawn(async move {
+                    data.send_data(Bytes::from_static(b"ok")).await.unwrap();
+                    // What was sent must have been read: a reset throws away what has not.
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    data.abort(std::io::Error::other("reset"));
+                });
+                Ok(Response::new(body))
+            });
+            let http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(http2.serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    bound
 }
 
 /// Reads a request's head to its end.

@@ -16,17 +16,35 @@ use crate::server::ask;
 use crate::sidecar::loopback;
 use crate::wait::until;
 
+/// What a process finds around it.
+#[derive(Clone, Debug)]
+pub enum Around {
+    /// Nothing out of the ordinary.
+    Usual,
+    /// So many descriptors and no more.
+    Descriptors(u32),
+    /// A file of its own in the place of `/etc/resolv.conf`. This takes root.
+    ResolvConf(PathBuf),
+}
+
 /// A process; it ends with this value.
 pub struct Running(Child);
 
 impl Running {
-    /// Starts a program, with its output behind what is in the log. `descriptors`: the most that it may open.
-    pub fn start(program: PathBuf, words: &[String], descriptors: Option<u32>, log: &Path) -> Running {
-        let mut command = match descriptors {
-            None => Command::new(program),
-            Some(most) => {
+    /// Starts a program, with its output behind what is in the log.
+    pub fn start(program: PathBuf, words: &[String], around: &Around, log: &Path) -> Running {
+        const RUN: &str = "exec \"$0\" \"$@\"";
+        let mut command = match around {
+            Around::Usual => Command::new(program),
+            Around::Descriptors(most) => {
                 let mut shell = Command::new("sh");
-                shell.arg("-c").arg(format!("ulimit -n {most} && exec \"$0\" \"$@\"")).arg(program);
+                shell.arg("-c").arg(format!("ulimit -n {most} && {RUN}")).arg(program);
+                shell
+            }
+            Around::ResolvConf(file) => {
+                let mut shell = Command::new("unshare");
+                let mount = format!("mount --bind '{}' /etc/resolv.conf && {RUN}", file.display());
+                shell.args(["--mount", "sh", "-c", &mount]).arg(program);
                 shell
             }
         };
@@ -127,7 +145,7 @@ impl Meshd {
         ] {
             words.extend([flag.to_owned(), value]);
         }
-        self.process = Some(Running::start(program("meshd"), &words, None, &self.path("meshd.log")));
+        self.process = Some(Running::start(program("meshd"), &words, &Around::Usual, &self.path("meshd.log")));
         let debug = self.debug();
         until("the control plane", async || match ask(&debug, &debug, "/ready").await {
             Ok((200, _)) => Ok(()),
@@ -182,7 +200,7 @@ impl Meshd {
     }
 
     /// Starts the sidecar of a workload of the namespace `shop`, and waits until it serves. `more` are further settings.
-    pub async fn proxy(&self, name: &str, address: &str, more: &[&str], descriptors: Option<u32>) -> Running {
+    pub async fn proxy(&self, name: &str, address: &str, more: &[&str], around: &Around) -> Running {
         let account = name.split('-').next().unwrap();
         let token = self.path(&format!("token-{account}"));
         std::fs::write(&token, self.token(account)).unwrap();
@@ -208,7 +226,7 @@ impl Meshd {
             words.extend([flag.to_owned(), value.to_owned()]);
         }
         words.extend(more.iter().map(|word| (*word).to_owned()));
-        let process = Running::start(program("proxy"), &words, descriptors, &self.path(&format!("{name}.log")));
+        let process = Running::start(program("proxy"), &words, around, &self.path(&format!("{name}.log")));
         until(&format!("the proxy of {name}"), async || match ask(&ready, "x", "/healthz/ready").await {
             Ok((200, _)) => Ok(()),
             other => Err(other),

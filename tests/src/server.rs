@@ -24,14 +24,41 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// An answer takes no longer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Serves HTTP/1.1 in the background: answers tell the request's head, `websocket` upgrades echo bytes.
-pub async fn echo(address: &str) {
+/// Streams that an application has open.
+#[derive(Clone, Debug, Default)]
+pub struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    /// So many.
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// One more, for as long as the value lives.
+    pub fn one(&self) -> impl Sized + Send + use<> {
+        struct One(Arc<AtomicUsize>);
+        impl Drop for One {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.0.fetch_add(1, Ordering::Relaxed);
+        One(self.0.clone())
+    }
+}
+
+/// Serves HTTP/1.1 in the background: answers tell the request's head, `websocket` upgrades echo bytes. How many of those are
+/// open is counted.
+pub async fn echo(address: &str) -> Open {
     let socket = TcpListener::bind(address).await.unwrap();
+    let open = Open::default();
+    let counted = open.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = socket.accept().await {
-            tokio::spawn(serve(stream));
+            tokio::spawn(serve(stream, counted.clone()));
         }
     });
+    open
 }
 
 /// The same behind TLS.
@@ -50,22 +77,25 @@ pub async fn echo_tls(address: &str, pair: &Pair) {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
-                    serve(stream).await;
+                    serve(stream, Open::default()).await;
                 }
             });
         }
     });
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) {
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(request)) });
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, open: Open) {
+    let service = service_fn(|request| {
+        let answer = answer(request, &open);
+        async move { Ok::<_, Infallible>(answer) }
+    });
     let _ = hyper::server::conn::http1::Builder::new()
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;
 }
 
-fn answer(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(mut request: Request<Incoming>, open: &Open) -> Response<Full<Bytes>> {
     let mut text = format!("{} {}\n", request.method(), request.uri());
     for (name, value) in request.headers() {
         text += &format!("{name}: {}\n", value.to_str().unwrap_or("?"));
@@ -74,11 +104,15 @@ fn answer(mut request: Request<Incoming>) -> Response<Full<Bytes>> {
         return Response::new(text.into());
     }
     let switch = hyper::upgrade::on(&mut request);
+    let open = open.one();
     tokio::spawn(async move {
+        let _open = open;
         let mut stream = TokioIo::new(switch.await.unwrap());
         let mut bytes = [0; 256];
         while let Ok(count @ 1..) = stream.read(&mut bytes).await {
-            stream.write_all(&bytes[..count]).await.unwrap();
+            if stream.write_all(&bytes[..count]).await.is_err() {
+                return;
+            }
         }
     });
     let mut response = Response::new(Full::default());

@@ -5,11 +5,13 @@
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::Duration;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use mesh_tests::misbehaving::{self, Conduct};
-use mesh_tests::programs::{Meshd, Running};
-use mesh_tests::server::{ask, echo};
+use mesh_tests::names::{NameServer, Says};
+use mesh_tests::programs::{Around, Meshd, Running};
+use mesh_tests::server::{Client, Open, ask, echo, get};
 use mesh_tests::sidecar::{MESH_CONFIG, loopback};
 use mesh_tests::steady::{Size, Steady, grpc_echo};
 use mesh_tests::wait::until;
@@ -23,10 +25,9 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 const WEB: &str = "user.shop.svc.cluster.local:8080";
 const GRPC: &str = "user.shop.svc.cluster.local:8090";
 
-/// What a proxy's memory may be above what it was, in bytes: allocators keep some.
-const MEMORY: u64 = 12 << 20;
-/// Descriptors above what they were: connections between the proxies come and go.
-const DESCRIPTORS: usize = 6;
+/// What a proxy's memory may be above what it was after two rounds of the same traffic, in bytes: an allocator does not give back
+/// every page, and a development build needs about 40 MB.
+const MEMORY: u64 = 8 << 20;
 
 fn entry(name: &str, app: &str, address: &str) -> String {
     format!(
@@ -58,6 +59,25 @@ metadata: {name: default, namespace: shop}
 spec: {mtls: {mode: STRICT}}
 ";
 
+/// How `user` is called. Connections that nobody uses close after a second: then the same traffic leaves the same descriptors.
+fn rule(pool: &str, more: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: user, namespace: shop}}\nspec: {{host: user, trafficPolicy: {{connectionPool: {{http: {{idleTimeout: 1s{pool}}}}}{more}}}}}\n"
+    )
+}
+
+/// What an application has open.
+struct Streams {
+    websockets: Open,
+    grpc: Open,
+}
+
+impl Streams {
+    fn count(&self) -> (usize, usize) {
+        (self.websockets.count(), self.grpc.count())
+    }
+}
+
 /// A caller, and one or more instances of the service `user`, each with its sidecar.
 struct Mesh {
     meshd: Meshd,
@@ -65,31 +85,41 @@ struct Mesh {
     users: Vec<Running>,
     outbound: String,
     addresses: Vec<String>,
+    /// Of the application behind each instance.
+    streams: Vec<Streams>,
     size: Size,
 }
 
 impl Mesh {
     async fn open(users: usize, settings: &[&str]) -> Mesh {
+        Self::open_around(users, settings, &Around::Usual).await
+    }
+
+    /// The caller's proxy has this around it.
+    async fn open_around(users: usize, settings: &[&str], around: &Around) -> Mesh {
         let at_caller = loopback();
         let addresses: Vec<String> = (0..users).map(|_| loopback()).collect();
         let mut objects = SERVICE.to_owned() + &entry("caller", "caller", &at_caller);
+        let mut streams = Vec::new();
         for (number, address) in addresses.iter().enumerate() {
             objects += &entry(&format!("user-{number}"), "user", address);
-            echo(&format!("{address}:18080")).await;
-            grpc_echo(&format!("{address}:18090")).await;
+            let websockets = echo(&format!("{address}:18080")).await;
+            streams.push(Streams { websockets, grpc: grpc_echo(&format!("{address}:18090")).await });
         }
-        let meshd = Meshd::start(&[("shop.yaml", objects.as_str())], MESH_CONFIG).await;
+        let files = [("shop.yaml", objects.as_str()), ("dr.yaml", &rule("", ""))];
+        let meshd = Meshd::start(&files, MESH_CONFIG).await;
         let mut running = Vec::new();
         for (number, address) in addresses.iter().enumerate() {
-            running.push(meshd.proxy(&format!("user-{number}"), address, settings, None).await);
+            running.push(meshd.proxy(&format!("user-{number}"), address, settings, &Around::Usual).await);
         }
-        let caller = meshd.proxy("caller", &at_caller, settings, None).await;
+        let caller = meshd.proxy("caller", &at_caller, settings, around).await;
         let mesh = Mesh {
             meshd,
             caller,
             users: running,
             outbound: format!("{at_caller}:15080"),
             addresses,
+            streams,
             size: Size::of_environment(),
         };
         mesh.answers().await;
@@ -108,39 +138,53 @@ impl Mesh {
         Steady::start(&self.outbound, WEB, GRPC, self.size).await
     }
 
-    /// Memory and descriptors of each proxy after traffic of the same kind.
+    /// Memory and descriptors of each proxy after traffic of the same kind: after two rounds, since the first sets the mark that an
+    /// allocator does not go below.
     async fn level(&self) -> Vec<(u64, usize)> {
-        let steady = self.traffic().await;
-        steady.go_on(200).await;
-        steady.stop().await.assert_undisturbed("before anything happened");
-        // Connections of clients that are gone are closed soon.
-        let mut last = usize::MAX;
-        until("rest", async || {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            let now: usize = self.processes().map(Running::descriptors).sum();
-            if std::mem::replace(&mut last, now) == now { Ok(()) } else { Err(now) }
-        })
-        .await;
+        for _ in 0..2 {
+            let steady = self.traffic().await;
+            steady.go_on(200).await;
+            steady.stop().await.assert_all_well("before anything happened");
+        }
+        self.rest().await;
         self.processes().map(|process| (process.memory(), process.descriptors())).collect()
+    }
+
+    /// Waits until descriptors have become no fewer for longer than unused connections are kept. Now and then there is one more for a
+    /// moment: certificates are renewed over a connection of their own.
+    async fn rest(&self) {
+        rest(async || self.processes().map(Running::descriptors).sum()).await;
     }
 
     fn processes(&self) -> impl Iterator<Item = &Running> {
         std::iter::once(&self.caller).chain(&self.users)
     }
 
-    /// Waits until memory and descriptors are back at that level.
+    /// Waits until memory is back at that level, and not one descriptor more is open.
     async fn back_at(&self, level: &[(u64, usize)]) {
-        until("memory and descriptors back where they were", async || {
+        let now = until("memory and descriptors back where they were", async || {
             let now: Vec<(u64, usize)> =
                 self.processes().map(|process| (process.memory(), process.descriptors())).collect();
-            let back = now
-                .iter()
-                .zip(level)
-                .all(|(now, before)| now.0 <= before.0 + MEMORY && now.1 <= before.1 + DESCRIPTORS);
-            if back { Ok(()) } else { Err(format!("{level:?} then, {now:?} now")) }
+            let back = now.iter().zip(level).all(|(now, before)| now.0 <= before.0 + MEMORY && now.1 <= before.1);
+            if back { Ok(now) } else { Err(format!("{level:?} then, {now:?} now")) }
         })
         .await;
+        assert_eq!(now.len(), level.len(), "other proxies than then");
+        eprintln!("memory and descriptors: {level:?} then, {now:?} now");
     }
+}
+
+/// Waits until the number has reached its lowest and stayed there; what it is.
+async fn rest(count: impl AsyncFn() -> usize) -> usize {
+    let (mut lowest, mut since) = (usize::MAX, Instant::now());
+    until("rest", async || {
+        let now = count().await;
+        if now < lowest {
+            (lowest, since) = (now, Instant::now());
+        }
+        if now == lowest && since.elapsed() > Duration::from_millis(2200) { Ok(now) } else { Err((now, lowest)) }
+    })
+    .await
 }
 
 /// The header that the route of this number sets.
@@ -166,17 +210,7 @@ fn edit(number: usize) -> (&'static str, String) {
     let networking = "networking.istio.io/v1";
     match number % 11 {
         0 => ("vs.yaml", virtual_service(number)),
-        1 => (
-            "dr.yaml",
-            object(
-                "DestinationRule",
-                networking,
-                &format!(
-                    "spec: {{host: user, trafficPolicy: {{connectionPool: {{tcp: {{connectTimeout: {}ms}}}}}}}}",
-                    5000 + number
-                ),
-            ),
-        ),
+        1 => ("dr.yaml", rule(&format!("}}, tcp: {{connectTimeout: {}ms", 5000 + number), "")),
         2 => (
             "se.yaml",
             object(
@@ -359,54 +393,218 @@ async fn a_control_plane_may_be_killed_be_away_and_come_back() {
     mesh.back_at(&level).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn certificates_change_every_second_and_the_authority_may_be_away_meanwhile() {
-    let _alone = ALONE.lock().await;
-    let mut mesh = Mesh::open(1, &["--secret-ttl", "6s"]).await;
-    let level = mesh.level().await;
-    let steady = mesh.traffic().await;
-    let issued = async |mesh: &Mesh| -> f64 {
-        let lines = mesh.meshd.metric("citadel_server_csr_count").await;
-        lines.iter().filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
-    };
-    let before = issued(&mesh).await;
-    until("renewals", async || {
-        let now = issued(&mesh).await;
-        if now >= before + 4.0 { Ok(()) } else { Err((before, now)) }
+/// Certificates that the control plane has issued since it came.
+async fn issued(mesh: &Mesh) -> f64 {
+    let lines = mesh.meshd.metric("citadel_server_csr_count").await;
+    lines.iter().filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+async fn issued_at_least(mesh: &Mesh, count: f64) {
+    until("renewals", async || match issued(mesh).await {
+        enough if enough >= count => Ok(()),
+        few => Err((few, count)),
     })
     .await;
-    // Away over a renewal (due at half of the life), back before the certificates' end.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_change_every_second_under_connections_old_and_new() {
+    let _alone = ALONE.lock().await;
+    // Three seconds in whole seconds are between two and three: each is renewed after 1 to 1.5.
+    let mesh = Mesh::open(1, &["--secret-ttl", "3s"]).await;
+    let level = mesh.level().await;
+    // Twenty new connections a second, each of which shows the certificates of its moment.
+    mesh.meshd.write("dr.yaml", &rule(", maxRequestsPerConnection: 50", ""));
+    mesh.meshd.in_sync("caller").await;
+    let steady = mesh.traffic().await;
+    let (before, start) = (issued(&mesh).await, Instant::now());
+    const TIMES: f64 = 6.0;
+    issued_at_least(&mesh, before + TIMES * 2.0).await;
+    let each = start.elapsed().as_secs_f64() / TIMES;
+    assert!(each < 2.0, "a certificate was in use for {each} s");
+    steady.stop().await.assert_undisturbed("rotation");
+    mesh.meshd.write("dr.yaml", &rule("", ""));
+    mesh.back_at(&level).await;
+}
+
+/// Another name of `user`, to which no connection is open yet.
+fn another_name(number: usize) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: late-{number}, namespace: shop}}\nspec: {{selector: {{app: user}}, ports: [{{name: http, port: 8080, targetPort: 8080}}]}}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_is_away_beyond_the_certificates_end_stops_new_connections_only() {
+    let _alone = ALONE.lock().await;
+    let mut mesh = Mesh::open(1, &["--secret-ttl", "8s"]).await;
+    mesh.meshd.write("late.yaml", &(0..40).map(another_name).collect::<String>());
+    // A request to a name that was never called takes a new connection.
+    let mut names = 0..40;
+    let mut first_call = async |mesh: &Mesh| {
+        let number = names.next().expect("names are used up");
+        let mut request = get(&format!("late-{number}.shop:8080"), "/");
+        request.headers_mut().insert("x-request-id", format!("late-{number}").parse().unwrap());
+        (number, Client::connect(&mesh.outbound).await.unwrap().ask(request).await.unwrap().0)
+    };
+    until("the names", async || match ask(&mesh.outbound, "late-39.shop:8080", "/").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    let level = mesh.level().await;
+    let steady = mesh.traffic().await;
+
+    // Within the life of the certificates, of which at the worst half is over, nobody sees that it is away.
     mesh.meshd.go();
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    steady.go_on(2 * mesh.size.rate as usize).await;
+    assert_eq!(first_call(&mesh).await.1, 200);
     mesh.meshd.come().await;
-    until("renewals after it came back", async || {
-        let now = issued(&mesh).await;
-        if now >= 4.0 { Ok(()) } else { Err(now) }
+    issued_at_least(&mesh, 2.0).await;
+
+    // Beyond it nothing new is trusted, and what is open goes on.
+    mesh.meshd.go();
+    let refused = until("the certificates' end", async || {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        match first_call(&mesh).await {
+            (number, 503) => Ok(number),
+            other => Err(other),
+        }
+    })
+    .await;
+    steady.go_on(mesh.size.rate as usize).await;
+    assert_eq!(first_call(&mesh).await.1, 503, "an expired certificate was taken");
+    let log = std::fs::read_to_string(mesh.meshd.path("caller.log")).unwrap();
+    assert!(log.contains("no certificate from the certificate service"), "{log}");
+
+    // Back, it is asked within a second or so, and all is as before: no restart, no word from anybody.
+    mesh.meshd.come().await;
+    let back = Instant::now();
+    let name = format!("late-{refused}");
+    until("new connections", async || match ask(&mesh.outbound, &format!("{name}.shop:8080"), "/").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    eprintln!("new connections {:?} after the control plane came back", back.elapsed());
+    // Both sides ask anew after at most 1.25 s; the rest is for a busy machine.
+    assert!(back.elapsed() < Duration::from_secs(5), "new connections only after {:?}", back.elapsed());
+    let line = 5 * refused + 2;
+    until("the reason", async || {
+        let told = mesh.meshd.meshctl(&["why", &name]).await;
+        // Whose certificate ended first, of the two, decides whether it is "The endpoint's certificate" or "our certificate".
+        let all = [
+            "certificate",
+            "has expired",
+            &format!("Service shop/{name}, late.yaml:{line}"),
+            "the control plane was away",
+        ];
+        if all.iter().all(|part| told.contains(part)) { Ok(()) } else { Err(told) }
     })
     .await;
     steady.go_on(100).await;
-    steady.stop().await.assert_undisturbed("rotation");
+    steady.stop().await.assert_undisturbed("an authority that is away for long");
+    // Their connections go with them.
+    mesh.meshd.write("late.yaml", "");
+    mesh.back_at(&level).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_server_may_fall_silent_or_fail_and_the_last_good_addresses_stay() {
+    let _alone = ALONE.lock().await;
+    let [at_server, first, second] = [(); 3].map(|()| loopback());
+    let folder = tempfile::tempdir().unwrap();
+    let resolv = folder.path().join("resolv.conf");
+    std::fs::write(&resolv, format!("nameserver {at_server}\n")).unwrap();
+    let ip = |address: &String| address.parse::<Ipv4Addr>().unwrap();
+    let server = NameServer::start(&at_server, Says::Addresses(vec![ip(&first)])).await;
+    echo(&format!("{first}:18080")).await;
+    misbehaving::serve(&format!("{second}:18080"), Conduct::Answers(203)).await;
+    let mesh = Mesh::open_around(1, &[], &Around::ResolvConf(resolv)).await;
+    let outside = |name: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{hosts: [{name}.example], location: MESH_EXTERNAL, resolution: DNS, ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 18080}}], endpoints: [{{address: {name}.test}}]}}\n"
+        )
+    };
+    let serves = async |name: &str, status: u16| {
+        let host = format!("{name}.example");
+        until(name, async || match ask(&mesh.outbound, &host, "/").await {
+            Ok((is, _)) if is == status => Ok(()),
+            other => Err(other),
+        })
+        .await;
+    };
+    mesh.meshd.write("known.yaml", &outside("known"));
+    serves("known", 200).await;
+    let level = mesh.level().await;
+    let steady = Steady::start(&mesh.outbound, "known.example", GRPC, mesh.size).await;
+    let rate = mesh.size.rate as usize;
+    // The name is valid for a second; each of these lasts for longer.
+    server.set(Says::Nothing);
+    server.asked_again(2).await;
+    steady.go_on(2 * rate).await;
+    server.set(Says::Failure);
+    server.asked_again(2).await;
+    steady.go_on(2 * rate).await;
+    // A name that never had an address: no request is kept waiting, and the reason is told.
+    mesh.meshd.write("unknown.yaml", &outside("unknown"));
+    serves("unknown", 503).await;
+    let told = mesh.meshd.meshctl(&["why", "--last", "caller"]).await;
+    assert!(
+        told.contains("could be looked up") && told.contains("ServiceEntry shop/unknown, unknown.yaml:1"),
+        "{told}"
+    );
+    // It is asked again until it answers, and what it says then counts.
+    server.set(Says::Addresses(vec![ip(&first)]));
+    serves("unknown", 200).await;
+    steady.go_on(100).await;
+    steady.stop().await.assert_undisturbed("a name server that is away");
+    server.set(Says::Addresses(vec![ip(&second)]));
+    serves("known", 203).await;
+    mesh.meshd.write("known.yaml", "");
+    mesh.meshd.write("unknown.yaml", "");
     mesh.back_at(&level).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_is_told_to_end_ends_its_own_streams_only() {
     let _alone = ALONE.lock().await;
+    const DRAIN: Duration = Duration::from_secs(2);
     let mut mesh = Mesh::open(2, &["--drain", "2s"]).await;
+    let level = mesh.level().await;
     let steady = mesh.traffic().await;
     steady.go_on(100).await;
+    let (own, others) = (mesh.streams[0].count(), mesh.streams[1].count());
+    let all = mesh.size.streams;
+    assert_eq!((own.0 + others.0, own.1 + others.1), (all, all), "each stream is at one of the two");
+    assert!(own.0 > 0 && own.1 > 0 && others.0 > 0 && others.1 > 0, "{own:?} {others:?}: nothing to tell apart");
+    let told = Instant::now();
     mesh.users[0].signal("TERM");
     let first = &mut mesh.users[0];
-    until("the end of the first instance", async || if first.runs() { Err("it runs") } else { Ok(()) }).await;
+    until("the end of the first instance", async || {
+        // Asked in this order: what is closed before its time is over was not closed by its end.
+        let (closed, early) = (steady.closed(), told.elapsed() < DRAIN);
+        assert!(!early || closed.is_empty(), "cut {:?} after it was told to end: {closed:?}", told.elapsed());
+        if first.runs() { Err("it runs") } else { Ok(()) }
+    })
+    .await;
+    assert!(told.elapsed() >= DRAIN, "it went after {:?}, with streams open", told.elapsed());
+    until("the end of its streams", async || {
+        let closed = steady.closed();
+        if closed.len() >= own.0 + own.1 { Ok(()) } else { Err((closed.len(), own)) }
+    })
+    .await;
+    steady.go_on(mesh.size.rate as usize).await;
+    assert_eq!(mesh.streams[1].count(), others, "a stream of the other instance was cut");
     let outcome = steady.stop().await;
     let why = mesh.meshd.meshctl(&["why", "--last", "caller"]).await;
     assert!(outcome.failed.is_empty(), "of {} requests failed {:?}\n{why}", outcome.answered, outcome.failed);
-    assert!(
-        outcome.closed.len() < mesh.size.streams * 2,
-        "streams of the other instance were cut: {:?}",
-        outcome.closed
-    );
-    assert!(outcome.answered > 100);
+    let of = |kind: &str| outcome.closed.iter().filter(|closed| closed.starts_with(kind)).count();
+    assert_eq!((of("WebSocket"), of("gRPC")), own, "{:?}", outcome.closed);
+    eprintln!("streams of the instance that ended: {own:?}; {:?}, {:?}", outcome.closed.first(), outcome.closed.last());
+    // The rest is where it was.
+    mesh.users.remove(0);
+    mesh.back_at(&[level[0], level[2]]).await;
 }
 
 /// A route on which a try that gets no answer is made again at another instance.
@@ -420,24 +618,30 @@ async fn an_instance_may_be_killed_or_frozen_and_requests_go_to_the_other() {
     // One that fails is left alone for a while.
     mesh.meshd.write(
         "dr.yaml",
-        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: user, namespace: shop}\nspec: {host: user, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 2s, maxEjectionPercent: 100}}}\n",
+        &rule("", ", outlierDetection: {consecutive5xxErrors: 2, interval: 1s, baseEjectionTime: 2s, maxEjectionPercent: 100}"),
     );
     edition_is(&mesh, 7).await;
     // Streams of an instance that is killed end, and those of a frozen one stand still: here it is about requests.
     mesh.size.streams = 0;
+    let level = mesh.level().await;
     let steady = mesh.traffic().await;
     mesh.users[0].signal("STOP");
     steady.go_on(mesh.size.rate as usize).await;
     mesh.users[0].signal("CONT");
     steady.go_on(mesh.size.rate as usize).await;
+    // At rest, what the frozen one was owed is gone from all three.
+    steady.stop().await.assert_undisturbed("an instance that is frozen");
+    mesh.back_at(&level).await;
+    let steady = mesh.traffic().await;
     mesh.users[0].kill();
     steady.go_on(mesh.size.rate as usize).await;
     let address = mesh.addresses[0].clone();
-    mesh.users[0] = mesh.meshd.proxy("user-0", &address, &[], None).await;
+    mesh.users[0] = mesh.meshd.proxy("user-0", &address, &[], &Around::Usual).await;
     steady.go_on(mesh.size.rate as usize).await;
     let outcome = steady.stop().await;
     let why = mesh.meshd.meshctl(&["why", "--last", "caller"]).await;
     assert!(outcome.failed.is_empty(), "of {} requests failed {:?}\n{why}", outcome.answered, outcome.failed);
+    mesh.back_at(&level).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -492,6 +696,9 @@ async fn destinations_that_fail_in_every_way_disturb_no_other() {
     mesh.back_at(&level).await;
 }
 
+/// The most that the allocator may keep of a client that is gone, in bytes: 20 kB were seen, with the C library's.
+const KEPT_OF_A_CLIENT: u64 = 32 << 10;
+
 /// A thousand clients that say nothing, and a thousand that say a byte at a time, while others are served.
 async fn crowd(mesh: &Mesh) {
     let mut held = Vec::new();
@@ -525,11 +732,16 @@ async fn crowd(mesh: &Mesh) {
 async fn a_thousand_silent_and_a_thousand_slow_clients_keep_nobody_waiting() {
     let _alone = ALONE.lock().await;
     let mesh = Mesh::open(1, &[]).await;
-    // The allocator keeps what a crowd needed once, and settles with the second: what counts is that the next needs no more.
+    let before = mesh.level().await;
+    // The allocator keeps the pages of the largest crowd that there ever was, and settles with the second: what counts is that the
+    // next needs no more, and that the first costs no more than what a client who is there needs.
     for _ in 0..2 {
         crowd(&mesh).await;
     }
     let level = mesh.level().await;
+    let kept = level[0].0.saturating_sub(before[0].0);
+    eprintln!("kept after two crowds: {kept} bytes");
+    assert!(kept < 2000 * KEPT_OF_A_CLIENT, "{kept} bytes are kept of 2,000 clients that are gone");
     crowd(&mesh).await;
     mesh.back_at(&level).await;
 }
@@ -540,7 +752,7 @@ async fn out_of_descriptors_it_waits_and_then_accepts_again() {
     let mesh = Mesh::open(1, &[]).await;
     let address = loopback();
     mesh.meshd.write("starved.yaml", &entry("starved", "starved", &address));
-    let mut starved = mesh.meshd.proxy("starved", &address, &[], Some(120)).await;
+    let mut starved = mesh.meshd.proxy("starved", &address, &[], &Around::Descriptors(120)).await;
     let outbound = format!("{address}:15080");
     let serves = async || {
         until("the starved proxy serves", async || match ask(&outbound, WEB, "/").await {
@@ -549,24 +761,33 @@ async fn out_of_descriptors_it_waits_and_then_accepts_again() {
         })
         .await;
     };
+    let starve = async |starved: &Running| {
+        let mut held = Vec::new();
+        // The system takes connections that the proxy cannot accept.
+        for _ in 0..200 {
+            held.push(TcpStream::connect(&outbound).await.unwrap());
+        }
+        until("no descriptor is left", async || match starved.descriptors() {
+            118.. => Ok(()),
+            few => Err(few),
+        })
+        .await;
+        drop(held);
+        serves().await;
+    };
     serves().await;
-    let before = starved.descriptors();
-    let mut held = Vec::new();
-    // The system takes connections that the proxy cannot accept.
-    for _ in 0..200 {
-        held.push(TcpStream::connect(&outbound).await.unwrap());
+    // As a proxy is at rest: its connection to `user` is closed once a second has passed without a request.
+    let rests = async |starved: &Running| rest(async || starved.descriptors()).await;
+    let before = rests(&starved).await;
+    starve(&starved).await;
+    assert_eq!(rests(&starved).await, before, "descriptors");
+    let memory = starved.memory();
+    for _ in 0..3 {
+        starve(&starved).await;
     }
-    until("no descriptor is left", async || match starved.descriptors() {
-        116.. => Ok(()),
-        few => Err(few),
-    })
-    .await;
-    drop(held);
-    serves().await;
     assert!(starved.runs());
-    until("descriptors back", async || {
-        let now = starved.descriptors();
-        if now <= before + DESCRIPTORS { Ok(()) } else { Err((before, now)) }
-    })
-    .await;
+    assert_eq!(rests(&starved).await, before, "descriptors");
+    let now = starved.memory();
+    eprintln!("starved: {memory} bytes after the first time, {now} after the fourth");
+    assert!(now <= memory + MEMORY, "{memory} bytes after the first time, {now} after the fourth");
 }

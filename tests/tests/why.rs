@@ -1,7 +1,5 @@
 //! Each kind of failure, forced: what the caller gets, what the proxy's metrics and logs call it (as Envoy does), and what
 //! `meshctl why` says: a sentence, the object that has to be changed, and its file and line.
-//!
-//! "Denied by a policy" is not here: AuthorizationPolicies are not built yet, and come with their row.
 
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -15,7 +13,7 @@ use api::debug::Why;
 use api::node::Role;
 use futures_util::FutureExt;
 use mesh_tests::control_plane::ControlPlane;
-use mesh_tests::misbehaving::{self, Conduct, Full};
+use mesh_tests::misbehaving::{self, Conduct, Full, Reset};
 use mesh_tests::network::program;
 use mesh_tests::server::{Authority, Client, Pair, ask, echo, echo_tls, get};
 use mesh_tests::sidecar::{self, MESH_CONFIG, loopback, workload};
@@ -40,6 +38,7 @@ struct Row {
     says: &'static str,
 }
 
+// The row "denied by a policy" (403 UAEX rbac_access_denied) comes with AuthorizationPolicy: nothing can force it before.
 /// Flags and details are those that an Envoy 1.40 wrote for the same failures; of a certificate for another name, without the
 /// names that it is for.
 const ROWS: &[Row] = &[
@@ -73,7 +72,7 @@ const ROWS: &[Row] = &[
         flags: &["UH"],
         details: "no_healthy_upstream",
         blames: "ServiceEntry",
-        says: "no endpoint",
+        says: "could be looked up",
     },
     Row {
         name: "refused",
@@ -172,6 +171,22 @@ const ROWS: &[Row] = &[
         says: "middle of its answer",
     },
     Row {
+        name: "stream-reset-early",
+        status: 503,
+        flags: &["UR"],
+        details: "upstream_reset_before_response_started{remote_reset}",
+        blames: "ServiceEntry",
+        says: "reset the stream before",
+    },
+    Row {
+        name: "stream-reset",
+        status: 0,
+        flags: &["UR"],
+        details: "upstream_reset_after_response_started{remote_reset}",
+        blames: "ServiceEntry",
+        says: "reset the stream in the middle",
+    },
+    Row {
         name: "babble",
         status: 502,
         flags: &["UPE"],
@@ -199,9 +214,14 @@ const ROWS: &[Row] = &[
 
 /// A ServiceEntry of one endpoint for the host `NAME.example`.
 fn entry(name: &str, endpoint: &str) -> String {
+    entry_of("HTTP", name, endpoint)
+}
+
+/// The same of another protocol.
+fn entry_of(protocol: &str, name: &str, endpoint: &str) -> String {
     let (address, port) = endpoint.rsplit_once(':').unwrap();
     format!(
-        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  hosts: [{name}.example]\n  location: MESH_EXTERNAL\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: {port}}}]\n  endpoints: [{{address: {address}}}]\n"
+        "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  hosts: [{name}.example]\n  location: MESH_EXTERNAL\n  resolution: STATIC\n  ports: [{{number: 80, name: http, protocol: {protocol}, targetPort: {port}}}]\n  endpoints: [{{address: {address}}}]\n"
     )
 }
 
@@ -236,6 +256,7 @@ async fn broken() -> Broken {
     let [at_caller, at_user, at_edge, application] = [(); 4].map(|()| loopback());
     let any = format!("{application}:0");
     let serve = async |conduct| misbehaving::serve(&any, conduct).await.to_string();
+    let reset = async |reset| misbehaving::serve_resets(&any, reset).await.to_string();
     let (company, strangers) = (Authority::default(), Authority::default());
     let authorities = tempfile::tempdir().unwrap();
     let pem = |name: &str, authority: &Authority| {
@@ -296,6 +317,8 @@ async fn broken() -> Broken {
         entry("closed", &serve(Conduct::Closes).await),
         entry("broken-off", &serve(Conduct::BreaksOff).await),
         entry("reset", &serve(Conduct::ResetsInMidBody).await),
+        entry_of("HTTP2", "stream-reset-early", &reset(Reset::BeforeHeaders).await),
+        entry_of("HTTP2", "stream-reset", &reset(Reset::InMidBody).await),
         entry("babble", &serve(Conduct::Babbles).await),
         entry("fault", &good),
         routes("fault", "fault.example", ", fault: {abort: {httpStatus: 418, percentage: {value: 100}}}"),
@@ -383,8 +406,8 @@ impl Broken {
     async fn explained(&self, words: &[&str]) -> Result<Why, String> {
         let words: Vec<&str> = ["why"].into_iter().chain(words.iter().copied()).chain(["-o", "json"]).collect();
         let text = self.meshctl(&words).await;
-        let mut all: Vec<Why> = serde_json::from_str(&text).map_err(|_| text.clone())?;
-        if all.len() == 1 { Ok(all.remove(0)) } else { Err(text) }
+        let all: Vec<Why> = serde_json::from_str(&text).map_err(|_| text.clone())?;
+        all.into_iter().next().ok_or(text)
     }
 
     /// File and line of an object, read from the file's text as a person would.
@@ -457,6 +480,18 @@ async fn every_failure_is_told_with_the_object_that_explains_it() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
+
+    // The last of them, newest first, and equal ones once: those of the last row but one, again and again.
+    let newest: Vec<&str> = ROWS.iter().rev().map(|row| row.name).take(10).collect();
+    for _ in 0..3 {
+        ask(&mesh.outbound, "fault.example", "/again").await.unwrap();
+    }
+    let told = mesh.meshctl(&["why", "--last", "caller"]).await;
+    let heads: Vec<&str> = told.lines().filter(|line| line.contains("caller.shop")).collect();
+    assert_eq!(heads.len(), 10, "{told}");
+    assert!(heads[0].contains("fault.example/again") && heads[0].contains("4 times since"), "{told}");
+    assert!(heads[1].contains(&format!("{}.example", newest[0])), "{told}");
+    assert!(told.contains(&mesh.place("VirtualService", "fault")) && told.contains("request id"), "{told}");
 
     // Connections that no listener takes have no request: they are found with the proxy that was called.
     let mut plaintext = TcpStream::connect(&mesh.inbound).await.unwrap();

@@ -17,11 +17,14 @@ pub(crate) fn run(root: &Path, profile: &str, arguments: &[String]) -> Result<Ex
     let mut arguments = arguments.to_vec();
     let helps = arguments.iter().any(|word| word == "--help" || word == "-h");
     if !helps && arguments.first().is_some_and(|word| word == "compare") {
-        for build in arguments.iter_mut().skip(1).take(2) {
-            if build.starts_with('-') {
-                bail!("name the two builds first: `cargo xtask bench compare OLD NEW …`");
-            }
-            *build = build_of(root, &target, profile, build)?.display().to_string();
+        // Both are looked for before either is built, which takes minutes.
+        let names: Vec<&String> = arguments.iter().skip(1).take(2).filter(|name| !name.starts_with('-')).collect();
+        if names.len() != 2 {
+            bail!("name the two builds first: `cargo xtask bench compare OLD NEW …`");
+        }
+        let builds: Vec<Build> = names.into_iter().map(|name| build_of(root, name)).collect::<Result<_>>()?;
+        for (argument, build) in arguments.iter_mut().skip(1).zip(&builds) {
+            *argument = programs_of(root, &target, profile, build)?.display().to_string();
         }
     }
     // Where another folder with our programs is named, only the benchmark itself is needed.
@@ -31,7 +34,7 @@ pub(crate) fn run(root: &Path, profile: &str, arguments: &[String]) -> Result<Ex
     } else {
         repository::cargo(root, &["build", "--profile", profile, "--locked", "--workspace", "--bins"])?;
     }
-    let mut command = Command::new(target.join(profile).join("bench"));
+    let mut command = Command::new(target.join(folder_of(profile)).join("bench"));
     if !helps && arguments.first().is_some_and(|word| word == "pair") {
         prepare_peers(&target, &arguments, &mut command)?;
     }
@@ -71,14 +74,38 @@ fn prepare_peers(target: &Path, arguments: &[String], command: &mut Command) -> 
     Ok(())
 }
 
-/// A folder with our programs: the one named, or that of a revision, which is built for it.
-fn build_of(root: &Path, target: &Path, profile: &str, named: &str) -> Result<PathBuf> {
+/// The folder below the target folder in which cargo puts what it builds in a profile.
+fn folder_of(profile: &str) -> &str {
+    if profile == "dev" { "debug" } else { profile }
+}
+
+/// What is compared.
+#[derive(Debug)]
+enum Build {
+    /// A folder with our programs.
+    Folder(PathBuf),
+    /// A revision, in full and as it was named.
+    Revision(String, String),
+}
+
+/// What a name stands for.
+fn build_of(root: &Path, named: &str) -> Result<Build> {
     let folder = Path::new(named);
     if folder.is_dir() {
-        return folder.canonicalize().with_context(|| format!("{named} cannot be read"));
+        return Ok(Build::Folder(folder.canonicalize().with_context(|| format!("{named} cannot be read"))?));
     }
-    let revision = git(root, &["rev-parse", "--verify", "--quiet", &format!("{named}^{{commit}}")])
-        .with_context(|| format!("{named} is neither a folder nor a git revision"))?;
+    match git(root, &["rev-parse", "--verify", "--quiet", &format!("{named}^{{commit}}")]) {
+        Ok(revision) => Ok(Build::Revision(revision, named.to_owned())),
+        Err(_) => bail!("{named} is neither a folder nor a git revision"),
+    }
+}
+
+/// The folder with a build's programs. A revision is built for it, once for each profile.
+fn programs_of(root: &Path, target: &Path, profile: &str, build: &Build) -> Result<PathBuf> {
+    let (revision, named) = match build {
+        Build::Folder(folder) => return Ok(folder.clone()),
+        Build::Revision(revision, named) => (revision, named),
+    };
     let kept = target.join("bench-builds").join(format!("{revision}-{profile}"));
     if PROGRAMS.iter().all(|program| kept.join(program).is_file()) {
         return Ok(kept);
@@ -86,12 +113,14 @@ fn build_of(root: &Path, target: &Path, profile: &str, named: &str) -> Result<Pa
     let sources = target.join("bench-builds").join(format!("{revision}.sources"));
     let place = sources.display().to_string();
     if !sources.exists() {
-        git(root, &["worktree", "add", "--detach", &place, &revision])?;
+        git(root, &["worktree", "add", "--detach", &place, revision])?;
     }
     let built = target.join("bench-builds/target");
     eprintln!("building {named}");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--profile", profile, "--locked", "--workspace", "--bins"])
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--profile", profile, "--locked", "--workspace"]);
+    let status = build
+        .args(PROGRAMS.iter().flat_map(|program| ["--bin", program]))
         .env("CARGO_TARGET_DIR", &built)
         .current_dir(&sources)
         .status()?;
@@ -101,7 +130,7 @@ fn build_of(root: &Path, target: &Path, profile: &str, named: &str) -> Result<Pa
     }
     std::fs::create_dir_all(&kept)?;
     for program in PROGRAMS {
-        std::fs::copy(built.join(profile).join(program), kept.join(program))
+        std::fs::copy(built.join(folder_of(profile)).join(program), kept.join(program))
             .with_context(|| format!("{named} has no program {program}"))?;
     }
     Ok(kept)
@@ -113,4 +142,22 @@ fn git(root: &Path, arguments: &[&str]) -> Result<String> {
         bail!("`git {}` failed: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_are_folders_or_revisions_and_nothing_else() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        assert!(matches!(build_of(root, env!("CARGO_MANIFEST_DIR")), Ok(Build::Folder(_))));
+        let refused = build_of(root, "no-such-revision").unwrap_err();
+        assert_eq!(format!("{refused:#}"), "no-such-revision is neither a folder nor a git revision");
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        for line in [&["compare"][..], &["compare", "HEAD"], &["compare", "HEAD", "--short"]] {
+            let refused = run(root, "dev", &words(line)).unwrap_err();
+            assert!(refused.to_string().starts_with("name the two builds first"), "{line:?}: {refused:#}");
+        }
+    }
 }

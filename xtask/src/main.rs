@@ -1,7 +1,9 @@
-//! The project's chores: `cargo xtask demo | test | bench | tidy | codegen`.
+//! The project's chores: `cargo xtask demo | test | bench | cluster | image | tidy | codegen`.
 
 mod bench;
+mod cluster;
 mod codegen;
+mod image;
 mod repository;
 mod test;
 mod tidy;
@@ -39,6 +41,18 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A real, small Kubernetes on this machine (as root): start it, end it, load our images.
+    Cluster {
+        /// What to do.
+        #[command(subcommand)]
+        chore: cluster::Chore,
+    },
+    /// Build container images from static programs; prints the name and the archive of each.
+    Image {
+        /// Profile of cargo.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Check what the compiler does not: order of modules, fences, names, the map in ARCHITECTURE.md.
     Tidy {
         /// Write the map instead of comparing it.
@@ -73,6 +87,8 @@ fn run(chore: Chore) -> Result<ExitCode> {
         }
         Chore::Test => test::run(&root),
         Chore::Bench { profile, arguments } => bench::run(&root, &profile, &arguments),
+        Chore::Cluster { chore } => cluster::run(&root, &chore).map(|()| ExitCode::SUCCESS),
+        Chore::Image { profile } => image::build(&root, &profile, cluster::TAG).map(|_| ExitCode::SUCCESS),
         Chore::Tidy { write } => {
             let faults = tidy::check(&root, write)?;
             faults.iter().for_each(|fault| eprintln!("{fault}"));

@@ -62,6 +62,7 @@ const FENCES: &[(&str, &[&str])] = &[
             "tests",
         ],
     ),
+    ("kube", &["meshd/source", "meshd/authn", "meshd/ca", "meshd/writers", "meshd/app", "meshctl/cluster", "tests"]),
     ("axum", &["proxy/admin", "meshd/webhook", "meshd/admin", "meshd/app", "shop", "tests"]),
     ("tokio", &["meshd", "proxy", "meshctl", "tests", "shop", "bench"]),
 ];

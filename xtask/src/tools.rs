@@ -18,6 +18,25 @@ const PROGRAMS: &[(&str, &str)] = &[
 ];
 /// Peers of the benchmarks, and the Debian packages that hold them.
 const PEERS: &[(&str, &[&str])] = &[("nginx", &["nginx-light", "libnginx-mod-stream"]), ("haproxy", &["haproxy"])];
+/// What the test cluster is made of, and the Debian packages that hold it.
+const CLUSTER: &[(&str, &str)] = &[
+    ("containerd", "containerd"),
+    ("runc", "runc"),
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+    ("conntrack", "conntrack"),
+    ("socat", "socat"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("curl", "curl"),
+    ("openssl", "openssl"),
+    ("jq", "jq"),
+    ("nsenter", "util-linux"),
+    ("ps", "procps"),
+    ("strip", "binutils"),
+];
+/// Plug-ins of the container network, which stand outside the search path.
+const CNI: (&str, &str) = ("/usr/lib/cni/ptp", "containernetworking-plugins");
 /// Release of Envoy that the control plane is tested with, as PyPI numbers it.
 const ENVOY: &str = "1.40.0";
 /// Release of gRPC for Python.
@@ -41,6 +60,18 @@ pub(crate) fn programs() -> Result<()> {
 pub(crate) fn peers(names: &[&str]) -> Result<()> {
     let missing = PEERS.iter().filter(|(program, _)| names.contains(program) && find(program).is_none());
     install(&missing.flat_map(|(_, packages)| *packages).copied().collect::<Vec<_>>(), "the benchmarks")
+}
+
+/// Installs what the test cluster is made of. Go is needed too, to build it: the machine must have it.
+pub(crate) fn cluster() -> Result<()> {
+    let mut missing: Vec<&str> =
+        CLUSTER.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    missing.extend((!Path::new(CNI.0).exists()).then_some(CNI.1));
+    install(&missing, "the test cluster")?;
+    if find("go").is_none() {
+        bail!("the test cluster is built with Go 1.24 or newer, which is not installed");
+    }
+    Ok(())
 }
 
 fn install(missing: &[&str], who: &str) -> Result<()> {

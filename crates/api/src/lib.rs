@@ -20,6 +20,7 @@ pub mod selector;
 pub mod crd;
 pub mod kube;
 pub mod object;
+pub mod definition;
 pub mod decode;
 pub mod mesh_config;
 pub mod json;

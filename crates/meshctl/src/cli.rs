@@ -13,6 +13,12 @@ pub struct Cli {
     /// The control plane's readiness and debug port.
     #[arg(long, env = "MESHD", default_value = "127.0.0.1:8080", global = true, value_name = "HOST:PORT")]
     pub meshd: String,
+    /// How to reach the cluster.
+    #[arg(short = 'c', long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Which of the kubeconfig's clusters.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -23,6 +29,14 @@ pub struct Cli {
 pub enum Command {
     /// Run the e-commerce sample through the mesh on this machine, and show what the mesh does.
     Demo(DemoArguments),
+    /// Install the mesh into a cluster, or change an installation; twice is once.
+    #[command(visible_aliases = ["apply", "upgrade"])]
+    Install(InstallArguments),
+    /// Take an installation away.
+    Uninstall(UninstallArguments),
+    /// The objects that an installation consists of.
+    #[command(subcommand)]
+    Manifest(ManifestCommand),
     /// What each proxy holds, compared with what it should hold.
     #[command(visible_aliases = ["proxy-status", "ps"])]
     Status {
@@ -53,6 +67,78 @@ pub enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// What to install.
+#[derive(Debug, Args)]
+pub struct InstallWish {
+    /// File with an IstioOperator; later ones over earlier ones.
+    #[arg(short, long, value_name = "FILE")]
+    pub filename: Vec<PathBuf>,
+    /// A setting, `PATH=VALUE`: profile=demo, meshConfig.accessLogFile=/dev/stdout, values.pilot.replicaCount=2, …
+    #[arg(short, long, value_name = "PATH=VALUE")]
+    pub set: Vec<String>,
+    /// Name of this control plane, where a cluster has several.
+    #[arg(short, long)]
+    pub revision: Option<String>,
+    /// Namespace of the control plane [default: istio-system].
+    #[arg(short = 'i', long = "istioNamespace", visible_alias = "istio-namespace")]
+    pub istio_namespace: Option<String>,
+    /// Go on with settings that have no effect.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `meshctl install …`
+#[derive(Debug, Args)]
+pub struct InstallArguments {
+    #[command(flatten)]
+    pub wish: InstallWish,
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    pub skip_confirmation: bool,
+    /// Have the API server try it, and change nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Longest time to wait for each part, in seconds.
+    #[arg(long, default_value = "300", value_parser = seconds)]
+    pub readiness_timeout: u64,
+}
+
+/// `300`, `300s` or `5m`.
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    number.parse::<u64>().map(|number| number * unit).map_err(|_| format!("{text:?} is not a time like 300s or 5m"))
+}
+
+/// `meshctl uninstall …`
+#[derive(Debug, Args)]
+pub struct UninstallArguments {
+    /// Which control plane [default: the one without a name].
+    #[arg(short, long)]
+    pub revision: Option<String>,
+    /// Everything: all revisions, the kinds with all objects of them, the root certificate.
+    #[arg(long)]
+    pub purge: bool,
+    /// Do not ask.
+    #[arg(short = 'y', long)]
+    pub skip_confirmation: bool,
+    /// Only tell what would be taken away.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Namespace of the control plane.
+    #[arg(short = 'i', long = "istioNamespace", visible_alias = "istio-namespace", default_value = "istio-system")]
+    pub istio_namespace: String,
+}
+
+/// `meshctl manifest …`
+#[derive(Debug, Subcommand)]
+pub enum ManifestCommand {
+    /// Print them as YAML.
+    Generate(InstallWish),
 }
 
 /// Of which proxy, and how to print.

@@ -2,8 +2,10 @@
 
 mod analyze;
 mod config;
+mod install;
 mod status;
 mod token;
+mod uninstall;
 mod version;
 mod why;
 
@@ -12,7 +14,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, ManifestCommand};
+use crate::cluster::Cluster;
 use crate::demo;
 use crate::mesh::Mesh;
 
@@ -30,6 +33,15 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Why(arguments) => return why::run(&mesh, arguments).await,
         Command::Token(command) => print!("{}", token::run(command)?),
         Command::Version { output } => print!("{}", version::run(&mesh, output).await?),
+        Command::Install(arguments) => {
+            let cluster = Cluster::open(cli.kubeconfig.as_deref(), cli.context.as_deref()).await?;
+            return install::run(&cluster, &arguments).await;
+        }
+        Command::Uninstall(arguments) => {
+            let cluster = Cluster::open(cli.kubeconfig.as_deref(), cli.context.as_deref()).await?;
+            return uninstall::run(&cluster, &arguments).await;
+        }
+        Command::Manifest(ManifestCommand::Generate(wish)) => print!("{}", install::generate(&wish)?),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout())
         }

@@ -4,6 +4,9 @@
 
 pub mod fetch;
 pub mod print;
+pub mod chart;
+pub mod cluster;
+pub mod install;
 pub mod cli;
 pub mod mesh;
 pub mod demo;

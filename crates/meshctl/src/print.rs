@@ -76,6 +76,37 @@ pub fn reason(why: &Why) -> String {
     text
 }
 
+/// A step that takes a while: a line that changes on a terminal, one line at its end elsewhere.
+pub struct Progress {
+    title: String,
+    bar: indicatif::ProgressBar,
+    told: String,
+    started: std::time::Instant,
+}
+
+impl Progress {
+    /// Begins.
+    pub fn start(title: &str) -> Self {
+        let bar = indicatif::ProgressBar::new_spinner().with_message(title.to_owned());
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        Self { title: title.to_owned(), bar, told: String::new(), started: std::time::Instant::now() }
+    }
+
+    /// What it waits for now.
+    pub fn tell(&mut self, what: &str) {
+        if self.told != what {
+            self.told = what.to_owned();
+            self.bar.set_message(format!("{}: {what}", self.title));
+        }
+    }
+
+    /// It is done.
+    pub fn done(self, detail: &str) {
+        self.bar.finish_and_clear();
+        println!("✔ {} ({detail}, {:.1} s)", self.title, self.started.elapsed().as_secs_f64());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

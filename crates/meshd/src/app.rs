@@ -11,7 +11,10 @@ use api::debug::Addresses;
 use api::mesh_config::MeshConfig;
 use api::problem::Severity;
 use api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use plan::World;
+use plan::inject::ClusterFacts;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -20,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::admin::{self, Pages};
-use crate::authn::Authenticator;
+use crate::authn::{Authenticator, Reviewer};
+use crate::ca;
 use crate::ca::grpc::CertificateService;
 use crate::ca::root::Root;
 use crate::ca::serving::Serving;
@@ -29,9 +33,12 @@ use crate::serve::cache::Cache;
 use crate::serve::registry::Registry;
 use crate::serve::{DiscoveryService, connection};
 use crate::source::files::{self, Folder};
+use crate::source::{self, Batch};
 use crate::state::{self, Published};
 use crate::telemetry::Metrics;
-use crate::{state_folder, webhook};
+use crate::webhook::inject::{Counters, Injector};
+use crate::writers::Writers;
+use crate::{memory, state_folder, webhook};
 
 /// A running control plane.
 pub struct Running {
@@ -49,13 +56,23 @@ impl Running {
     /// # Errors
     /// A file, a folder, an address or the mesh-wide settings cannot be used; the sentence says which.
     pub async fn start(config: Config) -> Result<Running> {
-        let folder = Folder::new(&config.config_dir, &config.namespace)?;
         let mesh = read_mesh_config(&config)?;
         state_folder::prepare(&config.state_dir)?;
         let metrics = Arc::new(Metrics::new()?);
-        let root = Arc::new(Root::load(config.ca_dir.as_deref(), &config.state_dir, &mesh.trust_domain)?);
+        let objects = Objects::open(&config).await?;
+        let cluster = objects.facts(&config).await?;
+        let injections = metrics.registry().clone();
+        let root = match (&objects, &config.ca_dir) {
+            (Objects::Cluster(client), None) => {
+                ca::secret::load(client, &config.root_namespace, &config.state_dir, &mesh.trust_domain).await?
+            }
+            (_, plug_in) => Root::load(plug_in.as_deref(), &config.state_dir, &mesh.trust_domain)?,
+        };
+        let root = Arc::new(root);
         metrics.root_expiry.set(root.not_after.unix_timestamp() as f64);
-        let authenticator = Arc::new(Authenticator::load(&config.state_dir, &mesh.trust_domain)?);
+        let reviewer = objects.client().map(Reviewer::new);
+        let authenticator =
+            Arc::new(Authenticator::load(&config.state_dir, &mesh.trust_domain)?.with_reviewer(reviewer));
         let names = serving_names(&config);
         let serving = Serving::new(&root, &names)?;
 
@@ -63,10 +80,16 @@ impl Running {
         let mut tasks = JoinSet::new();
         let (publish, published) = watch::channel(None);
         let (batches, batch) = mpsc::channel(16);
-        tasks.spawn(async move {
-            files::run(folder, batches).await;
-            Ok(())
-        });
+        if let Some(client) = objects.client() {
+            let writers = Writers {
+                client,
+                namespace: config.root_namespace.clone(),
+                replica: config.replica.clone(),
+                bundle: root.bundle.clone(),
+            };
+            tasks.spawn(writers.run(shutdown.clone()));
+        }
+        tasks.spawn(objects.follow(config.root_namespace.clone(), batches));
         let world = World::new(mesh, &config.domain);
         let of_state = metrics.clone();
         tasks.spawn(async move {
@@ -79,6 +102,11 @@ impl Running {
             Ok(())
         });
 
+        let (work, worked) = watch::channel(0);
+        tasks.spawn(async move {
+            memory::follow(worked).await;
+            Ok(())
+        });
         let registry = Registry::new(metrics.clone());
         let cache = Arc::new(Cache::default());
         let discovery = DiscoveryService {
@@ -88,6 +116,7 @@ impl Running {
             registry: registry.clone(),
             authenticator: authenticator.clone(),
             metrics: metrics.clone(),
+            work,
             proof_required: false,
             shutdown: shutdown.clone(),
         };
@@ -120,7 +149,15 @@ impl Running {
         }
         if let Some((listener, _)) = webhooks {
             let tls = serving.config(&root, &["h2", "http/1.1"])?;
-            tasks.spawn(webhook::serve(listener, tls, published.clone(), shutdown.clone()));
+            let (settings, read) = watch::channel(None);
+            let follow = webhook::settings::follow(published.clone(), config.root_namespace.clone(), cluster, settings);
+            tasks.spawn(async move {
+                follow.await;
+                Ok(())
+            });
+            let counters = Counters::new(&injections)?;
+            let injector = Injector { settings: read, published: published.clone(), counters };
+            tasks.spawn(webhook::serve(listener, tls, injector, shutdown.clone()));
         }
         Ok(Running { addresses, published, shutdown, tasks })
     }
@@ -147,6 +184,56 @@ impl Running {
         let _ = tokio::time::timeout(patience, drained).await;
         self.tasks.abort_all();
         outcome
+    }
+}
+
+/// Where objects come from.
+enum Objects {
+    Folder(Folder),
+    Cluster(Client),
+}
+
+impl Objects {
+    async fn open(config: &Config) -> Result<Objects> {
+        if let Some(folder) = &config.config_dir {
+            return Ok(Objects::Folder(Folder::new(folder, &config.namespace)?));
+        }
+        let read = match &config.kubeconfig {
+            Some(file) => {
+                let wrong = || format!("the kubeconfig {} cannot be used", file.display());
+                let text = Kubeconfig::read_from(file).with_context(wrong)?;
+                kube::Config::from_custom_kubeconfig(text, &KubeConfigOptions::default()).await.with_context(wrong)?
+            }
+            None => kube::Config::incluster().context(
+                "there is neither a folder of objects (--config-dir) nor a cluster (--kubeconfig, or a pod's service account)",
+            )?,
+        };
+        Ok(Objects::Cluster(Client::try_from(read).context("the cluster cannot be reached with these settings")?))
+    }
+
+    /// What injection must know of the cluster.
+    async fn facts(&self, config: &Config) -> Result<ClusterFacts> {
+        let revision = Some(config.revision.clone()).filter(|revision| revision != "default").unwrap_or_default();
+        let facts = ClusterFacts { cluster_id: config.cluster_id.clone(), revision, ..ClusterFacts::default() };
+        let Objects::Cluster(client) = self else { return Ok(facts) };
+        let version = client.apiserver_version().await.context("the API server does not answer")?;
+        tracing::info!(version = version.git_version, "the API server answers");
+        Ok(ClusterFacts { native_sidecars: ClusterFacts::has_native_sidecars(&version.git_version), ..facts })
+    }
+
+    fn client(&self) -> Option<Client> {
+        match self {
+            Objects::Folder(_) => None,
+            Objects::Cluster(client) => Some(client.clone()),
+        }
+    }
+
+    async fn follow(self, root_namespace: String, batches: mpsc::Sender<Batch>) -> Result<()> {
+        match self {
+            Objects::Folder(folder) => files::run(folder, batches).await,
+            Objects::Cluster(client) => source::kube::run(client, root_namespace, batches).await,
+        }
+        Ok(())
     }
 }
 
@@ -205,17 +292,14 @@ fn read_mesh_config(config: &Config) -> Result<MeshConfig> {
 
 fn serving_names(config: &Config) -> Vec<String> {
     // Istio's names of the control plane's Service; ours for one machine.
-    let mut names: Vec<String> = [
-        "istiod.istio-system.svc",
-        "istiod-remote.istio-system.svc",
-        "istio-pilot.istio-system.svc",
-        "localhost",
-        "127.0.0.1",
-        "::1",
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    names.push(format!("istiod.istio-system.svc.{}", config.domain));
+    let namespace = &config.root_namespace;
+    let mut services = vec!["istiod".to_owned(), "istiod-remote".to_owned(), "istio-pilot".to_owned()];
+    if config.revision != "default" {
+        services.push(format!("istiod-{}", config.revision));
+    }
+    let mut names: Vec<String> = services.iter().map(|service| format!("{service}.{namespace}.svc")).collect();
+    names.extend(services.iter().map(|service| format!("{service}.{namespace}.svc.{}", config.domain)));
+    names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned));
     names.extend(config.serving_names.iter().cloned());
     names
 }

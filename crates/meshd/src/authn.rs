@@ -1,4 +1,7 @@
-//! Who is calling: a client certificate of our own authority, or a join token. What a caller claims is never taken.
+//! Who is calling: a client certificate of our own authority, a join token, or in a cluster the token of a service account.
+//! What a caller claims is never taken.
+
+mod review;
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,6 +14,7 @@ use tonic::{Request, Status};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::state_folder::write_secret;
+pub use review::{AUDIENCE, Reviewer};
 
 /// The leaf that the caller's TLS connection was verified with, DER. Set by the listener, never by the caller.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +24,7 @@ pub struct PeerCertificate(pub Option<Vec<u8>>);
 pub struct Authenticator {
     token_key: Vec<u8>,
     trust_domain: String,
+    reviewer: Option<Reviewer>,
 }
 
 impl Authenticator {
@@ -40,18 +45,26 @@ impl Authenticator {
                 join_token::KEY_LENGTH
             );
         }
-        Ok(Self { token_key, trust_domain: trust_domain.to_owned() })
+        Ok(Self { token_key, trust_domain: trust_domain.to_owned(), reviewer: None })
+    }
+
+    /// Has the cluster judge tokens that are not ours.
+    #[must_use]
+    pub fn with_reviewer(self, reviewer: Option<Reviewer>) -> Self {
+        Self { reviewer, ..self }
     }
 
     /// The caller of a request: its certificate if it has one, else its token. `Ok(None)` if it shows neither.
     ///
     /// # Errors
     /// What it shows is not good: Unauthenticated, with the reason.
-    pub fn caller<T>(&self, request: &Request<T>) -> Result<Option<SpiffeId>, Status> {
+    pub async fn caller<T>(&self, request: &Request<T>) -> Result<Option<SpiffeId>, Status> {
         if let Some(PeerCertificate(Some(leaf))) = request.extensions().get::<PeerCertificate>() {
             return self.of_certificate(leaf).map(Some);
         }
-        self.of_metadata(request.metadata())
+        // Taken out before anything is waited for: the request's body need not be shareable between threads.
+        let Some(token) = bearer(request.metadata())? else { return Ok(None) };
+        self.of_token(&token).await.map(Some)
     }
 
     fn of_certificate(&self, leaf: &[u8]) -> Result<SpiffeId, Status> {
@@ -75,15 +88,28 @@ impl Authenticator {
         Ok(id)
     }
 
-    fn of_metadata(&self, metadata: &MetadataMap) -> Result<Option<SpiffeId>, Status> {
-        let Some(value) = metadata.get("authorization") else { return Ok(None) };
-        let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-        let token = token.ok_or_else(|| Status::unauthenticated("the authorization header is not `Bearer TOKEN`"))?;
+    async fn of_token(&self, token: &str) -> Result<SpiffeId, Status> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-        let (namespace, account) = join_token::verify(&self.token_key, token.trim(), now)
-            .map_err(|refused| Status::unauthenticated(refused.to_string()))?;
-        Ok(Some(SpiffeId::new(&self.trust_domain, &namespace, &account)))
+        let refused = match join_token::verify(&self.token_key, token, now) {
+            Ok((namespace, account)) => return Ok(SpiffeId::new(&self.trust_domain, &namespace, &account)),
+            Err(refused) => refused,
+        };
+        match &self.reviewer {
+            Some(reviewer) => {
+                let (namespace, account) = reviewer.service_account(token).await?;
+                Ok(SpiffeId::new(&self.trust_domain, &namespace, &account))
+            }
+            None => Err(Status::unauthenticated(refused.to_string())),
+        }
     }
+}
+
+/// The bearer token, if one is shown.
+fn bearer(metadata: &MetadataMap) -> Result<Option<String>, Status> {
+    let Some(value) = metadata.get("authorization") else { return Ok(None) };
+    let token = value.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
+    let token = token.ok_or_else(|| Status::unauthenticated("the authorization header is not `Bearer TOKEN`"))?;
+    Ok(Some(token.trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -94,24 +120,27 @@ mod tests {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
     }
 
-    #[test]
-    fn a_token_is_believed_only_if_it_is_ours() {
+    #[tokio::test]
+    async fn a_token_is_believed_only_if_it_is_ours() {
         let folder = tempfile::tempdir().unwrap();
         let authenticator = Authenticator::load(folder.path(), "cluster.local").unwrap();
         let key = std::fs::read(folder.path().join(join_token::KEY_FILE)).unwrap();
-        let ask = |value: Option<String>| {
+        let ask = async |value: Option<String>| {
             let mut request = Request::new(());
             if let Some(value) = value {
                 request.metadata_mut().insert("authorization", value.parse().unwrap());
             }
-            authenticator.caller(&request)
+            authenticator.caller(&request).await
         };
         let good = join_token::create(&key, "shop", "user", now(), 60).unwrap();
-        assert_eq!(ask(Some(format!("Bearer {good}"))).unwrap(), Some(SpiffeId::new("cluster.local", "shop", "user")));
-        assert_eq!(ask(None).unwrap(), None);
+        assert_eq!(
+            ask(Some(format!("Bearer {good}"))).await.unwrap(),
+            Some(SpiffeId::new("cluster.local", "shop", "user"))
+        );
+        assert_eq!(ask(None).await.unwrap(), None);
         let foreign = join_token::create(&[7; 32], "shop", "user", now(), 60).unwrap();
         for bad in [format!("Bearer {foreign}"), format!("Basic {good}"), "Bearer x.y.z".to_owned()] {
-            assert_eq!(ask(Some(bad)).unwrap_err().code(), tonic::Code::Unauthenticated);
+            assert_eq!(ask(Some(bad)).await.unwrap_err().code(), tonic::Code::Unauthenticated);
         }
     }
 }

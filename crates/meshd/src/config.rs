@@ -9,9 +9,25 @@ use clap::Parser;
 #[derive(Clone, Debug, Parser)]
 #[command(name = "meshd", version, about, long_about = None)]
 pub struct Config {
-    /// Folder of YAML and JSON files with the objects; read recursively, followed as it changes.
+    /// Folder of YAML and JSON files with the objects; read recursively, followed as it changes. Without it the objects are
+    /// those of the Kubernetes cluster.
     #[arg(long, env = "MESHD_CONFIG_DIR", visible_alias = "configDir", value_name = "DIR")]
-    pub config_dir: PathBuf,
+    pub config_dir: Option<PathBuf>,
+    /// How to reach the cluster, in a kubeconfig file; in a pod of the cluster its own service account is enough.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace in which the control plane runs, and whose objects count for the whole mesh.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "istio-system")]
+    pub root_namespace: String,
+    /// Name of this replica.
+    #[arg(long, env = "POD_NAME", default_value = "meshd")]
+    pub replica: String,
+    /// Name of the cluster, in metrics and identities of proxies.
+    #[arg(long, env = "CLUSTER_ID", visible_alias = "clusterID", default_value = "Kubernetes")]
+    pub cluster_id: String,
+    /// Revision: which of several control planes of a cluster this is (Istio `istio.io/rev`).
+    #[arg(long, env = "REVISION", default_value = "default")]
+    pub revision: String,
     /// File with mesh-wide settings (MeshConfig). A ConfigMap `istio` in the root namespace overrides it.
     #[arg(long, env = "MESHD_MESH_CONFIG", visible_alias = "meshConfig", value_name = "FILE")]
     pub mesh_config: Option<PathBuf>,

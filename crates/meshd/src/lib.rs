@@ -5,11 +5,13 @@
 
 pub mod config;
 pub mod telemetry;
+pub mod memory;
 pub mod source;
 pub mod state;
 pub mod state_folder;
 pub mod authn;
 pub mod ca;
+pub mod writers;
 pub mod serve;
 pub mod webhook;
 pub mod admin;

@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let config = Config::parse();
+    meshd::memory::one_heap();
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -16,6 +16,7 @@ use api::spiffe::SpiffeId;
 use api::xds::ResourceKind;
 use api::xds::core::Node;
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use futures_util::future::BoxFuture;
 use futures_util::{Stream, StreamExt};
 use plan::ProxyIdentity;
 use prost::Message;
@@ -58,6 +59,8 @@ pub struct DiscoveryService {
     pub shutdown: CancellationToken,
     /// How many large pushes are under way at once: their bytes are in memory until the client has taken them.
     pub large_pushes: Arc<Semaphore>,
+    /// Changes with each large push: what it took can be given back.
+    pub work: watch::Sender<u64>,
 }
 
 /// The longest request: a proxy that reconnects tells all that it holds.
@@ -77,7 +80,7 @@ impl NamedService for DiscoveryService {
 impl Service<http::Request<tonic::body::Body>> for DiscoveryService {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
-    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
@@ -86,24 +89,27 @@ impl Service<http::Request<tonic::body::Body>> for DiscoveryService {
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
         let request = Request::from_http(request);
-        let answered = match method.as_str() {
-            "StreamAggregatedResources" => {
-                let take = |mut request: DiscoveryRequest| (request.node.take(), Ask::from(request));
-                self.open(request, Variant::StateOfTheWorld, take)
-            }
-            "DeltaAggregatedResources" => {
-                let take = |mut request: DeltaDiscoveryRequest| (request.node.take(), Ask::from(request));
-                self.open(request, Variant::Delta, take)
-            }
-            _ => Err(Status::unimplemented(format!("there is no method {method:?} here"))),
-        };
-        std::future::ready(Ok(answered.unwrap_or_else(Status::into_http)))
+        let service = self.clone();
+        Box::pin(async move {
+            let answered = match method.as_str() {
+                "StreamAggregatedResources" => {
+                    let take = |mut request: DiscoveryRequest| (request.node.take(), Ask::from(request));
+                    service.open(request, Variant::StateOfTheWorld, take).await
+                }
+                "DeltaAggregatedResources" => {
+                    let take = |mut request: DeltaDiscoveryRequest| (request.node.take(), Ask::from(request));
+                    service.open(request, Variant::Delta, take).await
+                }
+                _ => Err(Status::unimplemented(format!("there is no method {method:?} here"))),
+            };
+            Ok(answered.unwrap_or_else(Status::into_http))
+        })
     }
 }
 
 impl DiscoveryService {
-    fn open<In>(
-        &self,
+    async fn open<In>(
+        self,
         request: Request<tonic::body::Body>,
         variant: Variant,
         take: fn(In) -> (Option<Node>, Ask),
@@ -111,27 +117,24 @@ impl DiscoveryService {
     where
         In: Message + Default + Send + 'static,
     {
-        let caller = self.authenticator.caller(&request)?;
+        let (metadata, extensions, body) = request.into_parts();
+        // Whoever may have to wait is shown the head only.
+        let head = Request::from_parts(metadata, extensions, ());
+        let caller = self.authenticator.caller(&head).await?;
         if caller.is_none() && self.proof_required {
             return Err(Status::unauthenticated(
                 "this port serves only callers that prove who they are: send a client certificate or a token",
             ));
         }
-        let encrypted = request.extensions().get::<PeerCertificate>().is_some() && self.proof_required;
+        let encrypted = head.extensions().get::<PeerCertificate>().is_some() && self.proof_required;
         let decoder = ProstCodec::<In, In>::default().decoder();
-        let asks = Streaming::new_request(decoder, request.into_inner(), None, Some(MAX_MESSAGE));
+        let asks = Streaming::new_request(decoder, body, None, Some(MAX_MESSAGE));
         let asks = asks.map(move |message| message.map(take));
         // One response in the channel: what is not taken yet is not made yet, so a slow client gets the newest.
         let (send, responses) = mpsc::channel::<Result<Push, Status>>(1);
-        let stream = ProxyStream {
-            service: self.clone(),
-            caller,
-            encrypted,
-            session: Session::new(variant),
-            row: None,
-            large: None,
-        };
-        let shutdown = self.shutdown.clone();
+        let stream =
+            ProxyStream { service: self, caller, encrypted, session: Session::new(variant), row: None, large: None };
+        let shutdown = stream.service.shutdown.clone();
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 outcome = stream.run(asks, &send) => outcome,
@@ -237,7 +240,9 @@ impl ProxyStream {
     }
 
     fn hear(&mut self, ask: Ask) {
-        self.large = None;
+        if self.large.take().is_some() {
+            self.service.work.send_modify(|pieces| *pieces += 1);
+        }
         let metrics = &self.service.metrics;
         match self.session.request(ask) {
             Heard::Nack(kind, reason) => {

@@ -1,6 +1,7 @@
 //! Where objects come from. A source tells changes and what is wrong with what it read.
 
 pub mod files;
+pub mod kube;
 
 use api::problem::Problem;
 use plan::Change;

@@ -1,8 +1,9 @@
 //! The webhooks' port: `/validate` judges objects as the API server would have them stored, with the same rules as all else.
 
 pub mod inject;
+pub mod settings;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use api::problem::{Problem, Severity};
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::serve::connection;
 use crate::state::Published;
+use inject::Injector;
 
 /// Serves until told to stop.
 ///
@@ -32,14 +34,16 @@ use crate::state::Published;
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    published: watch::Receiver<Option<Published>>,
+    injector: Injector,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let router = Router::new()
         .route("/ready", get(|| async { "ready\n" }))
         .route("/validate", post(validate))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "There are /validate and /ready; injection is not built yet.\n") })
-        .with_state(published);
+        .route("/validate/{*rest}", post(validate))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "There are /inject, /validate and /ready.\n") })
+        .with_state(injector.published.clone())
+        .merge(inject::router(injector));
     let mut connections = connection::accept(listener, Some(tls));
     loop {
         let connection = tokio::select! {
@@ -57,7 +61,8 @@ pub async fn serve(
     }
 }
 
-/// `admission.k8s.io/v1 AdmissionReview`: refuses objects with errors of their own, warns of the rest.
+/// `admission.k8s.io/v1 AdmissionReview`: refuses objects that are wrong in themselves, warns of the rest. What an object
+/// refers to may come later: order of creation is nobody's fault.
 async fn validate(State(published): State<watch::Receiver<Option<Published>>>, Json(review): Json<Value>) -> Response {
     let Some(uid) = review.pointer("/request/uid").and_then(Value::as_str) else {
         return (StatusCode::BAD_REQUEST, "This is not an AdmissionReview with a request.\n").into_response();
@@ -67,11 +72,9 @@ async fn validate(State(published): State<watch::Receiver<Option<Published>>>, J
     let Some(now) = published.borrow().clone() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "The configuration has not been loaded yet.\n").into_response();
     };
-    let problems = tokio::task::block_in_place(|| judge(&object, namespace, &now));
-    let errors: Vec<String> =
-        problems.iter().filter(|problem| problem.severity == Severity::Error).map(ToString::to_string).collect();
-    let warnings: Vec<String> =
-        problems.iter().filter(|problem| problem.severity == Severity::Warning).map(ToString::to_string).collect();
+    let judged = tokio::task::block_in_place(|| judge(&object, namespace, &now));
+    let text = |problems: &[Problem]| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (errors, warnings) = (text(&judged.errors), text(&judged.warnings));
     let mut response = json!({"uid": uid, "allowed": errors.is_empty()});
     if !warnings.is_empty() {
         response["warnings"] = json!(warnings);
@@ -82,20 +85,91 @@ async fn validate(State(published): State<watch::Receiver<Option<Published>>>, J
     Json(json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})).into_response()
 }
 
+/// What is said of an object.
+#[derive(Default)]
+struct Judged {
+    /// It is wrong in itself.
+    errors: Vec<Problem>,
+    /// All else.
+    warnings: Vec<Problem>,
+}
+
+/// One review at a time looks at how the object fits the others: that takes a whole snapshot. Where many are made at once the
+/// rest go without these warnings; the object's status and `meshctl analyze` tell them all the same.
+static FITTING: Mutex<()> = Mutex::new(());
+
 /// What would be wrong with the object if it were stored now.
-fn judge(object: &Value, namespace: &str, now: &Published) -> Vec<Problem> {
+fn judge(object: &Value, namespace: &str, now: &Published) -> Judged {
     // A deletion has no object.
     if object.is_null() {
-        return Vec::new();
+        return Judged::default();
     }
     let decoded = api::decode::object(object, "", namespace);
-    let mut problems = decoded.problems;
-    let mut world = World::clone(&now.world);
-    for object in decoded.objects {
-        let reference = object.reference();
-        world.apply(Change::Upsert(Box::new(object)));
-        let snapshot = Snapshot::build(&world, Some(&now.snapshot));
-        problems.extend(snapshot.problems().iter().filter(|problem| problem.object == reference).cloned());
+    let alone = decoded.problems.into_iter().chain(decoded.objects.iter().flat_map(plan::intrinsic));
+    let (errors, mut warnings): (Vec<_>, Vec<_>) = alone.partition(|problem| problem.severity == Severity::Error);
+    if errors.is_empty()
+        && let Ok(_turn) = FITTING.try_lock()
+    {
+        for object in decoded.objects {
+            let reference = object.reference();
+            let mut world = World::clone(&now.world);
+            world.apply(Change::Upsert(Box::new(object)));
+            let snapshot = Snapshot::build(&world, Some(&now.snapshot));
+            let fitting = snapshot.problems().iter().filter(|problem| problem.object == reference);
+            let new: Vec<Problem> = fitting.filter(|problem| !warnings.contains(problem)).cloned().collect();
+            warnings.extend(new);
+        }
     }
-    problems
+    warnings.retain(|problem| problem.severity != Severity::Info);
+    Judged { errors, warnings }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use api::mesh_config::MeshConfig;
+
+    use super::*;
+
+    fn judged(spec: Value) -> Judged {
+        let world = World::new(MeshConfig::default(), "cluster.local");
+        let now = Published {
+            snapshot: Snapshot::build(&world, None),
+            source_problems: Arc::default(),
+            world: Arc::new(world),
+            generation: 1,
+            changed: Instant::now(),
+        };
+        let object = json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "a", "namespace": "shop"}, "spec": spec,
+        });
+        judge(&object, "shop", &now)
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_a_warning_and_what_is_wrong_in_itself_an_error() {
+        let later = judged(json!({"hosts": ["a"], "http": [{"route": [{"destination": {"host": "later"}}]}]}));
+        assert!(later.errors.is_empty(), "{:?}", later.errors);
+        assert!(later.warnings.iter().any(|problem| problem.message.contains("later")), "{:?}", later.warnings);
+        let wrong =
+            judged(json!({"hosts": ["a"], "http": [{"timeout": "soon", "route": [{"destination": {"host": "b"}}]}]}));
+        assert!(wrong.errors.iter().any(|problem| problem.field.contains("timeout")), "{:?}", wrong.errors);
+        assert!(
+            judge(
+                &Value::Null,
+                "shop",
+                &Published {
+                    snapshot: Snapshot::build(&World::new(MeshConfig::default(), "cluster.local"), None),
+                    source_problems: Arc::default(),
+                    world: Arc::new(World::new(MeshConfig::default(), "cluster.local")),
+                    generation: 1,
+                    changed: Instant::now(),
+                }
+            )
+            .errors
+            .is_empty()
+        );
+    }
 }

@@ -33,8 +33,8 @@ pub(crate) fn keeps_effect(problem: &Problem) -> bool {
     problem.code == Code::NotBuilt
 }
 
-/// Everything that can be said of the object alone.
-pub(crate) fn intrinsic(object: &Object) -> Vec<Problem> {
+/// Everything that can be said of the object alone: what the API server refuses if we are asked.
+pub fn intrinsic(object: &Object) -> Vec<Problem> {
     let mut told = Told { object, problems: Vec::new() };
     match &object.body {
         Body::VirtualService(spec) => virtual_service(&mut told, spec),

@@ -17,8 +17,10 @@ pub mod snapshot;
 mod check;
 pub mod scope;
 mod generate;
+pub mod go_template;
 pub mod inject;
 
+pub use intrinsic::intrinsic;
 pub use model::Named;
 pub use proxy::ProxyIdentity;
 pub use resources::Resources;

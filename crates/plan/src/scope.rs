@@ -52,6 +52,8 @@ pub(crate) struct Inbound {
     pub(crate) namespace: String,
     /// Number in the cluster's name.
     pub(crate) port: u16,
+    /// Number that the service has for it, by which rules speak of it.
+    pub(crate) service_port: Option<u16>,
     pub(crate) protocol: Protocol,
     /// Address and port on which the proxy listens (not captured), or which the filter chain matches (captured).
     pub(crate) bind: String,
@@ -116,11 +118,12 @@ impl Scope {
                 self.take_in_ingress(sidecar, index, ingress, &own, uncaptured);
             }
             // A service of the workload on the port of an ingress listener gives it its name (Istio).
-            for (service, _, target) in self.instances(addresses) {
+            for (service, number, target) in self.instances(addresses) {
                 let nameless = |inbound: &&mut Inbound| inbound.port == target && inbound.service.is_empty();
                 for inbound in self.inbound.iter_mut().filter(nameless) {
                     inbound.host = service.host.to_string();
                     inbound.service.clone_from(&service.name);
+                    inbound.service_port = Some(number);
                 }
             }
             return;
@@ -142,6 +145,7 @@ impl Scope {
                 service: service.name.clone(),
                 namespace: service.namespace.clone(),
                 port: target,
+                service_port: Some(number),
                 protocol: port.protocol,
                 bind: if uncaptured { own.clone() } else { "0.0.0.0".into() },
                 listen: target,
@@ -220,6 +224,7 @@ impl Scope {
             service: String::new(),
             namespace: self.proxy.namespace.clone(),
             port: ingress.port.number,
+            service_port: None,
             protocol: Protocol::named(&ingress.port.protocol).unwrap_or(Protocol::Sniffed),
             bind,
             listen: ingress.port.number,

@@ -374,6 +374,30 @@ fn a_rule_keeps_its_route_until_its_new_subset_is_there() {
 }
 
 #[test]
+fn what_is_taken_in_follows_the_slice_that_names_the_port() {
+    // A service whose two ports have limits of their own, and a slice that says which of the two is the workload's.
+    let slice = |port: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: b-1, labels: {{kubernetes.io/service-name: b}}}}\naddressType: IPv4\nports: [{{name: {port}, port: 8000}}]\nendpoints: [{{addresses: [10.1.0.1]}}]\n"
+        )
+    };
+    let mut world = world(objects(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: b}\nspec: {ports: [{name: http-one, port: 81}, {name: http-two, port: 82}]}\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: b}\nspec: {host: b, trafficPolicy: {portLevelSettings: [{port: {number: 81}, connectionPool: {tcp: {maxConnections: 101}}}, {port: {number: 82}, connectionPool: {tcp: {maxConnections: 102}}}]}}\n",
+    ));
+    let limit = |snapshot: &Arc<Snapshot>| {
+        let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Cluster);
+        let taken_in = all.iter().find(|one| &*one.name == "inbound|8000||").unwrap();
+        let cluster = api::json::to_json(&taken_in.body).unwrap();
+        cluster["circuit_breakers"]["thresholds"][0]["max_connections"].as_u64()
+    };
+    apply(&mut world, &slice("http-one"));
+    let first = Snapshot::build(&world, None);
+    assert_eq!(limit(&first), Some(101));
+    apply(&mut world, &slice("http-two"));
+    assert_eq!(limit(&Snapshot::build(&world, Some(&first))), Some(102));
+}
+
+#[test]
 fn scopes_may_go_to_any_task() {
     fn goes<T: Send + Sync + 'static>() {}
     goes::<Scope>();

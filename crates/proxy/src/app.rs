@@ -15,6 +15,7 @@ use crate::control::Command;
 pub use crate::control::{LogControl, Settings, Shared};
 use crate::drain::{self, Drained};
 use crate::listen::accept::accept_all;
+use crate::memory;
 use crate::secret::Store;
 use crate::tls;
 use crate::upstream::Env;
@@ -56,6 +57,8 @@ impl Running {
         let mut running =
             Running { shared, admin: [([0, 0, 0, 0], 0).into(); 4], admin_stop, threads: Mutex::new(threads) };
         running.admin = admin?;
+        let seen = Arc::downgrade(&running.shared);
+        tokio::spawn(memory::follow(move || seen.upgrade().map(|shared| shared.memory_in_use())));
         Ok(running)
     }
 

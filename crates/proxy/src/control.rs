@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -84,7 +84,8 @@ pub struct Shared {
     /// on.
     deferred: Mutex<Option<Vec<(usize, Command)>>>,
     log_level: Mutex<Option<LogControl>>,
-    applied: AtomicBool,
+    /// How many configurations were taken in.
+    applied: AtomicU64,
     pub(crate) workers: Vec<mpsc::UnboundedSender<Command>>,
     sockets: Mutex<BTreeMap<(Arc<str>, SocketAddr), Bound>>,
 }
@@ -133,10 +134,15 @@ impl Shared {
             early: Mutex::default(),
             deferred: Mutex::new(waits.then(Vec::new)),
             log_level: Mutex::default(),
-            applied: AtomicBool::new(false),
+            applied: AtomicU64::new(0),
             workers,
             sockets: Mutex::default(),
         })
+    }
+
+    /// What `memory::follow` looks at.
+    pub(crate) fn memory_in_use(&self) -> (u64, u64) {
+        (self.metrics.total(|process| &process.connections_resting), self.applied.load(Ordering::Acquire))
     }
 
     /// See `Running::apply`.
@@ -167,7 +173,7 @@ impl Shared {
             }
         }
         if !resources.of(ResourceKind::Listener).is_empty() && !resources.of(ResourceKind::Cluster).is_empty() {
-            self.applied.store(true, Ordering::Release);
+            self.applied.fetch_add(1, Ordering::Release);
         }
         *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = resources.clone();
         self.rejects.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&rejects);
@@ -280,7 +286,7 @@ impl Shared {
 
     /// Whether there is a configuration in effect.
     pub(crate) fn is_configured(&self) -> bool {
-        self.applied.load(Ordering::Acquire)
+        self.applied.load(Ordering::Acquire) > 0
     }
 
     /// Keeps the proxy from being ready, or no longer.
@@ -325,7 +331,7 @@ impl Shared {
         if *self.draining.borrow() {
             return Some("the proxy is ending".to_owned());
         }
-        if !self.applied.load(Ordering::Acquire) {
+        if self.applied.load(Ordering::Acquire) == 0 {
             return Some("no configuration with listeners and clusters has been received yet".to_owned());
         }
         if self.deferred.lock().unwrap_or_else(PoisonError::into_inner).is_some() {

@@ -119,6 +119,8 @@ failures! {
         sentence: "The route leads to a cluster that the proxy does not have; check that the destination's host, port and subset exist." }
     NoHealthyUpstream { status: 503, flag: "UH", details: "no_healthy_upstream", side: Upstream, body: "no healthy upstream",
         sentence: "The destination has no endpoint that may be called: no workload runs, none is ready, or all are ejected." }
+    NamesUnknown { status: 503, flag: "UH", details: "no_healthy_upstream", side: Upstream, body: "no healthy upstream",
+        sentence: "No name of the destination's endpoints could be looked up: the name server does not know them, fails or is silent; check the endpoints (or hosts) of the ServiceEntry, and the name server." }
     AllEjected { status: 503, flag: "UH", details: "no_healthy_upstream", side: Upstream, body: "no healthy upstream",
         sentence: "All endpoints of the destination are ejected because they kept failing; see the DestinationRule's outlierDetection and the application's own errors." }
     Overflow { status: 503, flag: "UO", details: "upstream_reset_before_response_started{overflow}", side: Policy, body: "upstream connect error or disconnect/reset before headers. reset reason: overflow",
@@ -137,7 +139,7 @@ failures! {
         sentence: "The endpoint's certificate is not from an authority that we trust; check the caCertificates or credentialName of the DestinationRule, and the roots of the mesh." }
     TlsExpired { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_X509_verify_cert:_certificate_verification_error_at_depth_0:_certificate_has_expired:TLS_error_end}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
-        sentence: "The endpoint's certificate has expired, or is not valid yet; renew it, and check the clocks." }
+        sentence: "The endpoint's certificate has expired, or is not valid yet; renew it, and check the clocks. Sidecars renew theirs by themselves: if it is one of the mesh, the control plane was away for too long, or refuses the workload." }
     TlsWrongName { status: 503, flag: "UF", details: "upstream_reset_before_response_started{remote_connection_failure|TLS_error:|268435581:SSL_routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_SAN_matcher:TLS_error_end}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
         sentence: "The endpoint's certificate is for another name than the expected; check the subjectAltNames of the DestinationRule, or the service accounts of the workloads." }
@@ -156,6 +158,9 @@ failures! {
     UpstreamClosed { status: 503, flag: "UC", details: "upstream_reset_before_response_started{connection_termination}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
         sentence: "The endpoint closed the connection before it answered; it crashed, restarted, or closes idle connections." }
+    CertificateRefused { status: 503, flag: "UC", details: "upstream_reset_before_response_started{connection_termination}", side: Upstream,
+        body: "upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+        sentence: "The endpoint refused our certificate: it has expired, or is from an authority that the endpoint does not trust. Sidecars renew theirs by themselves: if it is one of the mesh, the control plane was away for too long, or refuses this workload." }
     UpstreamProtocol { status: 502, flag: "UPE", details: "upstream_reset_before_response_started{protocol_error}", side: Upstream,
         body: "upstream connect error or disconnect/reset before headers. reset reason: protocol error",
         sentence: "The endpoint's answer is not valid HTTP; check that the port's declared protocol is the one the application speaks." }
@@ -198,7 +203,7 @@ failures! {
 impl Failure {
     /// Nothing of the request can have reached an application: repeating it is safe whatever its method.
     pub fn is_before_sending(self) -> bool {
-        matches!(self, Failure::NoHealthyUpstream | Failure::AllEjected | Failure::Overflow)
+        matches!(self, Failure::NoHealthyUpstream | Failure::NamesUnknown | Failure::AllEjected | Failure::Overflow)
             || self.is_connect_failure()
     }
 
@@ -225,8 +230,10 @@ impl Failure {
             | Failure::TlsWrongName
             | Failure::TlsNotSpoken
             | Failure::TlsFailed
+            | Failure::CertificateRefused
             | Failure::NoCertificate => Blame::Policy,
             Failure::NoHealthyUpstream
+            | Failure::NamesUnknown
             | Failure::ConnectRefused
             | Failure::ConnectFailed
             | Failure::UpstreamReset
@@ -265,7 +272,11 @@ impl Failure {
         self.is_connect_failure()
             || matches!(
                 self,
-                Failure::UpstreamReset | Failure::UpstreamClosed | Failure::UpstreamProtocol | Failure::PerTryTimeout
+                Failure::UpstreamReset
+                    | Failure::UpstreamClosed
+                    | Failure::CertificateRefused
+                    | Failure::UpstreamProtocol
+                    | Failure::PerTryTimeout
             )
     }
 

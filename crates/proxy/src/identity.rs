@@ -63,7 +63,7 @@ pub async fn run(options: Options, store: Arc<Store>, state: watch::Sender<State
                     (DEFAULT.to_owned(), Some(Secret::Certificate(identity.key.clone()))),
                     (ROOT_CA.to_owned(), Some(Secret::Roots(identity.roots.clone()))),
                 ]);
-                let pause = identity.valid.renew_in(now(), rand::random());
+                let pause = identity.valid.renew_in(exactly_now(), rand::random());
                 state.send_modify(|state| *state = State { current: Some(identity), error: String::new() });
                 sleep_until_wall(pause).await;
             }
@@ -71,7 +71,8 @@ pub async fn run(options: Options, store: Arc<Store>, state: watch::Sender<State
                 let error = format!("{error:#}");
                 tracing::warn!(%error, "no certificate from the certificate service");
                 state.send_modify(|state| state.error = error);
-                tokio::time::sleep(rotate::back_off(attempt, rand::random())).await;
+                let end = state.borrow().current.as_ref().map_or(0.0, |held| held.valid.not_after as f64);
+                tokio::time::sleep(rotate::back_off(attempt, end - exactly_now(), rand::random())).await;
                 attempt += 1;
             }
         }
@@ -92,7 +93,12 @@ async fn sleep_until_wall(pause: Duration) {
 
 /// Seconds since 1970.
 fn now() -> i64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+    exactly_now() as i64
+}
+
+/// The same with its fraction, which counts where lives are of a few seconds.
+fn exactly_now() -> f64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 async fn issue(options: &Options, state: &watch::Sender<State>) -> Result<Identity> {

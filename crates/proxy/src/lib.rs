@@ -27,5 +27,6 @@ pub mod control;
 pub mod bootstrap;
 pub mod pilot_agent;
 pub mod admin;
+pub mod memory;
 pub mod app;
 pub mod agent;

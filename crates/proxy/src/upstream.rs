@@ -482,11 +482,20 @@ impl Upstream {
         place.map(|place| Rc::clone(&candidates[place])).ok_or_else(|| self.nobody(&hosts))
     }
 
-    /// Why no host can be picked: there would be healthy ones if they were not ejected, or there are none.
+    /// Why no host can be picked: there would be healthy ones if they were not ejected, or names were looked up in vain, or there
+    /// are none.
     fn nobody(&self, hosts: &Hosts) -> Failure {
         let now = self.env.registry.now();
         let ejected = |host: &Rc<Host>| host.health.is_ejected(now, &self.usage);
-        if hosts.healthy.iter().flatten().any(ejected) { Failure::AllEjected } else { Failure::NoHealthyUpstream }
+        if hosts.healthy.iter().flatten().any(ejected) {
+            return Failure::AllEjected;
+        }
+        let (Discovery::StrictDns(named) | Discovery::LogicalDns(named)) = &self.settings.discovery else {
+            return Failure::NoHealthyUpstream;
+        };
+        let mut known = named.priorities.iter().flatten();
+        let names = hosts.count == 0 && known.any(|endpoint| matches!(endpoint.place, Place::Name(..)));
+        if names { Failure::NamesUnknown } else { Failure::NoHealthyUpstream }
     }
 
     /// The priority to take, and whether all of its hosts are used, healthy or not.

@@ -29,7 +29,7 @@ impl IstioCertificateService for CertificateService {
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         self.metrics.csr_count.inc();
-        let caller = self.authenticator.caller(&request).and_then(|caller| {
+        let caller = self.authenticator.caller(&request).await.and_then(|caller| {
             caller.ok_or_else(|| {
                 Status::unauthenticated(
                     "a certificate is signed only for a proven identity: send a client certificate or a token",

@@ -529,21 +529,11 @@ fn inbound_cluster(scope: &Scope, inbound: &Inbound) -> Cluster {
         }
     }
     // The rule of the workload's own service limits what is taken in, too.
-    let pool = (!inbound.host.is_empty())
-        .then(|| {
-            let host = api::name::Hostname::new(&inbound.host);
-            let rule =
-                scope.snapshot.destination_rule(&host, &inbound.namespace, &scope.proxy.namespace, &scope.labels)?;
-            let service_port = scope
-                .snapshot
-                .service(&host, &scope.proxy.namespace)?
-                .endpoints
-                .iter()
-                .find(|endpoint| endpoint.port == inbound.port)?
-                .service_port;
-            policy(Some(rule), service_port, "").connection_pool
-        })
-        .flatten();
+    let pool = inbound.service_port.and_then(|port| {
+        let host = api::name::Hostname::new(&inbound.host);
+        let rule = scope.snapshot.destination_rule(&host, &inbound.namespace, &scope.proxy.namespace, &scope.labels)?;
+        policy(Some(rule), port, "").connection_pool
+    });
     if let Some(pool) = &pool {
         cluster.circuit_breakers = Some(breakers(Some(pool)));
     }

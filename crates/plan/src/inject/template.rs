@@ -2,12 +2,12 @@
 //! result is YAML, which is merged onto the pod.
 
 mod data;
-mod functions;
 
 use gotmpl::Template;
 use serde_json::Value;
 
 use super::build::Request;
+use crate::go_template;
 
 /// Whether the text can be parsed. A function that nobody knows is found when it is called.
 ///
@@ -18,7 +18,7 @@ pub(super) fn check(name: &str, text: &str) -> Result<(), String> {
 }
 
 fn parsed(name: &str, text: &str) -> Result<Template, String> {
-    let template = Template::new(name).funcs(functions::all());
+    let template = Template::new(name).funcs(go_template::functions());
     template.parse(text).map_err(|error| one_line(&error.to_string()))
 }
 

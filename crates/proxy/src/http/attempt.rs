@@ -340,10 +340,18 @@ fn classify_http2(NotSent { error, unsent }: &NotSent, reused: bool) -> Failed {
         Failure::UpstreamReset
     } else if reason == Some(h2::Reason::PROTOCOL_ERROR) {
         Failure::UpstreamProtocol
+    } else if error.get_io().is_some_and(is_alert) {
+        Failure::CertificateRefused
     } else {
         Failure::UpstreamClosed
     };
     Failed { failure, refused, unsent: *unsent, reused }
+}
+
+/// In TLS 1.3 a client is done before the server has looked at its certificate: a refusal comes as an alert in the place of the
+/// first answer. `h2` keeps only the words of what ended a connection.
+fn is_alert(error: &std::io::Error) -> bool {
+    error.to_string().starts_with("received fatal alert: ")
 }
 
 /// The head in the form that the connection needs.

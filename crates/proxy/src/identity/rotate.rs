@@ -16,21 +16,24 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// How long to wait before renewing: to half the life, moved by up to 5 % of it either way so that a fleet does not ask
-    /// at once (Istio: SECRET_GRACE_PERIOD_RATIO 0.5 with jitter). `dice` is any number. At least 500 ms, so that a tiny
-    /// life is not a busy loop.
-    pub fn renew_in(self, now: i64, dice: u16) -> Duration {
-        let life = (self.not_after - self.not_before).max(0) as f64;
+    /// How long to wait before renewing a certificate that has just been issued: half of what is left of its life, moved by up to
+    /// 5 % of it either way so that a fleet does not ask at once (Istio: SECRET_GRACE_PERIOD_RATIO 0.5 with jitter). What was
+    /// dated back for clocks that are behind does not count: of a short life that would be more than half. `now` is in seconds
+    /// since 1970, `dice` any number. At least 500 ms, so that a tiny life is not a busy loop.
+    pub fn renew_in(self, now: f64, dice: u16) -> Duration {
+        let left = (self.not_after as f64 - now).max(0.0);
         let jitter = (f64::from(dice) / f64::from(u16::MAX) - 0.5) * 0.1;
-        let due = self.not_before as f64 + life * (0.5 + jitter);
-        Duration::from_secs_f64((due - now as f64).clamp(0.5, 1e9))
+        Duration::from_secs_f64((left * (0.5 + jitter)).clamp(0.5, 1e9))
     }
 }
 
-/// The pause after the `attempt`-th failure (from 0): 100 ms, doubling to 15 s, with jitter of half.
-pub fn back_off(attempt: u32, dice: u16) -> Duration {
+/// The pause after the `attempt`-th failure (from 0) with so many seconds left of the certificate's life: 100 ms, doubling to
+/// 15 s, with jitter of half. Never longer than an eighth of what is left, and not above a second once nothing is: without a
+/// certificate no new connection can be made, so that each second counts when the authority is back.
+pub fn back_off(attempt: u32, left: f64, dice: u16) -> Duration {
     let base = 0.1 * f64::from(2u32.saturating_pow(attempt.min(8)));
-    Duration::from_secs_f64(base.min(15.0) * (0.75 + 0.5 * f64::from(dice) / f64::from(u16::MAX)))
+    let most = (left / 8.0).clamp(1.0, 15.0);
+    Duration::from_secs_f64(base.min(most) * (0.75 + 0.5 * f64::from(dice) / f64::from(u16::MAX)))
 }
 
 /// Reads a leaf's times and its one URI name.
@@ -56,18 +59,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renewal_is_due_around_half_the_life() {
-        let valid = Validity { not_before: 1_000, not_after: 1_000 + 86_400 };
-        for dice in [0, u16::MAX / 2, u16::MAX] {
-            let pause = valid.renew_in(1_000, dice).as_secs();
-            assert!((38_000..=48_000).contains(&pause), "{pause}");
+    fn renewal_is_due_around_half_of_what_is_left() {
+        // Dated back by two minutes, as our authority and Istio's do.
+        for (life, least, most) in [(86_400, 38_000.0, 48_000.0), (10, 4.4, 5.6), (3, 1.3, 1.7), (0, 0.5, 0.5)] {
+            let valid = Validity { not_before: 1_000_000 - 120, not_after: 1_000_000 + life };
+            for dice in [0, u16::MAX / 2, u16::MAX] {
+                let pause = valid.renew_in(1_000_000.0, dice).as_secs_f64();
+                assert!((least..=most).contains(&pause), "{pause} of {life}");
+            }
         }
-        assert_eq!(valid.renew_in(80_000, 7), Duration::from_millis(500));
     }
 
     #[test]
     fn failures_wait_longer_and_longer_but_never_long() {
-        assert!(back_off(0, 0) < back_off(3, 0));
-        assert!(back_off(60, u16::MAX) <= Duration::from_secs(19));
+        let day = 86_400.0;
+        assert!(back_off(0, day, 0) < back_off(3, day, 0));
+        assert!(back_off(60, day, u16::MAX) <= Duration::from_secs(19));
+        assert!(back_off(60, 40.0, u16::MAX) <= Duration::from_secs_f64(6.3));
+        assert!(back_off(60, -10.0, u16::MAX) <= Duration::from_secs_f64(1.3), "nothing is left");
     }
 }

@@ -244,3 +244,59 @@ impl Body for Received {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use h2::server::SendResponse;
+    use tokio::net::UnixStream;
+    use tokio::task::LocalSet;
+
+    use super::super::io::Prefixed;
+    use super::*;
+
+    /// Opens a stream with more than the peer's window takes; the peer never reads, and answers or not. Then nobody wants the answer
+    /// any more. What the peer is told of the stream.
+    async fn told_when_nobody_waits(answers: bool) -> Option<Reason> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (streams, mut taken) = tokio::sync::mpsc::unbounded_channel();
+        tokio::task::spawn_local(async move {
+            let mut peer = h2::server::handshake(theirs).await.unwrap();
+            while let Some(Ok(stream)) = peer.accept().await {
+                streams.send(stream).unwrap();
+            }
+        });
+        let connection = start(Io::Unix(Prefixed { prefix: Bytes::new(), inner: ours }), ()).await.unwrap();
+        let body = RequestBody::Full(Some(Bytes::from(vec![0; 4 << 20])));
+        let request = Request::post("http://shop/").body(body).unwrap();
+        let mut send = Box::pin(connection.send(request));
+        let (_unread, mut respond): (_, SendResponse<Bytes>) = tokio::select! {
+            stream = taken.recv() => stream.unwrap(),
+            answer = &mut send => panic!("{answer:?}"),
+        };
+        let reset = if answers {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            drop(send.await.unwrap());
+            tokio::time::timeout(Duration::from_secs(5), poll_fn(|context| body.poll_reset(context))).await
+        } else {
+            // What has to go on beside is under way.
+            assert!(tokio::time::timeout(Duration::from_millis(50), &mut send).await.is_err());
+            drop(send);
+            tokio::time::timeout(Duration::from_secs(5), poll_fn(|context| respond.poll_reset(context))).await
+        };
+        assert!(!connection.is_closed(), "the connection is for others too");
+        reset.ok()?.ok()
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_is_told_that_nobody_wants_its_answer() {
+        LocalSet::new()
+            .run_until(async {
+                for answers in [false, true] {
+                    assert_eq!(told_when_nobody_waits(answers).await, Some(Reason::CANCEL), "answers: {answers}");
+                }
+            })
+            .await;
+    }
+}

@@ -301,6 +301,34 @@ async fn a_big_body_passes_in_little_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_whose_caller_goes_away_breaks_off_and_its_connection_stays() {
+    // Before the answer, and in the middle of it.
+    for early in [false, true] {
+        let (app, mut told) = App::telling(early).await;
+        let mesh = Mesh::start(&app, Route::default()).await;
+        let soon = async |told: &mut tokio::sync::mpsc::UnboundedReceiver<_>| {
+            tokio::time::timeout(Duration::from_secs(10), told.recv()).await.expect("the application hears nothing")
+        };
+        for _ in 0..2 {
+            let mut client = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+            client.write_all(b"POST / HTTP/1.1\r\nhost: server.shop\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
+            client.write_all(&[b'x'; 100_000]).await.unwrap();
+            assert_eq!(soon(&mut told).await, Some(None), "the upload begins");
+            if early {
+                let mut status = [0; 12];
+                client.read_exact(&mut status).await.unwrap();
+                assert_eq!(&status, b"HTTP/1.1 200");
+            }
+            drop(client);
+            let ended = soon(&mut told).await;
+            assert!(matches!(ended, Some(Some(Err(_)))), "early: {early}; the upload goes on or is whole: {ended:?}");
+        }
+        let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
+        assert_eq!(connections, 1, "only the stream is reset: the connection carries the next request too");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nonsense_is_refused() {
     let app = App::echo().await;
     let mesh = Mesh::start(&app, Route::default()).await;

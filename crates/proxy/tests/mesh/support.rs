@@ -60,6 +60,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 /// What varies between tests.
 pub(crate) struct Route {
@@ -811,6 +812,38 @@ impl App {
             Some(Response::new(full(read.to_string())))
         })
         .await
+    }
+
+    /// Tells of each request's body when it begins (`None`) and how it ended: its length, or what broke it off. `early`: answers with
+    /// a part of a body before that, and never ends it.
+    pub(crate) async fn telling(early: bool) -> (App, mpsc::UnboundedReceiver<Option<Result<usize, String>>>) {
+        let (tell, told) = mpsc::unbounded_channel();
+        let app = Self::serve(move |request, _| {
+            let tell = tell.clone();
+            async move {
+                let reading = tokio::spawn(async move {
+                    let (mut body, mut read) = (request.into_body(), 0);
+                    while let Some(frame) = body.frame().await {
+                        if read == 0 {
+                            tell.send(None).unwrap();
+                        }
+                        match frame {
+                            Ok(frame) => read += frame.data_ref().map_or(0, Bytes::len),
+                            Err(error) => return tell.send(Some(Err(error.to_string()))).unwrap(),
+                        }
+                    }
+                    tell.send(Some(Ok(read))).unwrap();
+                });
+                if !early {
+                    reading.await.unwrap();
+                }
+                let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"go on")))]);
+                let never = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+                Some(Response::new(BodyExt::boxed(StreamBody::new(never))))
+            }
+        })
+        .await;
+        (app, told)
     }
 
     /// Switches protocols and echoes bytes.

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use gotmpl::Value as Data;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use crate::go_template::{JSON, data as plain, leaf, map};
 use crate::inject::build::Request;
 
-/// Where a struct keeps the JSON that it was made from, so that `toJSON` writes the names of the API.
-const JSON: &str = "\0json";
 /// Fields whose maps have keys of the user's.
 const MAPS: &[&str] = &[
     "labels",
@@ -130,19 +129,6 @@ fn text(value: &str) -> Data {
     Data::String(value.into())
 }
 
-pub(super) fn map(fields: impl Iterator<Item = (String, Data)>) -> Data {
-    Data::Map(Arc::new(fields.map(|(key, value)| (key.into(), value)).collect()))
-}
-
-/// A value with its keys as they are.
-pub(super) fn plain(value: &Value) -> Data {
-    match value {
-        Value::Object(fields) => map(fields.iter().map(|(key, value)| (key.clone(), plain(value)))),
-        Value::Array(items) => Data::List(items.iter().map(plain).collect::<Vec<_>>().into()),
-        other => leaf(other),
-    }
-}
-
 /// A value with Go's names of fields.
 fn strukt(value: &Value) -> Data {
     match value {
@@ -159,19 +145,6 @@ fn strukt(value: &Value) -> Data {
     }
 }
 
-fn leaf(value: &Value) -> Data {
-    match value {
-        Value::Bool(truth) => Data::Bool(*truth),
-        Value::Number(number) => match (number.as_i64(), number.as_f64()) {
-            (Some(whole), _) => Data::Int(whole),
-            (None, Some(real)) => Data::Float(real),
-            _ => Data::Nil,
-        },
-        Value::String(words) => text(words),
-        _ => Data::Nil,
-    }
-}
-
 /// `containerPort` is `ContainerPort`, `httpGet` is `HTTPGet`.
 fn go_name(key: &str) -> String {
     for (word, capitals) in CAPITALS {
@@ -182,25 +155,6 @@ fn go_name(key: &str) -> String {
     }
     let mut letters = key.chars();
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
-}
-
-/// Data as JSON, with the names of the API.
-pub(super) fn json_of(data: &Data) -> Value {
-    match data {
-        Data::Nil | Data::Function(_) => Value::Null,
-        Data::Bool(truth) => Value::from(*truth),
-        Data::Int(number) => Value::from(*number),
-        Data::Uint(number) => Value::from(*number),
-        Data::Float(number) => Value::from(*number),
-        Data::String(words) => Value::from(&**words),
-        Data::List(items) => items.iter().map(json_of).collect(),
-        Data::Map(fields) => match fields.get(JSON) {
-            Some(Data::String(text)) => serde_json::from_str(text).unwrap_or_default(),
-            _ => Value::Object(
-                fields.iter().map(|(key, value)| (key.to_string(), json_of(value))).collect::<Map<_, _>>(),
-            ),
-        },
-    }
 }
 
 #[cfg(test)]
@@ -215,7 +169,7 @@ mod tests {
         let probe = containers[0].field("LivenessProbe").unwrap().field("HTTPGet").unwrap();
         assert_eq!(probe.field("Port"), Some(&Data::Int(1)));
         assert!(containers[0].field("Resources").unwrap().field("Limits").unwrap().field("cpu").is_some());
-        assert_eq!(json_of(&data), value);
+        assert_eq!(crate::go_template::json(&data), value);
         assert_eq!(
             (go_name("dnsPolicy"), go_name("fsGroup"), go_name("hostIP")),
             ("DNSPolicy".into(), "FSGroup".into(), "HostIP".into())

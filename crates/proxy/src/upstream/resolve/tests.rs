@@ -206,9 +206,22 @@ async fn a_name_that_appears_later_is_found_and_none_waits_for_another() {
             server.set("one.example", &[1], 60);
             until(&upstream, &[1, 2]).await;
             let nowhere = cluster(STRICT, server.address, &["three.example"], |_| {});
-            assert_eq!(picked(&nowhere).await.unwrap_err(), crate::failure::Failure::NoHealthyUpstream);
+            assert_eq!(picked(&nowhere).await.unwrap_err(), crate::failure::Failure::NamesUnknown);
             server.set("three.example", &[3], 60);
             until(&nowhere, &[3]).await;
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_silent_name_server_keeps_a_request_for_the_time_of_a_connection_at_most() {
+    LocalSet::new()
+        .run_until(async {
+            let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+            let upstream = cluster(STRICT, silent.local_addr().unwrap(), &["one.example"], |cluster| {
+                cluster.connect_timeout = Some(length(200));
+            });
+            assert_eq!(picked(&upstream).await.unwrap_err(), crate::failure::Failure::NamesUnknown);
         })
         .await;
 }

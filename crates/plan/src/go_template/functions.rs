@@ -9,8 +9,12 @@ use base64::engine::general_purpose::STANDARD;
 use gotmpl::{FuncMap, Template, TemplateError, Value as Data, ValueFunc};
 use serde_json::Value;
 
-use super::data::{json_of, map, plain};
-use crate::inject::annotations::words;
+use super::{data as plain, json as json_of, map};
+
+/// The words of a list, without the blanks around them.
+fn words(value: &str) -> impl Iterator<Item = &str> {
+    value.split(',').map(str::trim).filter(|word| !word.is_empty())
+}
 
 type Given = Result<Data, TemplateError>;
 

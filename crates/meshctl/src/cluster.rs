@@ -1,0 +1,194 @@
+//! A Kubernetes cluster: apply and delete objects, look at pods, and reach ports of theirs through the API server.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::discovery::{ApiCapabilities, Scope, pinned_kind};
+use kube::{Client, Config, ResourceExt};
+use serde_json::Value;
+
+use crate::chart::key;
+
+/// Who writes, as the API server remembers it.
+const MANAGER: &str = "meshctl";
+
+/// A cluster.
+pub struct Cluster {
+    client: Client,
+    /// Where the API server is.
+    pub server: String,
+    kinds: Mutex<HashMap<GroupVersionKind, (ApiResource, ApiCapabilities)>>,
+}
+
+/// What applying an object did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It was not there.
+    Created,
+    /// It was other.
+    Changed,
+    /// It was the same.
+    Unchanged,
+}
+
+impl Cluster {
+    /// The cluster of a kubeconfig file and context; without a file that of `KUBECONFIG`, `~/.kube/config`, or the pod.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be used.
+    pub async fn open(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<Cluster> {
+        let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
+        let config = match kubeconfig {
+            Some(file) => {
+                let wrong = || format!("the kubeconfig {} cannot be used", file.display());
+                let read = Kubeconfig::read_from(file).with_context(wrong)?;
+                Config::from_custom_kubeconfig(read, &options).await.with_context(wrong)?
+            }
+            None if context.is_some() => {
+                Config::from_kubeconfig(&options).await.context("the kubeconfig cannot be used")?
+            }
+            None => Config::infer()
+                .await
+                .context("no cluster is configured: name a file with --kubeconfig or the variable KUBECONFIG")?,
+        };
+        let server = config.cluster_url.to_string();
+        let client = Client::try_from(config).context("the cluster cannot be reached with this kubeconfig")?;
+        Ok(Cluster { client, server, kinds: Mutex::default() })
+    }
+
+    /// The client of the API server.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Version of the API server.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn version(&self) -> Result<String> {
+        let info = self
+            .client
+            .apiserver_version()
+            .await
+            .with_context(|| format!("the API server at {} does not answer", self.server))?;
+        Ok(info.git_version)
+    }
+
+    async fn kind_of(&self, object: &Value) -> Result<(ApiResource, ApiCapabilities)> {
+        let text = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
+        let version = text("apiVersion");
+        let (group, version) = version.split_once('/').unwrap_or(("", &version));
+        let kind = GroupVersionKind::gvk(group, version, &text("kind"));
+        let known = |kinds: &HashMap<_, _>| kinds.get(&kind).cloned();
+        if let Some(found) = self.kinds.lock().ok().and_then(|kinds| known(&kinds)) {
+            return Ok(found);
+        }
+        let found = pinned_kind(&self.client, &kind)
+            .await
+            .with_context(|| format!("the cluster does not know the kind {} of {}", kind.kind, text("apiVersion")))?;
+        if let Ok(mut kinds) = self.kinds.lock() {
+            kinds.insert(kind, found.clone());
+        }
+        Ok(found)
+    }
+
+    async fn api(&self, object: &Value) -> Result<Api<DynamicObject>> {
+        let (resource, capabilities) = self.kind_of(object).await?;
+        let (_, namespace, _) = key(object);
+        Ok(match capabilities.scope {
+            Scope::Namespaced => {
+                let namespace = if namespace.is_empty() { "default" } else { &namespace };
+                Api::namespaced_with(self.client.clone(), namespace, &resource)
+            }
+            Scope::Cluster => Api::all_with(self.client.clone(), &resource),
+        })
+    }
+
+    /// Applies an object on the server's side. `dry` changes nothing.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub async fn apply(&self, object: &Value, dry: bool) -> Result<Applied> {
+        let (kind, namespace, name) = key(object);
+        let what = || format!("{kind} {} cannot be applied", place(&namespace, &name));
+        let api = self.api(object).await.with_context(what)?;
+        let before = api.get_opt(&name).await.with_context(what)?;
+        let mut how = PatchParams::apply(MANAGER).force();
+        how.dry_run = dry;
+        let after = api.patch(&name, &how, &Patch::Apply(object)).await.with_context(what)?;
+        Ok(match before {
+            None => Applied::Created,
+            Some(before) if before.resource_version() == after.resource_version() => Applied::Unchanged,
+            Some(_) => Applied::Changed,
+        })
+    }
+
+    /// The object as it is now, if it is there.
+    ///
+    /// # Errors
+    /// The API server does not say.
+    pub async fn get(&self, object: &Value) -> Result<Option<Value>> {
+        let (kind, namespace, name) = key(object);
+        let what = || format!("{kind} {} cannot be read", place(&namespace, &name));
+        let found = self.api(object).await?.get_opt(&name).await.with_context(what)?;
+        found.map(|found| serde_json::to_value(found).with_context(what)).transpose()
+    }
+
+    /// Deletes an object; false if it was not there. What it owns goes with it.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn delete(&self, object: &Value) -> Result<bool> {
+        let (kind, namespace, name) = key(object);
+        let what = || format!("{kind} {} cannot be deleted", place(&namespace, &name));
+        let api = self.api(object).await.with_context(what)?;
+        match api.delete(&name, &DeleteParams::background()).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
+            Err(error) => Err(error).with_context(what),
+        }
+    }
+
+    /// Objects of a kind in all namespaces (or one), by label and field.
+    ///
+    /// # Errors
+    /// The API server refuses, or does not know the kind.
+    pub async fn list(
+        &self,
+        api_version: &str,
+        kind: &str,
+        namespace: Option<&str>,
+        labels: &str,
+        fields: &str,
+    ) -> Result<Vec<Value>> {
+        let sample = serde_json::json!({"apiVersion": api_version, "kind": kind});
+        let (resource, _) = self.kind_of(&sample).await?;
+        let api: Api<DynamicObject> = match namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        let mut which = ListParams::default();
+        which.label_selector = (!labels.is_empty()).then(|| labels.to_owned());
+        which.field_selector = (!fields.is_empty()).then(|| fields.to_owned());
+        let listed = api.list(&which).await.with_context(|| format!("{kind}s cannot be listed"))?;
+        let mut objects = Vec::new();
+        for object in listed {
+            let mut value = serde_json::to_value(object)?;
+            // Elements of a list do not say what they are.
+            value["apiVersion"] = serde_json::json!(api_version);
+            value["kind"] = serde_json::json!(kind);
+            objects.push(value);
+        }
+        Ok(objects)
+    }
+}
+
+/// `namespace/name`, or the name alone.
+pub fn place(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
+}

@@ -1,0 +1,174 @@
+//! `meshctl install` and `meshctl manifest generate`.
+
+mod wait;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::chart;
+use crate::cli::{InstallArguments, InstallWish};
+use crate::cluster::{Applied, Cluster};
+use crate::install::{self, Component, OWNED, OWNER, Plan, Wish};
+use crate::print::Progress;
+
+/// Kinds that an installation consists of, in the order in which they are taken away: what would stand in the way of others
+/// first.
+pub(super) const KINDS: &[(&str, &str)] = &[
+    ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration"),
+    ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "DaemonSet"),
+    ("v1", "Service"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "Role"),
+    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"),
+    ("v1", "ConfigMap"),
+    ("v1", "ServiceAccount"),
+];
+
+pub(super) fn wish(arguments: &InstallWish) -> Wish {
+    Wish {
+        files: arguments.filename.clone(),
+        set: arguments.set.clone(),
+        revision: arguments.revision.clone(),
+        namespace: arguments.istio_namespace.clone(),
+    }
+}
+
+/// Prints what would be applied.
+pub(super) fn generate(arguments: &InstallWish) -> Result<String> {
+    let plan = install::plan(&wish(arguments), arguments.force)?;
+    let objects: Vec<Value> = plan.components.into_iter().flat_map(|component| component.objects).collect();
+    chart::print(&objects)
+}
+
+/// Installs, or changes an installation to what is asked for.
+pub(super) async fn run(cluster: &Cluster, arguments: &InstallArguments) -> Result<ExitCode> {
+    let plan = install::plan(&wish(&arguments.wish), arguments.wish.force)?;
+    let version = cluster.version().await?;
+    let question = format!(
+        "This installs the mesh {} (profile {:?}, namespace {}) into the cluster {} ({version}).",
+        env!("CARGO_PKG_VERSION"),
+        plan.profile,
+        plan.namespace,
+        cluster.server
+    );
+    if !arguments.dry_run && !arguments.skip_confirmation && !confirm(&question)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    namespaces(cluster, &plan, arguments.dry_run).await?;
+    for component in &plan.components {
+        apply(cluster, component, &plan, arguments).await?;
+    }
+    prune(cluster, &plan, arguments.dry_run).await?;
+    if arguments.dry_run {
+        println!("nothing was changed (--dry-run)");
+    } else {
+        println!("✔ installation complete");
+        println!(
+            "Label a namespace to have its pods join: kubectl label namespace NAME {}",
+            if plan.revision.is_empty() {
+                "istio-injection=enabled".to_owned()
+            } else {
+                format!("istio.io/rev={}", plan.revision)
+            }
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks for consent. Where nobody can answer, the flag is asked for.
+pub(super) fn confirm(question: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("{question} Say yes with --skip-confirmation (-y): there is nobody to ask");
+    }
+    print!("{question} Proceed? (y/N) ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    let agreed = matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes");
+    if !agreed {
+        println!("Nothing was changed.");
+    }
+    Ok(agreed)
+}
+
+async fn namespaces(cluster: &Cluster, plan: &Plan, dry_run: bool) -> Result<()> {
+    let mut names: Vec<&str> = plan.components.iter().map(|component| component.namespace.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        let namespace =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {OWNED: OWNER}}});
+        // One that is there belongs to somebody else, and stays as it is.
+        if cluster.get(&namespace).await?.is_none() {
+            if dry_run {
+                bail!(
+                    "the namespace {name} is not there yet, so the API server cannot try the rest (--dry-run); create it, or see `meshctl manifest generate`"
+                );
+            }
+            cluster.apply(&namespace, false).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn apply(cluster: &Cluster, component: &Component, plan: &Plan, arguments: &InstallArguments) -> Result<()> {
+    let mut progress = Progress::start(&component.title);
+    let mut changed = 0;
+    for object in &component.objects {
+        let object = as_it_has_become(cluster, object).await?;
+        changed += usize::from(cluster.apply(&object, arguments.dry_run).await? != Applied::Unchanged);
+    }
+    if !arguments.dry_run {
+        wait::ready(cluster, component, plan, Duration::from_secs(arguments.readiness_timeout), &mut progress)
+            .await
+            .with_context(|| format!("{} is not ready", component.title))?;
+    }
+    let detail = if changed == 0 { "unchanged".to_owned() } else { format!("{changed} objects") };
+    progress.done(&detail);
+    Ok(())
+}
+
+/// The control plane has the validating webhook refuse objects once it can be reached; that is not undone here.
+async fn as_it_has_become(cluster: &Cluster, object: &Value) -> Result<Value> {
+    let mut object = object.clone();
+    if object["kind"] == "ValidatingWebhookConfiguration"
+        && let Some(now) = cluster.get(&object).await?
+    {
+        for hook in object["webhooks"].as_array_mut().into_iter().flatten() {
+            let same = now["webhooks"].as_array().into_iter().flatten().find(|other| other["name"] == hook["name"]);
+            if let Some(policy) = same.map(|same| &same["failurePolicy"]).filter(|policy| policy.is_string()) {
+                hook["failurePolicy"] = policy.clone();
+            }
+        }
+    }
+    Ok(object)
+}
+
+/// Takes away what an earlier installation of this revision had and this one does not.
+async fn prune(cluster: &Cluster, plan: &Plan, dry_run: bool) -> Result<()> {
+    let wanted: Vec<_> = plan.components.iter().flat_map(|component| &component.objects).map(chart::key).collect();
+    let shown = if plan.revision.is_empty() { "default" } else { &plan.revision };
+    let selector = format!("{OWNED}={OWNER},{}={shown}", install::REVISION);
+    for (version, kind) in KINDS {
+        for object in cluster.list(version, kind, None, &selector, "").await? {
+            let (kind, namespace, name) = chart::key(&object);
+            if !wanted.contains(&(kind.clone(), namespace.clone(), name.clone())) {
+                println!("- {kind} {} is no longer part of it", crate::cluster::place(&namespace, &name));
+                if !dry_run {
+                    cluster.delete(&object).await?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,335 @@
+//! What an installation consists of: a profile, files and `--set` over each other, turned into the values of the charts.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::chart;
+
+/// Marks what an installation owns (Istio's label).
+pub const OWNED: &str = "install.operator.istio.io/owning-resource";
+/// Its value.
+pub const OWNER: &str = "installed-state";
+/// Which part of it.
+pub const COMPONENT: &str = "operator.istio.io/component";
+/// Which revision.
+pub const REVISION: &str = "istio.io/rev";
+
+/// What a user asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// Files of IstioOperator documents, later over earlier.
+    pub files: Vec<PathBuf>,
+    /// `PATH=VALUE`.
+    pub set: Vec<String>,
+    /// Revision; overrides what files say.
+    pub revision: Option<String>,
+    /// Namespace of the control plane; overrides what files say.
+    pub namespace: Option<String>,
+}
+
+/// A part that is installed as one: a chart with its release and values.
+#[derive(Clone, Debug)]
+pub struct Component {
+    /// Istio's name of it: Base, Pilot, IngressGateways, EgressGateways.
+    pub name: &'static str,
+    /// What people read.
+    pub title: String,
+    /// Namespace.
+    pub namespace: String,
+    /// Objects.
+    pub objects: Vec<Value>,
+}
+
+/// A whole installation.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Name of the profile.
+    pub profile: String,
+    /// Namespace of the control plane.
+    pub namespace: String,
+    /// Revision; empty for the default one.
+    pub revision: String,
+    /// Parts in the order in which they are applied.
+    pub components: Vec<Component>,
+}
+
+/// Names of the profiles.
+pub fn profiles() -> Vec<String> {
+    let names = chart::files("profiles/").into_iter();
+    names.filter_map(|path| Some(path.strip_prefix("profiles/")?.strip_suffix(".yaml")?.to_owned())).collect()
+}
+
+/// Makes the plan. `force` takes settings that no chart knows.
+///
+/// # Errors
+/// A file or setting cannot be used.
+pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
+    let mut given = json!({});
+    for file in &wish.files {
+        chart::overlay(&mut given, &read(file)?);
+    }
+    for assignment in &wish.set {
+        chart::set(&mut given, assignment)?;
+    }
+    let profile = given["profile"].as_str().unwrap_or("default").to_owned();
+    let text = chart::file(&format!("profiles/{profile}.yaml"))
+        .with_context(|| format!("there is no profile {profile:?}: choose one of {}", profiles().join(", ")))?;
+    let mut spec = chart::yaml(&text)?["spec"].take();
+    overlay_gateways(&mut spec, &mut given);
+    chart::overlay(&mut spec, &given);
+    let known = json!({
+        "profile": "", "namespace": "", "revision": "", "hub": "", "tag": "", "compatibilityVersion": "",
+        "meshConfig": {}, "values": {}, "unvalidatedValues": {}, "components": {
+            "base": {"enabled": true}, "pilot": {"enabled": true, "k8s": {}}, "ingressGateways": [], "egressGateways": [],
+        },
+    });
+    let mut unknown = Vec::new();
+    chart::unknown(&spec, &known, "", &mut unknown);
+    refuse(&unknown, force)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let revision = wish.revision.clone().unwrap_or_else(|| match text(&spec["revision"]).as_str() {
+        "" => text(&spec["values"]["revision"]),
+        revision => revision.to_owned(),
+    });
+    let revision = if revision == "default" { String::new() } else { revision };
+    let namespace = wish.namespace.clone().or_else(|| Some(text(&spec["namespace"])).filter(|name| !name.is_empty()));
+    let namespace = namespace.unwrap_or_else(|| "istio-system".to_owned());
+    let mut components = Vec::new();
+    let enabled = |part: &Value| part["enabled"].as_bool().unwrap_or(true);
+    if enabled(&spec["components"]["base"]) {
+        let values = json!({"global": {"istioNamespace": namespace}});
+        components.push(component("Base", "kinds of objects", "base", "base", &namespace, &values, &revision)?);
+    }
+    if enabled(&spec["components"]["pilot"]) {
+        let values = control_plane(&spec, &namespace, &revision, force)?;
+        components.push(component("Pilot", "control plane", "istiod", "istiod", &namespace, &values, &revision)?);
+    }
+    for (list, name, word) in [
+        ("ingressGateways", "IngressGateways", "ingress gateway"),
+        ("egressGateways", "EgressGateways", "egress gateway"),
+    ] {
+        for gateway in spec["components"][list].as_array().into_iter().flatten().filter(|gateway| enabled(gateway)) {
+            let release = text(&gateway["name"]);
+            if release.is_empty() {
+                bail!("components.{list}: a gateway has no name");
+            }
+            let own = Some(text(&gateway["namespace"])).filter(|own| !own.is_empty());
+            let place = own.unwrap_or_else(|| namespace.clone());
+            let values = of_gateway(gateway, &revision, word, force)?;
+            let title = format!("{word} {release}");
+            components.push(component(name, &title, "gateway", &release, &place, &values, &revision)?);
+        }
+    }
+    Ok(Plan { profile, namespace, revision, components })
+}
+
+fn refuse(unknown: &[String], force: bool) -> Result<()> {
+    if unknown.is_empty() || force {
+        return Ok(());
+    }
+    bail!(
+        "{}: no such setting here, it would have no effect; remove it, or go on without it by --force",
+        unknown.join(", ")
+    )
+}
+
+fn read(file: &PathBuf) -> Result<Value> {
+    let wrong = || format!("the file {} cannot be used", file.display());
+    let text = if file.as_os_str() == "-" {
+        std::io::read_to_string(std::io::stdin()).with_context(wrong)?
+    } else {
+        std::fs::read_to_string(file).with_context(wrong)?
+    };
+    let mut document = chart::yaml(&text).with_context(wrong)?;
+    match document["kind"].as_str() {
+        Some("IstioOperator") => Ok(document["spec"].take()),
+        Some(kind) => bail!("{} holds the kind {kind}; an IstioOperator is needed", file.display()),
+        None => bail!("{} is no IstioOperator: it has no kind", file.display()),
+    }
+}
+
+/// Gateways are known by their names, not by their places: one that a user names is laid over the profile's of that name.
+fn overlay_gateways(spec: &mut Value, given: &mut Value) {
+    for list in ["ingressGateways", "egressGateways"] {
+        let Some(own) = given["components"][list].as_array().cloned() else { continue };
+        let mut all = spec["components"][list].as_array().cloned().unwrap_or_default();
+        for (index, gateway) in own.into_iter().enumerate() {
+            let place = match gateway["name"].as_str() {
+                Some(name) => all.iter().position(|known| known["name"] == name),
+                None => Some(index).filter(|index| *index < all.len()),
+            };
+            match place {
+                Some(place) => chart::overlay(&mut all[place], &gateway),
+                None => all.push(gateway),
+            }
+        }
+        given["components"][list] = Value::Array(all);
+    }
+}
+
+fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> Result<Value> {
+    let mut values = spec["values"].clone();
+    if values.is_null() {
+        values = json!({});
+    }
+    // Values of gateways belong to the gateway's own chart.
+    if let Some(map) = values.as_object_mut() {
+        map.remove("gateways");
+        map.remove("defaultRevision");
+    }
+    let mut unknown = Vec::new();
+    chart::unknown(&values, &chart::values("istiod")?, "values", &mut unknown);
+    refuse(&unknown, force)?;
+    for field in ["hub", "tag"] {
+        if !spec[field].is_null() {
+            // A tag that looks like a number is still text.
+            let text = spec[field].as_str().map_or_else(|| spec[field].to_string(), str::to_owned);
+            chart::overlay(&mut values, &json!({"global": {field: text}}));
+        }
+    }
+    let own = json!({"revision": revision, "global": {"istioNamespace": namespace}, "meshConfig": spec["meshConfig"]});
+    chart::overlay(&mut values, &own);
+    if values["meshConfig"].is_null() {
+        values["meshConfig"] = json!({});
+    }
+    let kubernetes = &spec["components"]["pilot"]["k8s"];
+    let mut unknown = Vec::new();
+    for (field, value) in kubernetes.as_object().into_iter().flatten() {
+        match field.as_str() {
+            "resources" | "nodeSelector" | "tolerations" | "affinity" | "podAnnotations" | "replicaCount" => {
+                chart::overlay(&mut values, &json!({"pilot": {field: value}}));
+            }
+            "env" => chart::overlay(&mut values, &json!({"pilot": {"env": variables(value)}})),
+            "serviceAnnotations" => chart::overlay(&mut values, &json!({"pilot": {field: value}})),
+            _ => unknown.push(format!("components.pilot.k8s.{field}")),
+        }
+    }
+    refuse(&unknown, force)?;
+    Ok(values)
+}
+
+fn of_gateway(gateway: &Value, revision: &str, word: &str, force: bool) -> Result<Value> {
+    let mut values = json!({"name": gateway["name"], "revision": revision});
+    if !gateway["label"].is_null() {
+        values["labels"] = gateway["label"].clone();
+    }
+    // Traffic leaves the mesh from inside: nobody outside needs an address of it.
+    if word.starts_with("egress") {
+        chart::overlay(&mut values, &json!({"service": {"type": "ClusterIP"}}));
+    }
+    let mut unknown = Vec::new();
+    for field in gateway.as_object().into_iter().flatten().map(|(field, _)| field) {
+        if !["name", "namespace", "enabled", "label", "k8s"].contains(&field.as_str()) {
+            unknown.push(format!("gateway {}: {field}", gateway["name"].as_str().unwrap_or_default()));
+        }
+    }
+    for (field, value) in gateway["k8s"].as_object().into_iter().flatten() {
+        match field.as_str() {
+            "resources" | "nodeSelector" | "tolerations" | "affinity" | "podAnnotations" | "replicaCount"
+            | "service" => {
+                chart::overlay(&mut values, &json!({field: value}));
+            }
+            "serviceAnnotations" => chart::overlay(&mut values, &json!({"service": {"annotations": value}})),
+            "env" => values["env"] = variables(value),
+            _ => unknown.push(format!("gateway {}: k8s.{field}", gateway["name"].as_str().unwrap_or_default())),
+        }
+    }
+    refuse(&unknown, force)?;
+    Ok(values)
+}
+
+/// A list of `name` and `value`, as containers have it, to a map.
+fn variables(list: &Value) -> Value {
+    let pairs = list.as_array().into_iter().flatten();
+    Value::Object(pairs.filter_map(|pair| Some((pair["name"].as_str()?.to_owned(), pair["value"].clone()))).collect())
+}
+
+fn component(
+    name: &'static str,
+    title: &str,
+    chart_name: &str,
+    release: &str,
+    namespace: &str,
+    values: &Value,
+    revision: &str,
+) -> Result<Component> {
+    let mut objects = chart::render(chart_name, release, namespace, values)?;
+    let shown = if revision.is_empty() { "default" } else { revision };
+    for object in &mut objects {
+        chart::label(object, &[(OWNED, OWNER), (COMPONENT, name), (REVISION, shown)].into());
+    }
+    Ok(Component { name, title: title.to_owned(), namespace: namespace.to_owned(), objects })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish(set: &[&str]) -> Wish {
+        Wish { set: set.iter().map(|text| (*text).to_owned()).collect(), ..Wish::default() }
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.components.iter().map(|component| component.title.as_str()).collect()
+    }
+
+    #[test]
+    fn profiles_differ_in_gateways() {
+        assert_eq!(names(&plan(&wish(&["profile=minimal"]), false).unwrap()), ["kinds of objects", "control plane"]);
+        assert_eq!(plan(&wish(&[]), false).unwrap().components.len(), 3);
+        assert_eq!(plan(&wish(&["profile=demo"]), false).unwrap().components.len(), 4);
+        let error = plan(&wish(&["profile=x"]), false).unwrap_err().to_string();
+        assert!(error.contains("default, demo, minimal"), "{error}");
+    }
+
+    #[test]
+    fn gateways_are_changed_by_name_and_by_place() {
+        let one = plan(&wish(&["components.ingressGateways[0].enabled=false"]), false).unwrap();
+        assert_eq!(names(&one), ["kinds of objects", "control plane"]);
+        let other = plan(
+            &wish(&["components.ingressGateways[0].name=own", "components.ingressGateways[0].namespace=edge"]),
+            false,
+        )
+        .unwrap();
+        assert_eq!(names(&other)[2..], ["ingress gateway istio-ingressgateway", "ingress gateway own"]);
+    }
+
+    #[test]
+    fn settings_reach_the_objects() {
+        let plan = plan(
+            &wish(&[
+                "hub=example.org/mesh",
+                "tag=7",
+                "revision=canary",
+                "meshConfig.accessLogFile=/dev/stdout",
+                "values.pilot.replicaCount=3",
+            ]),
+            false,
+        )
+        .unwrap();
+        let find = |kind: &str, name: &str| {
+            let all = plan.components.iter().flat_map(|component| &component.objects);
+            all.clone().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).cloned()
+        };
+        let deployment = find("Deployment", "istiod-canary").unwrap();
+        assert_eq!(deployment["spec"]["replicas"], 3);
+        assert_eq!(deployment["spec"]["template"]["spec"]["containers"][0]["image"], "example.org/mesh/meshd:7");
+        assert_eq!(deployment["metadata"]["labels"][OWNED], OWNER);
+        let mesh = find("ConfigMap", "istio-canary").unwrap();
+        let mesh = chart::yaml(mesh["data"]["mesh"].as_str().unwrap()).unwrap();
+        assert_eq!(mesh["accessLogFile"], "/dev/stdout");
+        assert_eq!(mesh["defaultConfig"]["discoveryAddress"], "istiod-canary.istio-system.svc:15012");
+    }
+
+    #[test]
+    fn a_setting_that_nobody_knows_is_refused() {
+        for wrong in ["values.pilot.unheardOf=1", "components.ztunnel.enabled=true", "components.pilot.k8s.strategy=x"]
+        {
+            let error = plan(&wish(&[wrong]), false).unwrap_err().to_string();
+            assert!(error.contains("no such setting"), "{error}");
+            plan(&wish(&[wrong]), true).unwrap();
+        }
+    }
+}

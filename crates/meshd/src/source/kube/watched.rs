@@ -1,0 +1,261 @@
+//! One kind's watch: which objects of it, in which version, and what of them is kept.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+
+use api::decode::{self, Decoded};
+use api::object::{KINDS, Kind, ObjectKey};
+use futures_util::StreamExt;
+use kube::api::{Api, ApiResource, DynamicObject};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Config, Error, watcher};
+use kube::{Client, ResourceExt};
+use plan::Change;
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::Sender;
+
+use super::Event;
+
+/// Objects that a list brings at a time.
+const PAGE: u32 = 500;
+/// Secrets that hold no certificate: Helm's releases are large, and tokens are nobody's business.
+const SECRETS: &str =
+    "type!=helm.sh/release.v1,type!=kubernetes.io/service-account-token,type!=kubernetes.io/dockerconfigjson";
+
+/// Which objects of a kind are followed.
+#[derive(Clone, Debug)]
+pub(super) struct Selection {
+    /// Kind.
+    pub(super) kind: Kind,
+    /// Only this namespace.
+    namespace: Option<String>,
+    /// Only these, by field.
+    fields: Option<&'static str>,
+}
+
+/// Everything that is planned from. `Endpoints` are left out: the API server mirrors them as EndpointSlices.
+pub(super) fn selections(root_namespace: &str) -> Vec<Selection> {
+    let istio = KINDS.iter().filter(|row| row.strict).map(|row| row.kind);
+    let core = [Kind::Namespace, Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Secret, Kind::ConfigMap];
+    istio
+        .chain(core)
+        .map(|kind| Selection {
+            kind,
+            namespace: (kind == Kind::ConfigMap).then(|| root_namespace.to_owned()),
+            fields: (kind == Kind::Secret).then_some(SECRETS),
+        })
+        .collect()
+}
+
+/// Follows one kind until nobody listens. A version that the API server does not serve is followed by the next older one.
+pub(super) async fn follow(client: Client, selection: Selection, events: Sender<Event>) {
+    let row = selection.kind.row();
+    for version in row.versions.iter().cycle() {
+        let resource = ApiResource {
+            group: row.group.to_owned(),
+            version: (*version).to_owned(),
+            api_version: if row.group.is_empty() { (*version).to_owned() } else { format!("{}/{version}", row.group) },
+            kind: row.name.to_owned(),
+            plural: row.plural.to_owned(),
+        };
+        let api: Api<DynamicObject> = match &selection.namespace {
+            Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+            None => Api::all_with(client.clone(), &resource),
+        };
+        if watch(api, &resource, &selection, &events).await == Ended::Listener {
+            return;
+        }
+        // Every version was asked for: the kind is not installed. It may be later.
+        if version == row.versions.last().unwrap_or(version) {
+            let listed = events.send(Event::Listed(selection.kind, BTreeSet::new())).await;
+            if listed.is_err() || events.send(Event::Unknown(selection.kind)).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Ended {
+    /// Nobody listens.
+    Listener,
+    /// The API server does not serve this kind in this version.
+    Version,
+}
+
+async fn watch(
+    api: Api<DynamicObject>,
+    resource: &ApiResource,
+    selection: &Selection,
+    events: &Sender<Event>,
+) -> Ended {
+    let mut config = Config::default().page_size(PAGE);
+    if let Some(fields) = selection.fields {
+        config = config.fields(fields);
+    }
+    let mut stream = pin!(watcher(api, config).default_backoff());
+    let mut listed = BTreeSet::new();
+    let mut broken = false;
+    while let Some(event) = stream.next().await {
+        let told = match event {
+            Ok(event) => {
+                if broken {
+                    broken = false;
+                    tracing::info!(kind = resource.kind, "followed again");
+                }
+                match event {
+                    watcher::Event::Init => {
+                        listed.clear();
+                        continue;
+                    }
+                    watcher::Event::InitDone => Event::Listed(selection.kind, std::mem::take(&mut listed)),
+                    watcher::Event::InitApply(object) => {
+                        let event = read(object, resource, selection.kind);
+                        if let Event::Seen(key, ..) = &event {
+                            listed.insert(key.clone());
+                        }
+                        event
+                    }
+                    watcher::Event::Apply(object) => read(object, resource, selection.kind),
+                    watcher::Event::Delete(object) => Event::Gone(key(&object, selection.kind)),
+                }
+            }
+            Err(error) if not_served(&error) => return Ended::Version,
+            Err(error) => {
+                // Said once for each time that it breaks, not for each attempt.
+                if !broken {
+                    broken = true;
+                    tracing::warn!(kind = resource.kind, %error, "cannot be followed for now; what was seen last stays in effect");
+                }
+                continue;
+            }
+        };
+        if events.send(told).await.is_err() {
+            return Ended::Listener;
+        }
+    }
+    Ended::Listener
+}
+
+fn not_served(error: &Error) -> bool {
+    let status = match error {
+        Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
+            status
+        }
+        Error::WatchError(status) => status,
+        _ => return false,
+    };
+    status.code == 404
+}
+
+fn key(object: &DynamicObject, kind: Kind) -> ObjectKey {
+    ObjectKey { kind, namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
+}
+
+/// Reads an object through the same door as files.
+fn read(object: DynamicObject, resource: &ApiResource, kind: Kind) -> Event {
+    let key = key(&object, kind);
+    let Decoded { objects, problems, rejected } = decode::object(&document(object, resource, kind), "", "default");
+    let taken = objects.into_iter().map(|object| Change::Upsert(Box::new(object)));
+    let changes = taken.chain(rejected.into_iter().map(Change::Reject)).collect();
+    Event::Seen(key, changes, problems)
+}
+
+/// The object as a document, without what is never looked at: who wrote which field, and most of a pod.
+fn document(object: DynamicObject, resource: &ApiResource, kind: Kind) -> Value {
+    let mut metadata = serde_json::to_value(&object.metadata).unwrap_or_default();
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.remove("managedFields");
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+    }
+    let mut document = match object.data {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    };
+    if kind == Kind::Pod {
+        prune_pod(&mut document);
+    }
+    document.insert("apiVersion".to_owned(), json!(resource.api_version));
+    document.insert("kind".to_owned(), json!(resource.kind));
+    document.insert("metadata".to_owned(), metadata);
+    Value::Object(document)
+}
+
+/// Keeps what `api::kube::Pod` reads. A pod's status changes often for reasons that concern nobody here; without them those
+/// changes are none.
+fn prune_pod(pod: &mut Map<String, Value>) {
+    if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.retain(|field, _| {
+            matches!(field.as_str(), "serviceAccountName" | "nodeName" | "hostNetwork" | "containers")
+        });
+        for container in spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(container) = container.as_object_mut() {
+                container.retain(|field, _| matches!(field.as_str(), "name" | "ports"));
+            }
+        }
+    }
+    if let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) {
+        status.retain(|field, _| matches!(field.as_str(), "podIP" | "podIPs" | "phase" | "conditions"));
+        if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
+            conditions.retain(|condition| condition["type"] == "Ready");
+            for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
+                condition.retain(|field, _| matches!(field.as_str(), "type" | "status"));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(kind: Kind) -> ApiResource {
+        let row = kind.row();
+        ApiResource {
+            group: row.group.into(),
+            version: row.storage.into(),
+            api_version: row.storage.into(),
+            kind: row.name.into(),
+            plural: row.plural.into(),
+        }
+    }
+
+    #[test]
+    fn a_pod_whose_probes_were_counted_is_the_same_pod() {
+        let pod = |transition: &str, image: &str| {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": "user-1", "namespace": "shop", "labels": {"app": "user"}, "managedFields": [{"manager": transition}]},
+                "spec": {"serviceAccountName": "user", "containers": [{"name": "app", "image": image, "ports": [{"name": "http", "containerPort": 80}]}]},
+                "status": {"podIP": "10.0.0.1", "phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": transition}]},
+            }))
+            .unwrap();
+            let Event::Seen(key, changes, problems) = read(object, &resource(Kind::Pod), Kind::Pod) else {
+                panic!("not seen")
+            };
+            assert!(problems.is_empty(), "{problems:?}");
+            assert_eq!((key.namespace.as_str(), key.name.as_str()), ("shop", "user-1"));
+            let [Change::Upsert(object)] = changes.as_slice() else { panic!("{changes:?}") };
+            object.clone()
+        };
+        let (one, other) = (pod("2026-01-01T00:00:00Z", "a"), pod("2026-01-02T00:00:00Z", "b"));
+        assert_eq!(one.digest, other.digest);
+        let api::object::Body::Pod(body) = one.body else { panic!("not a pod") };
+        assert_eq!((body.status.pod_ip.as_str(), body.spec.containers[0].ports[0].container_port), ("10.0.0.1", 80));
+    }
+
+    #[test]
+    fn a_broken_object_is_a_problem_of_its_own() {
+        let object: DynamicObject = serde_json::from_value(json!({
+            "metadata": {"name": "bad", "namespace": "shop"}, "spec": {"hosts": 7},
+        }))
+        .unwrap();
+        let row = ApiResource { api_version: "networking.istio.io/v1".into(), ..resource(Kind::VirtualService) };
+        let Event::Seen(_, changes, problems) = read(object, &row, Kind::VirtualService) else { panic!("not seen") };
+        assert!(!problems.is_empty());
+        assert!(changes.iter().all(|change| matches!(change, Change::Reject(_))), "{changes:?}");
+    }
+}

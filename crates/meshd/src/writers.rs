@@ -1,0 +1,84 @@
+//! What the control plane writes into the cluster. One replica does it, the one that holds the lease; all others wait for it.
+
+mod root_certificate;
+mod webhook_bundle;
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::Client;
+use kube_lease_manager::LeaseManagerBuilder;
+use tokio_util::sync::CancellationToken;
+
+/// Name of the lease (Istio's `istio-leader`).
+const LEASE: &str = "istio-leader";
+/// A holder that is silent for so long has lost it.
+const LEASE_SECONDS: u64 = 15;
+
+/// What is written.
+#[derive(Clone)]
+pub struct Writers {
+    /// Speaks to the API server.
+    pub client: Client,
+    /// Where the control plane lives.
+    pub namespace: String,
+    /// Name of this replica.
+    pub replica: String,
+    /// What workloads trust, PEM.
+    pub bundle: String,
+}
+
+impl Writers {
+    /// Writes while this replica leads, until told to stop.
+    ///
+    /// # Errors
+    /// The lease cannot be used at all.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
+        let manager = LeaseManagerBuilder::new(self.client.clone(), LEASE)
+            .with_namespace(&self.namespace)
+            .with_identity(&self.replica)
+            .with_duration(LEASE_SECONDS)
+            .with_grace(LEASE_SECONDS / 3)
+            .build()
+            .await
+            .with_context(|| format!("the lease {}/{LEASE} cannot be used", self.namespace))?;
+        let (mut leads, task) = manager.watch().await;
+        loop {
+            let ended = tokio::select! {
+                ended = leads.wait_for(|leads| *leads) => ended.is_err(),
+                () = shutdown.cancelled() => true,
+            };
+            if ended {
+                break;
+            }
+            tracing::info!(lease = LEASE, "this replica leads: it writes root certificates and CA bundles");
+            tokio::select! {
+                () = self.write() => {}
+                _ = leads.wait_for(|leads| !*leads) => tracing::info!(lease = LEASE, "this replica no longer leads"),
+                () = shutdown.cancelled() => break,
+            }
+        }
+        // The lease is given back, so that the next replica does not wait for its end.
+        drop(leads);
+        let _ = tokio::time::timeout(Duration::from_secs(1), task).await;
+        Ok(())
+    }
+
+    async fn write(&self) {
+        tokio::join!(
+            again("root certificates", || root_certificate::keep(self)),
+            again("CA bundles of webhooks", || webhook_bundle::keep(self)),
+        );
+    }
+}
+
+/// What fails is begun again: an API server that is away comes back.
+async fn again<F: Future<Output = Result<()>>>(what: &str, work: impl Fn() -> F) {
+    loop {
+        if let Err(error) = work().await {
+            tracing::warn!(what, "could not be written, is tried again: {error:#}");
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}

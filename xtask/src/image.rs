@@ -1,0 +1,86 @@
+//! `cargo xtask image`: container images from scratch, with static programs and without a container engine.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cluster, repository};
+
+/// What images are built for. Named, so that compiler plug-ins stay dynamic while the programs are static.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// An image.
+struct Image {
+    name: &'static str,
+    /// Our program in it, which is also what it runs.
+    program: &'static str,
+    /// Other names of the program: people and tools exec Istio's.
+    links: &'static [&'static str],
+    /// What it runs, by the name it is called by.
+    entry: &'static str,
+    user: &'static str,
+    /// Programs of the system that it calls, with the libraries they load.
+    system: &'static [&'static str],
+}
+
+const IMAGES: &[Image] = &[
+    Image {
+        name: "meshd",
+        program: "meshd",
+        links: &["pilot-discovery"],
+        entry: "/usr/local/bin/meshd",
+        user: "1337:1337",
+        system: &[],
+    },
+    Image {
+        name: "proxy",
+        program: "proxy",
+        links: &["pilot-agent"],
+        entry: "/usr/local/bin/pilot-agent",
+        user: "1337:1337",
+        // `pilot-agent istio-iptables` hands its rules to whichever of them the kernel takes.
+        system: &["nft", "ip"],
+    },
+    Image { name: "shop", program: "shop", links: &[], entry: "/usr/local/bin/shop", user: "1000:1000", system: &[] },
+];
+
+/// Builds the programs and makes the images; tells their archives.
+pub(crate) fn build(root: &Path, profile: &str, tag: &str) -> Result<Vec<PathBuf>> {
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--workspace", "--bins", "--locked", "--target", TARGET, "--profile", profile])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(root)
+        .status()?;
+    if !status.success() {
+        bail!("the static programs cannot be built");
+    }
+    let target = repository::target(root)?;
+    let built = target.join(TARGET).join(if profile == "dev" { "debug" } else { profile });
+    IMAGES.iter().map(|image| make(root, image, &built, &target.join("images").join(image.name), tag)).collect()
+}
+
+fn make(root: &Path, image: &Image, built: &Path, folder: &Path, tag: &str) -> Result<PathBuf> {
+    let _ = fs::remove_dir_all(folder);
+    let programs = folder.join("usr/local/bin");
+    fs::create_dir_all(&programs)?;
+    let program = programs.join(image.program);
+    fs::copy(built.join(image.program), &program).with_context(|| format!("there is no program {}", image.program))?;
+    let stripped = Command::new("strip").arg(&program).status().is_ok_and(|status| status.success());
+    if !stripped {
+        eprintln!("{} is not stripped: its image is larger than it need be", image.program);
+    }
+    for link in image.links {
+        symlink(image.program, programs.join(link))?;
+    }
+    let place = folder.display().to_string();
+    if !image.system.is_empty() {
+        cluster::output(root, &[&["rootfs", &place], image.system].concat())?;
+    }
+    let name = format!("mesh/{}:{tag}", image.name);
+    let archive = cluster::output(root, &["image", "--user", image.user, &name, &place, image.entry])?;
+    println!("{name} {}", archive.trim());
+    Ok(PathBuf::from(archive.trim()))
+}
