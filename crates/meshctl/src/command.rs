@@ -2,6 +2,7 @@
 
 mod analyze;
 mod config;
+mod inject;
 mod install;
 mod status;
 mod token;
@@ -31,6 +32,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status { proxy, output } => print!("{}", status::run(&mesh, proxy.as_deref(), output).await?),
         Command::Config(command) => print!("{}", config::run(&mesh, command).await?),
         Command::Why(arguments) => return why::run(&mesh, arguments).await,
+        Command::Inject(arguments) => inject::run(&arguments)?,
         Command::Token(command) => print!("{}", token::run(command)?),
         Command::Version { output } => print!("{}", version::run(&mesh, output).await?),
         Command::Install(arguments) => {
