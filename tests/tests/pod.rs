@@ -119,6 +119,10 @@ impl Pod {
     }
 
     fn start_agent(&mut self) {
+        self.start_agent_with(&[("MESH_NATIVE_SIDECAR", "true")]);
+    }
+
+    fn start_agent_with(&mut self, more: &[(&str, &str)]) {
         let mut all: Vec<String> = [
             ("POD_NAME", "web-1"),
             ("POD_NAMESPACE", "shop"),
@@ -134,10 +138,11 @@ impl Pod {
             ("ISTIO_META_POD_PORTS", r#"[{"containerPort":8080}]"#),
             ("ISTIO_KUBE_APP_PROBERS", PROBES),
             ("ISTIO_PROMETHEUS_ANNOTATIONS", r#"{"scrape":"true","port":"8080","path":"/numbers"}"#),
-            ("MESH_NATIVE_SIDECAR", "true"),
         ]
+        .iter()
+        .chain(more)
         .map(|(name, value)| format!("{name}={value}"))
-        .to_vec();
+        .collect();
         all.push(self.agent.display().to_string());
         all.extend(words(
             "proxy sidecar --domain shop.svc.cluster.local --proxyLogLevel=warning --proxyComponentLogLevel=misc:error --log_output_level=default:info",
@@ -238,4 +243,39 @@ async fn connections_wait_for_the_first_configuration() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("GET /early"), "{text}");
     until("a ready proxy", async || pod.ready()).await;
+}
+
+/// Who is told to end goes on for `terminationDrainDuration`, since others learn of it later; then it ends as soon as nothing is left.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_takes_as_long_as_the_settings_say() {
+    let mut pod = Pod::new(true).await;
+    pod.capture();
+    pod.start_agent_with(&[(
+        "PROXY_CONFIG",
+        r#"{"discoveryAddress":"10.66.0.1:15012","terminationDrainDuration":"2s"}"#,
+    )]);
+    until("a ready proxy", async || pod.ready()).await;
+    let start = Instant::now();
+    pod.network.terminate("pilot-agent");
+    let mut served = 0;
+    while start.elapsed() < Duration::from_millis(1500) {
+        let text = get(&pod.network, POD, "10.96.0.10:80", "/during").unwrap();
+        assert!(text.contains("GET /during"), "{text}");
+        served += 1;
+    }
+    assert!(served > 10, "{served}");
+    until("the end", async || pod.network.ended().ok_or("it still runs".to_owned())).await;
+    assert!((Duration::from_secs(2)..Duration::from_secs(5)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_without_configuration_ends_at_once() {
+    let mut pod = Pod::new(false).await;
+    pod.capture();
+    pod.start_agent_with(&[]);
+    until("a socket", async || get(&pod.network, POD, "127.0.0.1:15021", "/healthz/ready")).await;
+    let start = Instant::now();
+    pod.network.terminate("pilot-agent");
+    until("the end", async || pod.network.ended().ok_or("it still runs".to_owned())).await;
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
 }
