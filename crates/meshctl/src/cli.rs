@@ -10,18 +10,36 @@ use crate::print::Format;
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, about, arg_required_else_help = true)]
 pub struct Cli {
-    /// The control plane's readiness and debug port.
-    #[arg(long, env = "MESHD", default_value = "127.0.0.1:8080", global = true, value_name = "HOST:PORT")]
-    pub meshd: String,
+    /// Where the mesh is.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the mesh is.
+#[derive(Clone, Debug, Args)]
+pub struct Reach {
+    /// The control plane's readiness and debug port; without it the cluster's control plane is asked if a cluster is
+    /// configured, else 127.0.0.1:8080.
+    #[arg(long, env = "MESHD", global = true, value_name = "HOST:PORT")]
+    pub meshd: Option<String>,
+    /// Namespace of the control plane.
+    #[arg(
+        short = 'i',
+        long = "istioNamespace",
+        visible_alias = "istio-namespace",
+        global = true,
+        default_value = "istio-system"
+    )]
+    pub istio_namespace: String,
     /// How to reach the cluster.
     #[arg(short = 'c', long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Which of the kubeconfig's clusters.
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
 }
 
 /// All commands.
@@ -84,9 +102,6 @@ pub struct InstallWish {
     /// Name of this control plane, where a cluster has several.
     #[arg(short, long)]
     pub revision: Option<String>,
-    /// Namespace of the control plane [default: istio-system].
-    #[arg(short = 'i', long = "istioNamespace", visible_alias = "istio-namespace")]
-    pub istio_namespace: Option<String>,
     /// Go on with settings that have no effect.
     #[arg(long)]
     pub force: bool,
@@ -132,9 +147,6 @@ pub struct UninstallArguments {
     /// Only tell what would be taken away.
     #[arg(long)]
     pub dry_run: bool,
-    /// Namespace of the control plane.
-    #[arg(short = 'i', long = "istioNamespace", visible_alias = "istio-namespace", default_value = "istio-system")]
-    pub istio_namespace: String,
 }
 
 /// `meshctl manifest …`
@@ -220,8 +232,11 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct AnalyzeArguments {
     /// Files or folders; `-` is standard input.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "use_kube")]
     pub paths: Vec<PathBuf>,
+    /// The objects of the cluster too: files are checked as if they were applied to it.
+    #[arg(short = 'k', long)]
+    pub use_kube: bool,
     /// Namespace of objects that name none.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,

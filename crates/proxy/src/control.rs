@@ -172,7 +172,8 @@ impl Shared {
                 break;
             }
         }
-        if !resources.of(ResourceKind::Listener).is_empty() && !resources.of(ResourceKind::Cluster).is_empty() {
+        // Nothing to listen on is an answer too: a gateway without a Gateway is ready for one.
+        if resources.is_told(ResourceKind::Listener) && resources.is_told(ResourceKind::Cluster) {
             self.applied.fetch_add(1, Ordering::Release);
         }
         *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = resources.clone();

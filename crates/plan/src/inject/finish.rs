@@ -54,12 +54,19 @@ fn own_words(pod: &mut Value, original: &Value, added: &Value) -> Map<String, Va
             let name = text(given, "/name");
             let Some(own) = list(original, &pointer).iter().find(|one| is_named(one, name)) else { continue };
             let mut words = own.clone();
-            if text(&words, "/image") == "auto"
-                && let Some(map) = words.as_object_mut()
-            {
+            let auto = text(&words, "/image") == "auto";
+            if auto && let Some(map) = words.as_object_mut() {
                 map.remove("image");
+                map.remove("imagePullPolicy");
             }
             if let Some(merged) = list_mut(pod, &["spec", field]).iter_mut().find(|one| is_named(one, name)) {
+                // The API server made the policy up from an image without a tag: ours has one.
+                if auto && let Some(map) = merged.as_object_mut() {
+                    match given.get("imagePullPolicy") {
+                        Some(policy) => map.insert("imagePullPolicy".to_owned(), policy.clone()),
+                        None => map.remove("imagePullPolicy"),
+                    };
+                }
                 merge(merged, &words);
             }
             if name == PROXY || name == INIT {

@@ -29,12 +29,23 @@ pub struct Reject {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ResourceSet {
     by_kind: [BTreeMap<String, Resource>; KINDS.len()],
+    told: [bool; KINDS.len()],
 }
 
 impl ResourceSet {
     /// The resources of one kind, by name.
     pub fn of(&self, kind: ResourceKind) -> &BTreeMap<String, Resource> {
         &self.by_kind[kind as usize]
+    }
+
+    /// Whether something of this kind is held, or the server has told that there is nothing.
+    pub fn is_told(&self, kind: ResourceKind) -> bool {
+        self.told[kind as usize] || !self.of(kind).is_empty()
+    }
+
+    /// The server has told of this kind, and all of that is held. Returns whether that is new.
+    pub fn tell(&mut self, kind: ResourceKind) -> bool {
+        !std::mem::replace(&mut self.told[kind as usize], true)
     }
 
     /// The same, to change.

@@ -109,7 +109,12 @@ impl Session {
             }];
         };
         let faults = self.take(kind, response.resources, response.removed_resources);
-        if self.settle() {
+        let mut changed = self.settle();
+        for kind in KINDS.iter().map(|row| row.kind).filter(|kind| self.kinds[*kind as usize].first_answer) {
+            let whole = self.effective.of(kind).len() == self.received.of(kind).len();
+            changed |= whole && self.effective.tell(kind);
+        }
+        if changed {
             self.rejects = apply(&self.effective);
         }
         self.kinds[kind as usize].nonce.clone_from(&response.nonce);
