@@ -276,13 +276,16 @@ pub struct InjectArguments {
     /// Files with objects; `-` is standard input. May be given several times.
     #[arg(short, long = "filename", required = true)]
     pub files: Vec<PathBuf>,
+    /// Take the settings that the cluster's control plane has; without it and without files, those of a default install.
+    #[arg(short = 'k', long)]
+    pub use_kube: bool,
     /// Where the objects are written; standard output if it is not given.
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// Namespace of objects that name none.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
-    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap; a default install's if not given.
+    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap.
     #[arg(long, visible_alias = "injectConfigFile")]
     pub inject_config: Option<PathBuf>,
     /// The key `values` of that ConfigMap.
@@ -294,9 +297,10 @@ pub struct InjectArguments {
     /// Revision of the control plane that the proxies will follow.
     #[arg(short, long, default_value = "")]
     pub revision: String,
-    /// Whether the cluster runs sidecars as init containers that stay (Kubernetes 1.29 and newer).
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    pub native_sidecars: bool,
+    /// Whether the cluster runs sidecars as init containers that stay; if it is not given, the cluster's version tells
+    /// (Kubernetes 1.29 and newer do), and without a cluster they are taken to.
+    #[arg(long)]
+    pub native_sidecars: Option<bool>,
 }
 
 /// `meshctl why …`
