@@ -69,6 +69,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Check objects, in files or folders, as the control plane would.
     Analyze(AnalyzeArguments),
+    /// Give the pods of manifests their proxy, as the control plane would when they are made.
+    #[command(visible_alias = "kube-inject")]
+    Inject(InjectArguments),
     /// Why a request failed: by its x-request-id, or the last failures.
     Why(WhyArguments),
     /// Tokens with which workloads prove who they are.
@@ -265,6 +268,35 @@ fn severity(text: &str) -> Result<api::problem::Severity, String> {
         "error" => Ok(Severity::Error),
         _ => Err(format!("{text:?} is not info, warning or error")),
     }
+}
+
+/// `meshctl inject …`
+#[derive(Debug, Args)]
+pub struct InjectArguments {
+    /// Files with objects; `-` is standard input. May be given several times.
+    #[arg(short, long = "filename", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Where the objects are written; standard output if it is not given.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap; a default install's if not given.
+    #[arg(long, visible_alias = "injectConfigFile")]
+    pub inject_config: Option<PathBuf>,
+    /// The key `values` of that ConfigMap.
+    #[arg(long, visible_alias = "valuesFile")]
+    pub values: Option<PathBuf>,
+    /// Mesh-wide settings: the key `mesh` of the ConfigMap `istio`.
+    #[arg(long, visible_alias = "meshConfigFile")]
+    pub mesh_config: Option<PathBuf>,
+    /// Revision of the control plane that the proxies will follow.
+    #[arg(short, long, default_value = "")]
+    pub revision: String,
+    /// Whether the cluster runs sidecars as init containers that stay (Kubernetes 1.29 and newer).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub native_sidecars: bool,
 }
 
 /// `meshctl why …`

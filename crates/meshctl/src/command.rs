@@ -2,6 +2,7 @@
 
 mod analyze;
 mod config;
+mod inject;
 mod install;
 mod status;
 mod token;
@@ -37,6 +38,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status { proxy, output } => print!("{}", status::run(&mesh().await?, proxy.as_deref(), output).await?),
         Command::Config(command) => print!("{}", config::run(&mesh().await?, command).await?),
         Command::Why(arguments) => return why::run(&mesh().await?, arguments).await,
+        Command::Inject(arguments) => inject::run(&arguments)?,
         Command::Token(command) => print!("{}", token::run(command)?),
         Command::Version { output } => print!("{}", version::run(mesh().await.ok(), output).await?),
         Command::Install(arguments) => return install::run(&cluster().await?, namespace, &arguments).await,
