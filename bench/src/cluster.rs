@@ -270,7 +270,11 @@ impl Cluster<'_> {
         let words =
             ["call", "--to", "server-1:8080", "--rate", &rate, "--connections", &connections, "--seconds", &seconds];
         let output = self.in_client("client", &words).output()?;
-        Ok(serde_json::from_str(&text(output, "bench pod", &words)?)?)
+        let seen: Value = serde_json::from_str(&text(output, "bench pod", &words)?)?;
+        if seen["failed"] != 0 {
+            bail!("requests failed: {seen}");
+        }
+        Ok(seen)
     }
 
     /// A load beside which something is done.
