@@ -340,7 +340,8 @@ impl Cluster<'_> {
         let seen = text(child.wait_with_output()?, "bench pod", &words)?;
         let seen: Vec<Value> = seen.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let time = |edition: usize| {
-            seen.iter().find(|line| line["value"] == edition.to_string()).and_then(|line| line["time"].as_f64())
+            let edition = edition.to_string();
+            seen.iter().find(|line| line["value"].as_str() == Some(&edition)).and_then(|line| line["time"].as_f64())
         };
         (1..=changes)
             .map(|edition| time(edition).map(|time| time - sent[edition - 1]).context("a change was never seen"))
