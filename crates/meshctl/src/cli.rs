@@ -81,6 +81,9 @@ pub enum Command {
     /// Commands that istioctl has under this name.
     #[command(visible_aliases = ["x", "exp"], subcommand, hide = true)]
     Experimental(ExperimentalCommand),
+    /// Give the pods of manifests their proxy, as the control plane would when they are made.
+    #[command(visible_alias = "kube-inject")]
+    Inject(InjectArguments),
     /// Why a request failed: by its x-request-id, or the last failures.
     Why(WhyArguments),
     /// Tokens with which workloads prove who they are.
@@ -374,6 +377,39 @@ pub enum TagCommand {
         #[arg(short = 'y', long)]
         skip_confirmation: bool,
     },
+}
+
+/// `meshctl inject …`
+#[derive(Debug, Args)]
+pub struct InjectArguments {
+    /// Files with objects; `-` is standard input. May be given several times.
+    #[arg(short, long = "filename", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Take the settings that the cluster's control plane has; without it and without files, those of a default install.
+    #[arg(short = 'k', long)]
+    pub use_kube: bool,
+    /// Where the objects are written; standard output if it is not given.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap.
+    #[arg(long, visible_alias = "injectConfigFile")]
+    pub inject_config: Option<PathBuf>,
+    /// The key `values` of that ConfigMap.
+    #[arg(long, visible_alias = "valuesFile")]
+    pub values: Option<PathBuf>,
+    /// Mesh-wide settings: the key `mesh` of the ConfigMap `istio`.
+    #[arg(long, visible_alias = "meshConfigFile")]
+    pub mesh_config: Option<PathBuf>,
+    /// Revision of the control plane that the proxies will follow.
+    #[arg(short, long, default_value = "")]
+    pub revision: String,
+    /// Whether the cluster runs sidecars as init containers that stay; if it is not given, the cluster's version tells
+    /// (Kubernetes 1.29 and newer do), and without a cluster they are taken to.
+    #[arg(long)]
+    pub native_sidecars: Option<bool>,
 }
 
 /// `meshctl why …`

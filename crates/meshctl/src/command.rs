@@ -4,6 +4,7 @@ mod analyze;
 mod check;
 mod config;
 mod describe;
+mod inject;
 mod install;
 mod log;
 mod status;
@@ -48,6 +49,10 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Tag(command) => return tag::run(&cluster().await?, command).await,
         Command::Config(command) => print!("{}", config::run(&mesh().await?, command).await?),
         Command::Why(arguments) => return why::run(&mesh().await?, arguments).await,
+        Command::Inject(arguments) => {
+            let cluster = if arguments.use_kube { Some(cluster().await?) } else { None };
+            inject::run(cluster.as_ref(), namespace, &arguments).await?;
+        }
         Command::Token(command) => print!("{}", token::run(command)?),
         Command::Version { output } => print!("{}", version::run(mesh().await.ok(), output).await?),
         Command::Install(arguments) => return install::run(&cluster().await?, namespace, &arguments).await,
