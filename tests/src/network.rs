@@ -99,9 +99,20 @@ impl Network {
         self.start(machine, name, Some(PROXY), program, arguments);
     }
 
+    /// Asks a program to end, as the kubelet does.
+    pub fn terminate(&self, name: &str) {
+        let (_, child) = self.running.iter().find(|(known, _)| known == name).unwrap();
+        run(Command::new("kill").args(["-TERM", &child.id().to_string()]));
+    }
+
     /// Says how a program ended, if one has.
     pub fn ended(&mut self) -> Option<String> {
         self.running.iter_mut().find_map(|(name, child)| Some(format!("{name}: {}", child.try_wait().unwrap()?)))
+    }
+
+    /// The network namespace of a machine.
+    pub fn name(&self, machine: usize) -> &str {
+        &self.names[machine]
     }
 
     /// A copy of a program that every user may run: the build's folder may be closed to them.

@@ -143,7 +143,10 @@ impl Mesh {
     async fn level(&self) -> Vec<(u64, usize)> {
         for _ in 0..2 {
             let steady = self.traffic().await;
-            steady.go_on(200).await;
+            if self.size.streams == 0 {
+                // Where there are streams, each has carried a message by now, and requests went on meanwhile.
+                steady.go_on(200).await;
+            }
             steady.stop().await.assert_all_well("before anything happened");
         }
         self.rest().await;
@@ -457,7 +460,7 @@ async fn an_authority_that_is_away_beyond_the_certificates_end_stops_new_connect
 
     // Within the life of the certificates, of which at the worst half is over, nobody sees that it is away.
     mesh.meshd.go();
-    steady.go_on(2 * mesh.size.rate as usize).await;
+    steady.go_on(mesh.size.rate as usize).await;
     assert_eq!(first_call(&mesh).await.1, 200);
     mesh.meshd.come().await;
     issued_at_least(&mesh, 2.0).await;
@@ -542,10 +545,10 @@ async fn a_name_server_may_fall_silent_or_fail_and_the_last_good_addresses_stay(
     // The name is valid for a second; each of these lasts for longer.
     server.set(Says::Nothing);
     server.asked_again(2).await;
-    steady.go_on(2 * rate).await;
+    steady.go_on(rate).await;
     server.set(Says::Failure);
     server.asked_again(2).await;
-    steady.go_on(2 * rate).await;
+    steady.go_on(rate).await;
     // A name that never had an address: no request is kept waiting, and the reason is told.
     mesh.meshd.write("unknown.yaml", &outside("unknown"));
     serves("unknown", 503).await;
@@ -681,7 +684,7 @@ async fn destinations_that_fail_in_every_way_disturb_no_other() {
     let level = mesh.level().await;
     let steady = mesh.traffic().await;
     let mut asked = tokio::task::JoinSet::new();
-    for round in 0..20 {
+    for round in 0..10 {
         for host in &hosts {
             let (to, host) = (mesh.outbound.clone(), host.clone());
             asked.spawn(async move { (host.clone(), ask(&to, &host, "/").await) });
@@ -699,8 +702,8 @@ async fn destinations_that_fail_in_every_way_disturb_no_other() {
 /// The most that the allocator may keep of a client that is gone, in bytes: 20 kB were seen, with the C library's.
 const KEPT_OF_A_CLIENT: u64 = 32 << 10;
 
-/// A thousand clients that say nothing, and a thousand that say a byte at a time, while others are served.
-async fn crowd(mesh: &Mesh) {
+/// A thousand clients that say nothing, and a thousand that say a part of a request at a time, while others are served.
+async fn crowd(mesh: &Mesh, parts: &[&[u8]]) {
     let mut held = Vec::new();
     for _ in 0..1000 {
         held.push(TcpStream::connect(&mesh.outbound).await.unwrap());
@@ -712,9 +715,9 @@ async fn crowd(mesh: &Mesh) {
         slow.push(stream);
     }
     let steady = mesh.traffic().await;
-    for byte in b"ET /" {
+    for part in parts {
         for stream in &mut slow {
-            stream.write_all(&[*byte]).await.unwrap();
+            stream.write_all(part).await.unwrap();
         }
         steady.go_on(mesh.size.rate as usize / 2).await;
     }
@@ -736,13 +739,13 @@ async fn a_thousand_silent_and_a_thousand_slow_clients_keep_nobody_waiting() {
     // The allocator keeps the pages of the largest crowd that there ever was, and settles with the second: what counts is that the
     // next needs no more, and that the first costs no more than what a client who is there needs.
     for _ in 0..2 {
-        crowd(&mesh).await;
+        crowd(&mesh, &[b"ET /"]).await;
     }
     let level = mesh.level().await;
     let kept = level[0].0.saturating_sub(before[0].0);
     eprintln!("kept after two crowds: {kept} bytes");
     assert!(kept < 2000 * KEPT_OF_A_CLIENT, "{kept} bytes are kept of 2,000 clients that are gone");
-    crowd(&mesh).await;
+    crowd(&mesh, &[b"E", b"T", b" ", b"/"]).await;
     mesh.back_at(&level).await;
 }
 

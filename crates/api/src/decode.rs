@@ -45,6 +45,30 @@ pub fn documents(text: &[u8], file: &str, default_namespace: &str) -> Decoded {
     decoded
 }
 
+/// One document of a text, whatever it holds.
+#[derive(Clone, Debug)]
+pub struct Document<'a> {
+    /// Its first line, from 1.
+    pub line: u32,
+    /// As it is written.
+    pub text: &'a str,
+    /// What it holds; null if nothing.
+    pub value: Value,
+}
+
+/// The documents of a stream of YAML or JSON, for those that pass on what they do not know.
+///
+/// # Errors
+/// The first document that cannot be read.
+pub fn plain_documents<'a>(text: &'a [u8], file: &str) -> Result<Vec<Document<'a>>, Box<Problem>> {
+    let text = std::str::from_utf8(text).map_err(|_| Box::new(unreadable(file, 1, "The file is not UTF-8 text.")))?;
+    let read = |(line, text)| match parse(text) {
+        Ok(value) => Ok(Document { line, text, value }),
+        Err((inside, message)) => Err(Box::new(unreadable(file, line + inside.saturating_sub(1), &message))),
+    };
+    split(text.strip_prefix('\u{feff}').unwrap_or(text)).into_iter().map(read).collect()
+}
+
 /// Line of a field of the object that stands at `origin` in this text, from 1; the object's own line if it cannot be found.
 /// For problems that are told long after the text was read: objects do not carry their text.
 pub fn line_of(text: &[u8], origin: &Origin, field: &str) -> u32 {

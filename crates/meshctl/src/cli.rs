@@ -10,18 +10,36 @@ use crate::print::Format;
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, about, arg_required_else_help = true)]
 pub struct Cli {
-    /// The control plane's readiness and debug port.
-    #[arg(long, env = "MESHD", default_value = "127.0.0.1:8080", global = true, value_name = "HOST:PORT")]
-    pub meshd: String,
+    /// Where the mesh is.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the mesh is.
+#[derive(Clone, Debug, Args)]
+pub struct Reach {
+    /// The control plane's readiness and debug port; without it the cluster's control plane is asked if a cluster is
+    /// configured, else 127.0.0.1:8080.
+    #[arg(long, env = "MESHD", global = true, value_name = "HOST:PORT")]
+    pub meshd: Option<String>,
+    /// Namespace of the control plane.
+    #[arg(
+        short = 'i',
+        long = "istioNamespace",
+        visible_alias = "istio-namespace",
+        global = true,
+        default_value = "istio-system"
+    )]
+    pub istio_namespace: String,
     /// How to reach the cluster.
     #[arg(short = 'c', long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Which of the kubeconfig's clusters.
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
 }
 
 /// All commands.
@@ -51,6 +69,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Check objects, in files or folders, as the control plane would.
     Analyze(AnalyzeArguments),
+    /// Give the pods of manifests their proxy, as the control plane would when they are made.
+    #[command(visible_alias = "kube-inject")]
+    Inject(InjectArguments),
     /// Why a request failed: by its x-request-id, or the last failures.
     Why(WhyArguments),
     /// Tokens with which workloads prove who they are.
@@ -81,9 +102,6 @@ pub struct InstallWish {
     /// Name of this control plane, where a cluster has several.
     #[arg(short, long)]
     pub revision: Option<String>,
-    /// Namespace of the control plane [default: istio-system].
-    #[arg(short = 'i', long = "istioNamespace", visible_alias = "istio-namespace")]
-    pub istio_namespace: Option<String>,
     /// Go on with settings that have no effect.
     #[arg(long)]
     pub force: bool,
@@ -129,9 +147,6 @@ pub struct UninstallArguments {
     /// Only tell what would be taken away.
     #[arg(long)]
     pub dry_run: bool,
-    /// Namespace of the control plane.
-    #[arg(short = 'i', long = "istioNamespace", visible_alias = "istio-namespace", default_value = "istio-system")]
-    pub istio_namespace: String,
 }
 
 /// `meshctl manifest …`
@@ -217,8 +232,11 @@ pub enum ConfigCommand {
 #[derive(Debug, Args)]
 pub struct AnalyzeArguments {
     /// Files or folders; `-` is standard input.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "use_kube")]
     pub paths: Vec<PathBuf>,
+    /// The objects of the cluster too: files are checked as if they were applied to it.
+    #[arg(short = 'k', long)]
+    pub use_kube: bool,
     /// Namespace of objects that name none.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
@@ -250,6 +268,35 @@ fn severity(text: &str) -> Result<api::problem::Severity, String> {
         "error" => Ok(Severity::Error),
         _ => Err(format!("{text:?} is not info, warning or error")),
     }
+}
+
+/// `meshctl inject …`
+#[derive(Debug, Args)]
+pub struct InjectArguments {
+    /// Files with objects; `-` is standard input. May be given several times.
+    #[arg(short, long = "filename", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Where the objects are written; standard output if it is not given.
+    #[arg(short, long)]
+    pub output: Option<PathBuf>,
+    /// Namespace of objects that name none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap; a default install's if not given.
+    #[arg(long, visible_alias = "injectConfigFile")]
+    pub inject_config: Option<PathBuf>,
+    /// The key `values` of that ConfigMap.
+    #[arg(long, visible_alias = "valuesFile")]
+    pub values: Option<PathBuf>,
+    /// Mesh-wide settings: the key `mesh` of the ConfigMap `istio`.
+    #[arg(long, visible_alias = "meshConfigFile")]
+    pub mesh_config: Option<PathBuf>,
+    /// Revision of the control plane that the proxies will follow.
+    #[arg(short, long, default_value = "")]
+    pub revision: String,
+    /// Whether the cluster runs sidecars as init containers that stay (Kubernetes 1.29 and newer).
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub native_sidecars: bool,
 }
 
 /// `meshctl why …`

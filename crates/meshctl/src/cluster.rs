@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use hyper::Method;
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -13,6 +15,7 @@ use kube::{Client, Config, ResourceExt};
 use serde_json::Value;
 
 use crate::chart::key;
+use crate::fetch::{Answer, Connection};
 
 /// Who writes, as the API server remembers it.
 const MANAGER: &str = "meshctl";
@@ -185,6 +188,40 @@ impl Cluster {
             objects.push(value);
         }
         Ok(objects)
+    }
+}
+
+impl Cluster {
+    /// Running pods of a namespace (or of all) with these labels: namespace and name.
+    ///
+    /// # Errors
+    /// The API server refuses.
+    pub async fn running(&self, namespace: Option<&str>, labels: &str) -> Result<Vec<(String, String)>> {
+        let pods = self.list("v1", "Pod", namespace, labels, "status.phase=Running").await?;
+        let alive = pods.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+        Ok(alive
+            .map(|pod| {
+                let (_, namespace, name) = key(pod);
+                (namespace, name)
+            })
+            .collect())
+    }
+
+    /// A page at a port of a pod, on its own loopback address, through the API server.
+    ///
+    /// # Errors
+    /// The pod is not there, or nothing answers at the port.
+    pub async fn fetch(&self, namespace: &str, pod: &str, port: u16, method: Method, path: &str) -> Result<Answer> {
+        let wrong = || format!("port {port} of the pod {namespace}/{pod} cannot be reached");
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        let mut forwarded = pods.portforward(pod, &[port]).await.with_context(wrong)?;
+        let stream = forwarded.take_stream(port).with_context(wrong)?;
+        let mut connection = Connection::over(stream).await.with_context(wrong)?;
+        let answer = connection.send(method, path, &[("host", "localhost")], None).await.with_context(wrong)?;
+        if answer.status != 200 {
+            bail!("{namespace}/{pod} answered {} to {path}: {}", answer.status, answer.text().trim());
+        }
+        Ok(answer)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod analyze;
 mod config;
+mod inject;
 mod install;
 mod status;
 mod token;
@@ -24,24 +25,25 @@ use crate::mesh::Mesh;
 /// # Errors
 /// One sentence for the user.
 pub async fn run(cli: Cli) -> Result<ExitCode> {
-    let mesh = Mesh::new(&cli.meshd);
+    let reach = cli.reach;
+    let cluster = || Cluster::open(reach.kubeconfig.as_deref(), reach.context.as_deref());
+    let mesh = || Mesh::open(&reach);
+    let namespace = reach.istio_namespace.as_str();
     match cli.command {
         Command::Demo(arguments) => return demo::run(arguments).await,
-        Command::Analyze(arguments) => return analyze::run(arguments),
-        Command::Status { proxy, output } => print!("{}", status::run(&mesh, proxy.as_deref(), output).await?),
-        Command::Config(command) => print!("{}", config::run(&mesh, command).await?),
-        Command::Why(arguments) => return why::run(&mesh, arguments).await,
+        Command::Analyze(arguments) if arguments.use_kube => {
+            return analyze::run(Some(&cluster().await?), arguments).await;
+        }
+        Command::Analyze(arguments) => return analyze::run(None, arguments).await,
+        Command::Status { proxy, output } => print!("{}", status::run(&mesh().await?, proxy.as_deref(), output).await?),
+        Command::Config(command) => print!("{}", config::run(&mesh().await?, command).await?),
+        Command::Why(arguments) => return why::run(&mesh().await?, arguments).await,
+        Command::Inject(arguments) => inject::run(&arguments)?,
         Command::Token(command) => print!("{}", token::run(command)?),
-        Command::Version { output } => print!("{}", version::run(&mesh, output).await?),
-        Command::Install(arguments) => {
-            let cluster = Cluster::open(cli.kubeconfig.as_deref(), cli.context.as_deref()).await?;
-            return install::run(&cluster, &arguments).await;
-        }
-        Command::Uninstall(arguments) => {
-            let cluster = Cluster::open(cli.kubeconfig.as_deref(), cli.context.as_deref()).await?;
-            return uninstall::run(&cluster, &arguments).await;
-        }
-        Command::Manifest(ManifestCommand::Generate(wish)) => print!("{}", install::generate(&wish)?),
+        Command::Version { output } => print!("{}", version::run(mesh().await.ok(), output).await?),
+        Command::Install(arguments) => return install::run(&cluster().await?, namespace, &arguments).await,
+        Command::Uninstall(arguments) => return uninstall::run(&cluster().await?, namespace, &arguments).await,
+        Command::Manifest(ManifestCommand::Generate(wish)) => print!("{}", install::generate(namespace, &wish)?),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout())
         }

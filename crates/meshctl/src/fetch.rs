@@ -72,7 +72,11 @@ impl Connection {
         Self::over(stream.await.with_context(|| format!("{address} is not trusted as {name}"))?).await
     }
 
-    async fn over(
+    /// Speaks over a stream that is there already.
+    ///
+    /// # Errors
+    /// The other side does not speak HTTP.
+    pub async fn over(
         stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     ) -> Result<Connection> {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

@@ -1,45 +1,116 @@
 //! Finding proxies through the control plane, and asking them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use api::debug::{SyncStatus, Why};
 use api::problem::nearest;
+use hyper::Method;
 use serde_json::Value;
 
-use crate::fetch;
+use crate::cli::Reach;
+use crate::cluster::Cluster;
+use crate::fetch::{self, Answer, Connection};
+
+/// Port of the control plane's debug pages (Istio `--httpAddr`).
+const DEBUG: u16 = 8080;
 
 /// The mesh, reached through its control plane's debug port.
 pub struct Mesh {
-    address: String,
+    way: Way,
+}
+
+/// How parts of the mesh are reached.
+enum Way {
+    /// At addresses, from here.
+    Direct(String),
+    /// In pods, through the API server; the control plane is in this namespace.
+    Pods(Box<Cluster>, String),
 }
 
 impl Mesh {
-    /// The mesh of a control plane.
-    pub fn new(address: &str) -> Self {
-        Self { address: address.to_owned() }
+    /// The mesh that the command line means: the control plane of `--meshd`, else the one in the cluster that is configured,
+    /// else the one of a first try on this machine.
+    ///
+    /// # Errors
+    /// A cluster is configured and cannot be used.
+    pub async fn open(reach: &Reach) -> Result<Self> {
+        let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".kube/config"));
+        let configured = reach.kubeconfig.is_some()
+            || reach.context.is_some()
+            || std::env::var_os("KUBECONFIG").is_some_and(|files| !files.is_empty())
+            || home.is_some_and(|file| file.exists());
+        let way = match &reach.meshd {
+            Some(address) => Way::Direct(address.clone()),
+            None if configured => {
+                let cluster = Cluster::open(reach.kubeconfig.as_deref(), reach.context.as_deref()).await?;
+                Way::Pods(Box::new(cluster), reach.istio_namespace.clone())
+            }
+            None => Way::Direct(format!("127.0.0.1:{DEBUG}")),
+        };
+        Ok(Self { way })
     }
 
-    /// A debug page of the control plane.
+    /// The mesh of the control plane at an address.
+    pub fn at(address: &str) -> Self {
+        Self { way: Way::Direct(address.to_owned()) }
+    }
+
+    /// The cluster, if the mesh is in one.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match &self.way {
+            Way::Direct(_) => None,
+            Way::Pods(cluster, _) => Some(cluster),
+        }
+    }
+
+    /// A page of each replica of the control plane.
+    async fn pages(&self, path: &str) -> Result<Vec<Value>> {
+        let read = |answer: Answer| serde_json::from_slice(&answer.body).with_context(|| format!("{path} is not JSON"));
+        match &self.way {
+            Way::Direct(address) => {
+                let answer = fetch::get(address, path).await.with_context(|| {
+                    format!("the control plane was asked at {address}; set --meshd or the variable MESHD to its debug port, or name a cluster with --kubeconfig")
+                })?;
+                Ok(vec![read(answer)?])
+            }
+            Way::Pods(cluster, namespace) => {
+                let pods = cluster.running(Some(namespace), "app=istiod").await?;
+                if pods.is_empty() {
+                    bail!(
+                        "no control plane runs in the namespace {namespace} of {}; install one with `meshctl install`, or name another namespace with -i",
+                        cluster.server
+                    );
+                }
+                let mut pages = Vec::new();
+                for (namespace, pod) in pods {
+                    pages.push(read(cluster.fetch(&namespace, &pod, DEBUG, Method::GET, path).await?)?);
+                }
+                Ok(pages)
+            }
+        }
+    }
+
+    /// A debug page of the control plane; of one replica where there are several, since all know the same objects.
     ///
     /// # Errors
     /// It cannot be reached, or does not have the page.
     pub async fn page(&self, path: &str) -> Result<Value> {
-        let answer = fetch::get(&self.address, path).await.with_context(|| {
-            format!(
-                "the control plane was asked at {}; set --meshd or the variable MESHD to its debug port",
-                self.address
-            )
-        })?;
-        serde_json::from_slice(&answer.body).with_context(|| format!("{path} of {} is not JSON", self.address))
+        self.pages(path).await?.into_iter().next().context("the control plane has no replica")
     }
 
-    /// All connected proxies.
+    /// All connected proxies, of all replicas.
     ///
     /// # Errors
     /// See [`Mesh::page`].
     pub async fn proxies(&self) -> Result<Vec<SyncStatus>> {
-        serde_json::from_value(self.page("/debug/syncz").await?).context("the list of proxies cannot be read")
+        let mut all: Vec<SyncStatus> = Vec::new();
+        for page in self.pages("/debug/syncz").await? {
+            all.extend(serde_json::from_value::<Vec<SyncStatus>>(page).context("the list of proxies cannot be read")?);
+        }
+        all.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        Ok(all)
     }
 
     /// The proxy that a user names: NAME.NAMESPACE, or NAME if only one proxy has it.
@@ -72,10 +143,32 @@ impl Mesh {
         if proxy.admin_address.is_empty() {
             bail!("{} did not tell where its admin interface listens", proxy.proxy);
         }
-        let answer = fetch::get(&proxy.admin_address, path)
-            .await
-            .with_context(|| format!("the proxy {} could not be asked", proxy.proxy))?;
+        let answer = self.ask(proxy, Method::GET, path).await?;
         serde_json::from_slice(&answer.body).with_context(|| format!("{path} of {} is not JSON", proxy.proxy))
+    }
+
+    /// Any page of a proxy's admin interface.
+    ///
+    /// # Errors
+    /// See [`Mesh::admin`].
+    pub async fn ask(&self, proxy: &SyncStatus, method: Method, path: &str) -> Result<Answer> {
+        let wrong = || format!("the proxy {} could not be asked", proxy.proxy);
+        match &self.way {
+            Way::Direct(_) => {
+                let address = &proxy.admin_address;
+                let mut connection = Connection::open(address).await.with_context(wrong)?;
+                let answer = connection.send(method, path, &[("host", address)], None).await.with_context(wrong)?;
+                if answer.status != 200 {
+                    bail!("{address} answered {}: {}", answer.status, answer.text().trim());
+                }
+                Ok(answer)
+            }
+            Way::Pods(cluster, _) => {
+                let (pod, namespace) = proxy.proxy.split_once('.').with_context(wrong)?;
+                let port = proxy.admin_address.rsplit(':').next().and_then(|port| port.parse().ok());
+                cluster.fetch(namespace, pod, port.unwrap_or(api::port::ADMIN), method, path).await.with_context(wrong)
+            }
+        }
     }
 
     /// What proxies know of failures; those that cannot be asked are named in the second list.

@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let config = Config::parse();
-    meshd::memory::one_heap();
+    meshd::memory::few_heaps();
     match run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

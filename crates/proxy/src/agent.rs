@@ -72,7 +72,7 @@ impl Agent {
         };
         tasks.spawn(client::run(node, connect(options, identity.clone()), state, apply));
         if !settings.pod.early.is_empty() {
-            tasks.spawn(end_early(Arc::clone(running.shared())));
+            tasks.spawn(end_early(Arc::clone(running.shared()), stream.clone()));
         }
         if settings.pod.check_capture {
             tasks.spawn(watch_capture(Arc::clone(running.shared())));
@@ -100,9 +100,9 @@ const FIRST_CONFIGURATION: Duration = Duration::from_secs(10);
 const CAPTURE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Bounds the wait of connections that came before the configuration.
-async fn end_early(shared: Arc<Shared>) {
-    tokio::time::sleep(FIRST_CONFIGURATION).await;
-    if !shared.is_configured() && shared.end_early() {
+async fn end_early(shared: Arc<Shared>, mut stream: watch::Receiver<State>) {
+    let whole = tokio::time::timeout(FIRST_CONFIGURATION, stream.wait_for(|state| state.complete)).await.is_ok();
+    if !shared.end_early() && !whole {
         tracing::warn!("there is still no configuration: captured connections are refused until it comes");
     }
 }

@@ -80,6 +80,9 @@ pub struct Shared {
     held: Mutex<Option<String>>,
     /// Sockets that were opened before there was a configuration; connections wait in them.
     early: Mutex<BTreeMap<SocketAddr, std::net::TcpListener>>,
+    /// What workers are told once the first configuration is whole: to accept on sockets that were opened early. `None` from then
+    /// on.
+    deferred: Mutex<Option<Vec<(usize, Command)>>>,
     log_level: Mutex<Option<LogControl>>,
     /// How many configurations were taken in.
     applied: AtomicU64,
@@ -112,6 +115,7 @@ impl Shared {
         secrets: Arc<Store>,
         workers: Vec<mpsc::UnboundedSender<Command>>,
     ) -> std::io::Result<Self> {
+        let waits = !settings.pod.early.is_empty();
         Ok(Self {
             holder: Holder::default(),
             resources: Mutex::default(),
@@ -128,6 +132,7 @@ impl Shared {
             road: Road::start()?,
             held: Mutex::default(),
             early: Mutex::default(),
+            deferred: Mutex::new(waits.then(Vec::new)),
             log_level: Mutex::default(),
             applied: AtomicU64::new(0),
             workers,
@@ -170,8 +175,6 @@ impl Shared {
         // Nothing to listen on is an answer too: a gateway without a Gateway is ready for one.
         if resources.is_told(ResourceKind::Listener) && resources.is_told(ResourceKind::Cluster) {
             self.applied.fetch_add(1, Ordering::Release);
-            // Those that no listener took over are for nobody.
-            self.end_early();
         }
         *self.resources.lock().unwrap_or_else(PoisonError::into_inner) = resources.clone();
         self.rejects.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&rejects);
@@ -227,6 +230,7 @@ impl Shared {
         let mut opened = Vec::new();
         let mut actual = address;
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
+        let was_early = early.is_some();
         for _ in &self.workers {
             let socket = match early.take().filter(|_| !transparent) {
                 // With the connections that wait in it.
@@ -236,8 +240,16 @@ impl Shared {
             actual = socket.local_addr()?;
             opened.push(socket);
         }
-        for (worker, socket) in self.workers.iter().zip(opened) {
-            let _ = worker.send(Command::Accept { name: Arc::clone(name), socket, stop: stop.clone() });
+        let mut deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, (worker, socket)) in self.workers.iter().zip(opened).enumerate() {
+            let command = Command::Accept { name: Arc::clone(name), socket, stop: stop.clone() };
+            match deferred.as_mut().filter(|_| was_early) {
+                // Parts of a configuration would send who waits here astray.
+                Some(deferred) => deferred.push((place, command)),
+                None => {
+                    let _ = worker.send(command);
+                }
+            }
         }
         Ok(Bound { actual, stop })
     }
@@ -254,10 +266,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Closes the sockets that were opened early and that no listener took over; who waits in them is told by a reset. Says
-    /// whether there were any.
+    /// Ends the wait of connections that came early: they are served where there is a listener for them by now, and reset
+    /// where there is none. Says whether there was one.
     pub(crate) fn end_early(&self) -> bool {
-        !std::mem::take(&mut *self.early.lock().unwrap_or_else(PoisonError::into_inner)).is_empty()
+        let deferred = self.deferred.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        let served = !deferred.is_empty();
+        for (place, command) in deferred {
+            let _ = self.workers[place].send(command);
+        }
+        self.early.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        served
     }
 
     /// Whether somebody listens on this port, on whatever address.
@@ -316,6 +334,9 @@ impl Shared {
         }
         if self.applied.load(Ordering::Acquire) == 0 {
             return Some("no configuration with listeners and clusters has been received yet".to_owned());
+        }
+        if self.deferred.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Some("the first configuration is not whole yet".to_owned());
         }
         if let Some(reason) = &*self.held.lock().unwrap_or_else(PoisonError::into_inner) {
             return Some(reason.clone());

@@ -335,11 +335,8 @@ fn log_filter(scopes: &str, proxy: &str) -> String {
         "trace" => "trace",
         _ => "info",
     };
-    let pairs = scopes.split(',').map(|one| one.split_once(':').unwrap_or(("default", one)));
-    let base = pairs
-        .filter(|(scope, _)| *scope == "default" || *scope == "all")
-        .last()
-        .map_or("info", |(_, word)| level(word));
+    let mut pairs = scopes.split(',').map(|one| one.split_once(':').unwrap_or(("default", one)));
+    let base = pairs.rfind(|(scope, _)| *scope == "default" || *scope == "all").map_or("info", |(_, word)| level(word));
     let path = ["http", "tcp", "listen", "upstream", "tls", "worker"];
     let path = path.map(|module| format!("proxy::{module}={}", level(proxy))).join(",");
     format!("{base},{path}")

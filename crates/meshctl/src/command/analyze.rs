@@ -8,16 +8,18 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use api::decode;
 use api::mesh_config::MeshConfig;
+use api::object::{KINDS, Kind, KindRow, Object};
 use api::problem::{Problem, Severity};
 use plan::{Change, Snapshot, World};
 
 use crate::cli::AnalyzeArguments;
+use crate::cluster::Cluster;
 use crate::print::{Format, structured};
 
 /// istioctl's exit code for "something was found".
 const FOUND: u8 = 79;
 
-pub(super) fn run(arguments: AnalyzeArguments) -> Result<ExitCode> {
+pub(super) async fn run(cluster: Option<&Cluster>, arguments: AnalyzeArguments) -> Result<ExitCode> {
     let mut problems = Vec::new();
     let mesh = match &arguments.mesh_config {
         Some(file) => {
@@ -29,6 +31,13 @@ pub(super) fn run(arguments: AnalyzeArguments) -> Result<ExitCode> {
         None => MeshConfig::default(),
     };
     let mut world = World::new(mesh, &arguments.domain);
+    if let Some(cluster) = cluster {
+        let (objects, found) = in_cluster(cluster).await?;
+        problems.extend(found);
+        for object in objects {
+            world.apply(Change::Upsert(Box::new(object)));
+        }
+    }
     let (mut files, mut texts) = (Vec::new(), BTreeMap::new());
     for path in &arguments.paths {
         collect(path, true, &mut files)?;
@@ -65,6 +74,34 @@ pub(super) fn run(arguments: AnalyzeArguments) -> Result<ExitCode> {
     }
     let failed = worst.is_some_and(|worst| worst >= arguments.failure_threshold);
     Ok(if failed { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// What the control plane of a cluster plans from.
+async fn in_cluster(cluster: &Cluster) -> Result<(Vec<Object>, Vec<Problem>)> {
+    let planned = |row: &&KindRow| {
+        row.strict
+            || matches!(
+                row.kind,
+                Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Pod | Kind::Secret | Kind::ConfigMap
+            )
+    };
+    let (mut objects, mut problems) = (Vec::new(), Vec::new());
+    for row in KINDS.iter().filter(planned) {
+        let version =
+            if row.group.is_empty() { row.storage.to_owned() } else { format!("{}/{}", row.group, row.storage) };
+        let listed = match cluster.list(&version, row.name, None, "", "").await {
+            Ok(listed) => listed,
+            // A kind of ours that is not installed has no objects.
+            Err(_) if row.strict => continue,
+            Err(error) => return Err(error),
+        };
+        for object in listed {
+            let decoded = decode::object(&object, "", "default");
+            problems.extend(decoded.problems);
+            objects.extend(decoded.objects);
+        }
+    }
+    Ok((objects, problems))
 }
 
 fn summary(problems: &[Problem], objects: usize, files: usize) -> String {

@@ -34,25 +34,26 @@ pub(super) const KINDS: &[(&str, &str)] = &[
     ("v1", "ServiceAccount"),
 ];
 
-pub(super) fn wish(arguments: &InstallWish) -> Wish {
+fn wish(namespace: &str, arguments: &InstallWish) -> Wish {
     Wish {
         files: arguments.filename.clone(),
         set: arguments.set.clone(),
         revision: arguments.revision.clone(),
-        namespace: arguments.istio_namespace.clone(),
+        // The default leaves the word to files and settings.
+        namespace: Some(namespace.to_owned()).filter(|namespace| namespace != "istio-system"),
     }
 }
 
 /// Prints what would be applied.
-pub(super) fn generate(arguments: &InstallWish) -> Result<String> {
-    let plan = install::plan(&wish(arguments), arguments.force)?;
+pub(super) fn generate(namespace: &str, arguments: &InstallWish) -> Result<String> {
+    let plan = install::plan(&wish(namespace, arguments), arguments.force)?;
     let objects: Vec<Value> = plan.components.into_iter().flat_map(|component| component.objects).collect();
     chart::print(&objects)
 }
 
 /// Installs, or changes an installation to what is asked for.
-pub(super) async fn run(cluster: &Cluster, arguments: &InstallArguments) -> Result<ExitCode> {
-    let plan = install::plan(&wish(&arguments.wish), arguments.wish.force)?;
+pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &InstallArguments) -> Result<ExitCode> {
+    let plan = install::plan(&wish(namespace, &arguments.wish), arguments.wish.force)?;
     let version = cluster.version().await?;
     let question = format!(
         "This installs the mesh {} (profile {:?}, namespace {}) into the cluster {} ({version}).",

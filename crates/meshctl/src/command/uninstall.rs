@@ -16,7 +16,7 @@ use crate::print::Progress;
 const ROOT_CERTIFICATE: &str = "istio-ca-root-cert";
 
 /// Takes an installation away.
-pub(super) async fn run(cluster: &Cluster, arguments: &UninstallArguments) -> Result<ExitCode> {
+pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &UninstallArguments) -> Result<ExitCode> {
     cluster.version().await?;
     let revision = arguments.revision.clone().unwrap_or_else(|| "default".to_owned());
     let selector =
@@ -26,7 +26,7 @@ pub(super) async fn run(cluster: &Cluster, arguments: &UninstallArguments) -> Re
         found.extend(cluster.list(version, kind, None, &selector, "").await?);
     }
     if arguments.purge {
-        found.extend(of_everybody(cluster, &arguments.istio_namespace).await?);
+        found.extend(of_everybody(cluster, namespace).await?);
     }
     if found.is_empty() {
         println!("There is nothing to take away: no installation{} was found.", of(arguments, &revision));

@@ -6,14 +6,18 @@ use serde_json::json;
 use crate::mesh::Mesh;
 use crate::print::{Format, structured, table};
 
-pub(super) async fn run(mesh: &Mesh, output: Format) -> Result<String> {
+pub(super) async fn run(mesh: Option<Mesh>, output: Format) -> Result<String> {
     let client = env!("CARGO_PKG_VERSION");
-    let control_plane = match mesh.page("/version").await {
-        Ok(page) => page["version"].as_str().unwrap_or("unknown").to_owned(),
-        Err(_) => "not reached".to_owned(),
-    };
+    let mut control_plane = "not reached".to_owned();
+    let mut proxies = Vec::new();
+    if let Some(mesh) = mesh {
+        if let Ok(page) = mesh.page("/version").await {
+            control_plane = page["version"].as_str().unwrap_or("unknown").to_owned();
+        }
+        proxies = mesh.proxies().await.unwrap_or_default();
+    }
     let mut planes: Vec<(String, usize)> = Vec::new();
-    for proxy in mesh.proxies().await.unwrap_or_default() {
+    for proxy in proxies {
         match planes.iter_mut().find(|(version, _)| *version == proxy.proxy_version) {
             Some((_, count)) => *count += 1,
             None => planes.push((proxy.proxy_version, 1)),

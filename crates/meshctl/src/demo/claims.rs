@@ -169,7 +169,7 @@ async fn fault(mesh: &Mesh) -> Result<Claim> {
     let id = request_id();
     let headers = [("x-demo-fault", "abort"), ("x-request-id", id.as_str())];
     let answer = connection.send(Method::GET, "http://product-service:8080/api/v1/products/1", &headers, None).await?;
-    let reasons = crate::mesh::Mesh::new(&mesh.debug).failures(&format!("/why?request_id={id}"), None).await?.0;
+    let reasons = crate::mesh::Mesh::at(&mesh.debug).failures(&format!("/why?request_id={id}"), None).await?.0;
     let explained = reasons.iter().any(|why| why.flag == "FI" && why.object.contains("product-service"));
     let seen = reasons
         .first()

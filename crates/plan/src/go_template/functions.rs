@@ -28,7 +28,10 @@ pub(super) fn all() -> FuncMap {
     all
 }
 
-fn table(rows: Vec<(&str, fn(&[Data]) -> Given)>) -> FuncMap {
+/// A function by its name.
+type Row = (&'static str, fn(&[Data]) -> Given);
+
+fn table(rows: Vec<Row>) -> FuncMap {
     rows.into_iter().map(|(name, function)| (name.to_owned(), Arc::new(function) as ValueFunc)).collect()
 }
 

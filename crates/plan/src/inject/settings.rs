@@ -204,6 +204,10 @@ impl Settings {
                 problems.push(format!("The value {name} has no effect: {why}."));
             }
         }
+        let searched = self.values.pointer("/global/podDNSSearchNamespaces").and_then(Value::as_array);
+        if searched.is_some_and(|list| !list.is_empty()) {
+            problems.push("The value global.podDNSSearchNamespaces has no effect: it is not built.".to_owned());
+        }
         problems
     }
 

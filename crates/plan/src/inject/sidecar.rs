@@ -83,6 +83,7 @@ fn capture(request: &Request<'_>) -> Value {
             "runAsGroup": 0,
             "runAsNonRoot": false,
             "runAsUser": 0,
+            "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
     let policy = settings.value_text("/global/imagePullPolicy");

@@ -1,6 +1,6 @@
 //! A client's HTTP connection: hyper below, one exchange for each request.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -322,11 +322,12 @@ fn log_end(error: Option<&impl std::error::Error>) {
 
 /// Reads until it is known whether the client speaks HTTP/2.
 async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
+    let leave = Cell::new(false);
     // Room only when there is something: many connections are opened ahead of their use.
     if io.is_bare() {
         tokio::select! {
             () = io.readable() => {}
-            () = ends(watch) => return None,
+            () = breaks_off(watch, &leave) => return None,
         }
     }
     let mut bytes = BytesMut::with_capacity(4096);
@@ -336,14 +337,29 @@ async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            () = ends(watch) => return None,
+            () = breaks_off(watch, &leave) => return None,
         }
         let compared = bytes.len().min(PREFACE.len());
         if bytes[..compared] != PREFACE[..compared] || bytes.len() >= PREFACE.len() {
+            if leave.get() {
+                watch.ask(Ask::Leave);
+            }
             return Some(bytes.freeze());
         }
         if watch.head_since.get().is_none() {
             watch.head_since.set(Some(Instant::now()));
+        }
+    }
+}
+
+/// Waits until the connection is to end at once. One that is to take leave is served first: a proxy that ends still takes
+/// connections for a while, and who closes those that nobody uses is `Worker::unused_ends`.
+async fn breaks_off(watch: &Watch, leave: &Cell<bool>) {
+    loop {
+        match watch.asked().await {
+            Ask::Rest => {}
+            Ask::Leave => leave.set(true),
+            Ask::Hurry | Ask::Close => return,
         }
     }
 }

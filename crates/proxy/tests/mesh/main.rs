@@ -309,7 +309,7 @@ async fn an_upload_whose_caller_goes_away_breaks_off_and_its_connection_stays() 
         let soon = async |told: &mut tokio::sync::mpsc::UnboundedReceiver<_>| {
             tokio::time::timeout(Duration::from_secs(10), told.recv()).await.expect("the application hears nothing")
         };
-        for _ in 0..2 {
+        for _ in 0..6 {
             let mut client = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
             client.write_all(b"POST / HTTP/1.1\r\nhost: server.shop\r\ncontent-length: 1000000\r\n\r\n").await.unwrap();
             client.write_all(&[b'x'; 100_000]).await.unwrap();
@@ -324,7 +324,8 @@ async fn an_upload_whose_caller_goes_away_breaks_off_and_its_connection_stays() 
             assert!(matches!(ended, Some(Some(Err(_)))), "early: {early}; the upload goes on or is whole: {ended:?}");
         }
         let connections = mesh.client.shared().metrics.cluster_total("outbound", |series| &series.connections);
-        assert_eq!(connections, 1, "only the stream is reset: the connection carries the next request too");
+        // One for each of the two workers, whichever of them a caller meets.
+        assert!(connections <= 2, "only the stream is reset: {connections} connections for six requests");
     }
 }
 
