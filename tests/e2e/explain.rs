@@ -14,7 +14,7 @@ pub(crate) fn print(cluster: &Cluster) {
         }
         section(&format!("pods of {namespace}"), &cluster.kubectl(&format!("get pods -n {namespace} -o wide")));
         let events = cluster.kubectl(&format!("events -n {namespace} --types=Warning"));
-        section(&format!("warnings of {namespace}"), &events.map(|text| last(&text, 12)));
+        section(&format!("warnings of {namespace}"), &events.map(|text| last(&text, 8)));
         for pod in items(&pods) {
             let name = pod["metadata"]["name"].as_str().unwrap_or_default();
             let proxy =
@@ -23,7 +23,7 @@ pub(crate) fn print(cluster: &Cluster) {
             if let Ok(text) = log {
                 let told: String = text.lines().filter(|line| tells(line)).map(|line| format!("{line}\n")).collect();
                 if !told.is_empty() {
-                    section(&format!("{proxy} of {name}"), &Ok(last(&told, 12)));
+                    section(&format!("{proxy} of {name}"), &Ok(last(&told, 8)));
                 }
             }
             let ready = pod["status"]["conditions"].as_array().into_iter().flatten();

@@ -1,6 +1,7 @@
 //! Tests on a real Kubernetes, in an order that tells a story: install, take a shop in, change it under load, break things, take
 //! everything away. `cargo xtask e2e` starts a cluster and runs them; `cargo test --workspace --test e2e [FILTER]` takes the one
-//! that `KUBECONFIG` names. With a filter, the scenarios that prepare others run all the same.
+//! that `KUBECONFIG` names. With a filter, the scenarios that prepare others run all the same; not so with `--prepared`, for a
+//! cluster on which they have run.
 
 // What tests are made of stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -87,15 +88,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    run(&cluster, &filter)
+    run(&cluster, &filter, std::env::args().any(|word| word == "--prepared"))
 }
 
-fn run(cluster: &Cluster, filter: &str) -> ExitCode {
+fn run(cluster: &Cluster, filter: &str, prepared_before: bool) -> ExitCode {
     let begun = Instant::now();
     let (mut passed, mut failed, mut ignored) = (0, 0, 0);
     let mut prepared = true;
     for scenario in SCENARIOS {
-        if !scenario.name.contains(filter) && !scenario.prepares {
+        let wanted = if scenario.prepares { !prepared_before } else { scenario.name.contains(filter) };
+        if !wanted {
             continue;
         }
         if scenario.breaks_parts && !cluster.has_parts() {
