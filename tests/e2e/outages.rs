@@ -1,11 +1,14 @@
 //! Things that break while customers are served.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, bail, ensure};
+use serde_json::Value;
 
 use crate::kubectl::{Cluster, items};
 use crate::load::{Ask, Load};
 use crate::releases::{share_of_second, weigh};
-use crate::shop::{HOST, READERS, SHOP, gateway};
+use crate::shop::{HOST, SHOP, gateway};
 
 const PRODUCTS: &[Ask] = &[Ask("GET", "/api/v1/products", ""), Ask("GET", "/api/v1/products/1", "")];
 const USERS: &[Ask] = &[Ask("GET", "/api/v1/users/1", "")];
@@ -26,6 +29,7 @@ pub(crate) fn pod(cluster: &Cluster) -> Result<String> {
     load.go_on(cluster.rate as usize)?;
     let summary = load.stop()?.nothing_lost()?;
     cluster.kubectl("scale deployment -n ecommerce product-v1 --replicas=1")?;
+    cluster.rolled_out(SHOP)?;
     Ok(summary)
 }
 
@@ -50,24 +54,52 @@ pub(crate) fn api_server(cluster: &Cluster) -> Result<String> {
     load.stop()?.nothing_lost()
 }
 
-/// The kubelets die and come back; no container is started anew.
+/// The kubelets die and come back, one node after the other. A kubelet calls its pods not ready until it has probed them again
+/// (Kubernetes does so by itself), so whoever wants to be served has another pod on another node; no container starts anew.
 pub(crate) fn kubelet(cluster: &Cluster) -> Result<String> {
-    let before = restarts(cluster)?;
-    let load = Load::start(&gateway(cluster)?, HOST, READERS, cluster.rate);
-    load.go_on(cluster.rate as usize)?;
-    for node in 1..=before.1 {
-        cluster.restart_part("kubelet", node)?;
+    for (namespace, deployment) in SPREAD {
+        cluster.kubectl(&format!("scale deployment -n {namespace} {deployment} --replicas=2"))?;
+        cluster.rolled_out(namespace)?;
+        on_two_nodes(cluster, namespace, deployment)?;
     }
-    load.go_on(cluster.rate as usize * 3)?;
-    cluster.kubectl("wait --for=condition=Ready node --all --timeout=60s")?;
-    // A kubelet that is back takes new pods.
-    cluster.kubectl("rollout restart deployment -n ecommerce recommendation-stable")?;
-    cluster.rolled_out(SHOP)?;
+    let before = restarts(cluster)?;
+    let load = Load::start(&gateway(cluster)?, HOST, PRODUCTS, cluster.rate);
+    for node in 1..=before.1 {
+        load.go_on(cluster.rate as usize)?;
+        cluster.restart_part("kubelet", node)?;
+        load.go_on(cluster.rate as usize * 3)?;
+        cluster.kubectl("wait --for=condition=Ready node --all --timeout=60s")?;
+        for (namespace, _) in SPREAD {
+            cluster.kubectl(&format!("wait -n {namespace} --for=condition=Ready pod --all --timeout=60s"))?;
+        }
+    }
     load.go_on(cluster.rate as usize)?;
     let summary = load.stop()?.nothing_lost()?;
     let after = restarts(cluster)?;
     ensure!(before.0 == after.0, "containers were restarted: {} became {}", before.0, after.0);
+    for (namespace, deployment) in SPREAD {
+        cluster.kubectl(&format!("scale deployment -n {namespace} {deployment} --replicas=1"))?;
+    }
     Ok(summary)
+}
+
+const SPREAD: &[(&str, &str)] = &[("istio-system", "istio-ingressgateway"), ("ecommerce", "product-v1")];
+
+/// The scheduler likes to spread; where it has not, the newer pod has another try.
+fn on_two_nodes(cluster: &Cluster, namespace: &str, deployment: &str) -> Result<()> {
+    cluster.until(&format!("{deployment} on two nodes"), || {
+        let pods = cluster.get(&format!("pods -n {namespace}"))?;
+        let own = |pod: &&Value| pod["metadata"]["name"].as_str().is_some_and(|name| name.starts_with(deployment));
+        let own: Vec<&Value> = items(&pods).filter(own).collect();
+        let nodes: BTreeSet<&str> = own.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+        if nodes.len() < 2 {
+            let name = own.last().and_then(|pod| pod["metadata"]["name"].as_str()).unwrap_or_default();
+            cluster.kubectl(&format!("delete pod -n {namespace} {name}"))?;
+            cluster.rolled_out(namespace)?;
+            bail!("{} pods on {nodes:?}", own.len());
+        }
+        Ok(())
+    })
 }
 
 /// Restarts of all containers of the shop, and nodes.

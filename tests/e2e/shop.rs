@@ -23,8 +23,6 @@ pub(crate) const CUSTOMERS: &[Ask] = &[
     Ask("GET", "/api/v1/recommendations/3", ""),
     Ask("POST", "/api/v1/orders", ORDER),
 ];
-/// The same without what must not be asked for twice.
-pub(crate) const READERS: &[Ask] = CUSTOMERS.split_at(9).0;
 const ORDER: &str = r#"{"user": 7, "product": 2, "quantity": 3}"#;
 
 /// Where customers reach the gateway: the address of its load balancer, or a node's port where there is none.

@@ -96,6 +96,11 @@ pub(crate) fn strict(cluster: &Cluster) -> Result<String> {
     Ok(String::new())
 }
 
+/// kube-proxy, on which a pod outside relies, follows a rollout only after a moment.
+fn from_outside(cluster: &Cluster) -> Result<String> {
+    cluster.until("a pod outside is served", || outsider(cluster, SERVER))
+}
+
 /// A server moves into the mesh; callers inside and outside are served all the way, until STRICT ends it for those outside.
 pub(crate) fn migration(cluster: &Cluster) -> Result<String> {
     pods::start_caller(cluster)?;
@@ -104,7 +109,7 @@ pub(crate) fn migration(cluster: &Cluster) -> Result<String> {
     cluster.rolled_out("migration")?;
     let plain = cluster.until("a server without a sidecar serves the mesh", || pods::call(cluster, SERVER))?;
     ensure!(!plain.contains("spiffe://"), "without a sidecar nobody is known: {plain}");
-    outsider(cluster, SERVER)?;
+    from_outside(cluster)?;
 
     cluster.kubectl("label namespace migration istio-injection=enabled --overwrite")?;
     cluster.kubectl("rollout restart deployment -n migration")?;
@@ -115,7 +120,7 @@ pub(crate) fn migration(cluster: &Cluster) -> Result<String> {
         ensure!(text.contains(CALLER) && text.contains(&caller), "{text}");
         Ok(())
     })?;
-    let text = outsider(cluster, SERVER)?;
+    let text = from_outside(cluster)?;
     ensure!(!text.contains("spiffe://cluster.local/ns/outside"), "a pod outside has a name: {text}");
 
     cluster.apply(&mode("migration", "STRICT"))?;
