@@ -33,24 +33,34 @@ pub(crate) const TAG: &str = env!("CARGO_PKG_VERSION");
 /// Does one of them.
 pub(crate) fn run(root: &Path, chore: &Chore) -> Result<()> {
     match chore {
-        Chore::Up { nodes } => println!("{}", up(root, *nodes)?),
-        Chore::Down => drop(output(root, &["down"])?),
-        Chore::Load { profile } => load(root, profile)?,
+        Chore::Up { nodes } => println!("{}", up(root, &name(), *nodes)?),
+        Chore::Down => down(root, &name())?,
+        Chore::Load { profile } => load(root, &name(), profile)?,
     }
     Ok(())
 }
 
+/// The cluster that the script takes if it is told none.
+fn name() -> String {
+    std::env::var("MESH_CLUSTER_NAME").unwrap_or_else(|_| "mesh".to_owned())
+}
+
 /// Starts the cluster; the path of its kubeconfig.
-pub(crate) fn up(root: &Path, nodes: usize) -> Result<String> {
+pub(crate) fn up(root: &Path, name: &str, nodes: usize) -> Result<String> {
     tools::cluster()?;
     output(root, &["build"])?;
-    Ok(output(root, &["up", "--nodes", &nodes.to_string()])?.trim().to_owned())
+    Ok(output(root, &["up", "--name", name, "--nodes", &nodes.to_string()])?.trim().to_owned())
+}
+
+/// Ends the cluster.
+pub(crate) fn down(root: &Path, name: &str) -> Result<()> {
+    output(root, &["down", "--name", name]).map(drop)
 }
 
 /// Builds our images and loads them.
-pub(crate) fn load(root: &Path, profile: &str) -> Result<()> {
+pub(crate) fn load(root: &Path, name: &str, profile: &str) -> Result<()> {
     let archives = image::build(root, profile, TAG)?;
-    let mut arguments = vec!["load".to_owned()];
+    let mut arguments = ["load", "--name", name].map(str::to_owned).to_vec();
     arguments.extend(archives.iter().map(|archive| archive.display().to_string()));
     output(root, &arguments.iter().map(String::as_str).collect::<Vec<_>>()).map(drop)
 }

@@ -53,6 +53,15 @@ const IMAGES: &[Image] = &[
         system: &[],
     },
     Image { name: "shop", program: "shop", links: &[], entry: "/usr/local/bin/shop", user: "1000:1000", system: &[] },
+    // What the tests on Kubernetes put into pods.
+    Image {
+        name: "workload",
+        program: "workload",
+        links: &[],
+        entry: "/usr/local/bin/workload",
+        user: "1000:1000",
+        system: &[],
+    },
 ];
 
 /// Builds the programs and makes the images; tells their archives.
@@ -65,9 +74,19 @@ pub(crate) fn build(root: &Path, profile: &str, tag: &str) -> Result<Vec<PathBuf
     if !status.success() {
         bail!("the static programs cannot be built");
     }
-    let target = repository::target(root)?;
-    let built = target.join(TARGET).join(if profile == "dev" { "debug" } else { profile });
-    IMAGES.iter().map(|image| make(root, image, &built, &target.join("images").join(image.name), tag)).collect()
+    let built = built(root, profile)?;
+    let folder = repository::target(root)?.join("images");
+    IMAGES.iter().map(|image| make(root, image, &built, &folder.join(image.name), tag)).collect()
+}
+
+/// Where the static programs are.
+pub(crate) fn built(root: &Path, profile: &str) -> Result<PathBuf> {
+    Ok(repository::target(root)?.join(TARGET).join(if profile == "dev" { "debug" } else { profile }))
+}
+
+/// Names of the images, as their files in the repository's Dockerfile are named too.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    IMAGES.iter().map(|image| image.name)
 }
 
 fn make(root: &Path, image: &Image, built: &Path, folder: &Path, tag: &str) -> Result<PathBuf> {
@@ -88,7 +107,10 @@ fn make(root: &Path, image: &Image, built: &Path, folder: &Path, tag: &str) -> R
         cluster::output(root, &[&["rootfs", &place], image.system].concat())?;
     }
     let name = format!("mesh/{}:{tag}", image.name);
-    let archive = cluster::output(root, &["image", "--user", image.user, &name, &place, image.entry])?;
-    println!("{name} {}", archive.trim());
-    Ok(PathBuf::from(archive.trim()))
+    // Beside what it is made of: clones that share a cache of clusters do not share their images.
+    let archive = folder.with_extension("tar");
+    let file = archive.display().to_string();
+    cluster::output(root, &["image", "--user", image.user, "--archive", &file, &name, &place, image.entry])?;
+    println!("{name} {file}");
+    Ok(archive)
 }

@@ -1,9 +1,10 @@
-//! The project's chores: `cargo xtask demo | test | bench | cluster | image | tidy | codegen`.
+//! The project's chores: `cargo xtask demo | test | bench | cluster | image | e2e | tidy | codegen`.
 
 mod bench;
 mod cluster;
 mod codegen;
 mod image;
+mod e2e;
 mod repository;
 mod test;
 mod tidy;
@@ -53,6 +54,8 @@ enum Chore {
         #[arg(long, default_value = "release")]
         profile: String,
     },
+    /// Test the mesh on a real Kubernetes: starts a small one (as root), or takes the one that KUBECONFIG names.
+    E2e(e2e::Options),
     /// Check what the compiler does not: order of modules, fences, names, the map in ARCHITECTURE.md.
     Tidy {
         /// Write the map instead of comparing it.
@@ -89,6 +92,7 @@ fn run(chore: Chore) -> Result<ExitCode> {
         Chore::Bench { profile, arguments } => bench::run(&root, &profile, &arguments),
         Chore::Cluster { chore } => cluster::run(&root, &chore).map(|()| ExitCode::SUCCESS),
         Chore::Image { profile } => image::build(&root, &profile, cluster::TAG).map(|_| ExitCode::SUCCESS),
+        Chore::E2e(options) => e2e::run(&root, &options),
         Chore::Tidy { write } => {
             let faults = tidy::check(&root, write)?;
             faults.iter().for_each(|fault| eprintln!("{fault}"));

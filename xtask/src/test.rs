@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
-use crate::{bench, repository, tools};
+use crate::{bench, e2e, repository, tools};
 
 /// Counts over all steps.
 #[derive(Default)]
@@ -62,6 +62,7 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
             let [(_, envoy), ..] = foreign.clone();
             tally.tests(
                 root,
+                "tests",
                 Command::new(env!("CARGO")).args(["test", "--workspace", "--locked", "--no-fail-fast"]).envs(foreign),
             );
             tally.check("the benchmarks, for a moment", || {
@@ -70,6 +71,13 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
             });
         }
         Err(error) => tally.cannot("tests and benchmarks (Envoy, and gRPC for Python and Node.js, are needed)", &error),
+    }
+    match e2e::prepare(root, &e2e::Options::default()) {
+        Ok(prepared) => {
+            tally.tests(root, "tests on Kubernetes", &mut prepared.command());
+            tally.check("end the cluster", || prepared.end());
+        }
+        Err(error) => tally.cannot("tests on Kubernetes", &error),
     }
     tally.step(root, "the demo", Command::new(repository::program(root, "meshctl")?).args(["demo", "--once"]));
     println!("{} passed, {} failed", tally.passed, tally.failed);
@@ -118,11 +126,11 @@ impl Tally {
     }
 
     /// `cargo test`: every test counts. Its output is shown as it comes.
-    fn tests(&mut self, root: &Path, command: &mut Command) {
+    fn tests(&mut self, root: &Path, name: &str, command: &mut Command) {
         let started = Instant::now();
         let mut child = match command.current_dir(root).stdout(Stdio::piped()).spawn() {
             Ok(child) => child,
-            Err(error) => return self.cannot("tests", &error.into()),
+            Err(error) => return self.cannot(name, &error.into()),
         };
         let (mut counted, before) = (0, self.failed);
         for line in
@@ -141,7 +149,7 @@ impl Tally {
         let passed = child.wait().is_ok_and(|status| status.success()) && counted > 0;
         // A test that failed is counted already; what kept tests from running is not.
         let failed_before = self.failed;
-        self.count("tests", passed, started);
+        self.count(name, passed, started);
         if !passed && failed_before > before {
             self.failed = failed_before;
         }

@@ -43,6 +43,8 @@ const ENVOY: &str = "1.40.0";
 const GRPCIO: &str = "1.76.0";
 /// Release of Envoy's types for Python.
 const XDS_PROTOS: &str = "1.85.0";
+/// Release of Kubernetes' client for Python.
+const KUBERNETES_PYTHON: &str = "34.1.0";
 /// Releases of gRPC for Node.js and of its xDS client.
 const GRPC_JS: &str = "1.14.7";
 const GRPC_JS_XDS: &str = "1.14.1";
@@ -135,6 +137,20 @@ pub(crate) fn xds_python(target: &Path) -> Result<PathBuf> {
     }
     run(Command::new(&python).args(["-c", "import grpc, envoy.service.discovery.v3.ads_pb2_grpc"]))
         .context("gRPC for Python does not run here")?;
+    Ok(python)
+}
+
+/// A Python with Kubernetes' client.
+pub(crate) fn kubernetes_python(target: &Path) -> Result<PathBuf> {
+    let home = target.join(format!("tools/kubernetes-python-{KUBERNETES_PYTHON}"));
+    let (python, done) = (home.join("bin/python"), home.join("complete"));
+    if !done.exists() {
+        eprintln!("installing kubernetes {KUBERNETES_PYTHON} for Python");
+        virtual_environment(&home)?;
+        let package = format!("kubernetes=={KUBERNETES_PYTHON}");
+        run(Command::new(home.join("bin/pip")).args(["install", "-q", &package]))?;
+        std::fs::write(&done, "").context("the virtual environment cannot be written to")?;
+    }
     Ok(python)
 }
 

@@ -280,6 +280,26 @@ impl Failure {
             )
     }
 
+    /// What the proxy in front of an application tells the caller's proxy of the application (`x-mesh-application`), so that it
+    /// knows whether the request can be sent to another endpoint: nothing else tells a 503 of the application's own from one
+    /// that the application has never seen.
+    pub fn of_application(self) -> Option<&'static str> {
+        match self {
+            _ if self.is_connect_failure() => Some("unreached"),
+            Failure::UpstreamReset | Failure::UpstreamClosed => Some("lost"),
+            _ => None,
+        }
+    }
+
+    /// The failure that those words stand for, as the caller's proxy would have seen it without a proxy in between.
+    pub fn told_of_application(word: &str) -> Option<Failure> {
+        match word {
+            "unreached" => Some(Failure::ConnectRefused),
+            "lost" => Some(Failure::UpstreamClosed),
+            _ => None,
+        }
+    }
+
     /// `UPSTREAM_TRANSPORT_FAILURE_REASON` of the access log.
     pub fn transport_reason(self) -> Option<&'static str> {
         // What the details say behind the bar (Envoy `UPSTREAM_TRANSPORT_FAILURE_REASON`).
@@ -306,6 +326,17 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn what_is_told_of_an_application_is_understood() {
+        for failure in Failure::ALL {
+            let Some(word) = failure.of_application() else { continue };
+            let told = Failure::told_of_application(word).unwrap();
+            assert_eq!(told.is_before_sending(), failure.is_before_sending(), "{failure:?}");
+            assert_eq!(told.of_application(), Some(word));
+        }
+        assert_eq!(Failure::told_of_application("gone fishing"), None);
+    }
 
     #[test]
     fn every_failure_is_told_apart_and_explained() {

@@ -145,14 +145,23 @@ async fn as_it_has_become(cluster: &Cluster, object: &Value) -> Result<Value> {
     if object["kind"] == "ValidatingWebhookConfiguration"
         && let Some(now) = cluster.get(&object).await?
     {
-        for hook in object["webhooks"].as_array_mut().into_iter().flatten() {
-            let same = now["webhooks"].as_array().into_iter().flatten().find(|other| other["name"] == hook["name"]);
-            if let Some(policy) = same.map(|same| &same["failurePolicy"]).filter(|policy| policy.is_string()) {
-                hook["failurePolicy"] = policy.clone();
-            }
-        }
+        leave_policy(&mut object, &now);
     }
     Ok(object)
+}
+
+/// A policy that is no longer the one that is asked for has been set by the control plane, which owns that field since: whoever
+/// asks for the field again becomes its second owner, and that is a change.
+fn leave_policy(object: &mut Value, now: &Value) {
+    for hook in object["webhooks"].as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        let same =
+            now["webhooks"].as_array().into_iter().flatten().find(|other| Some(&other["name"]) == hook.get("name"));
+        if same.is_some_and(|same| {
+            same["failurePolicy"].is_string() && Some(&same["failurePolicy"]) != hook.get("failurePolicy")
+        }) {
+            hook.remove("failurePolicy");
+        }
+    }
 }
 
 /// Takes away what an earlier installation of this revision had and this one does not.
@@ -174,4 +183,23 @@ async fn prune(cluster: &Cluster, plan: &Plan, dry_run: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_that_the_control_plane_has_set_is_not_asked_for() {
+        let wanted =
+            json!({"webhooks": [{"name": "a", "failurePolicy": "Ignore"}, {"name": "b", "failurePolicy": "Ignore"}]});
+        let now =
+            json!({"webhooks": [{"name": "b", "failurePolicy": "Ignore"}, {"name": "a", "failurePolicy": "Fail"}]});
+        let mut asked = wanted.clone();
+        leave_policy(&mut asked, &now);
+        assert_eq!(asked, json!({"webhooks": [{"name": "a"}, {"name": "b", "failurePolicy": "Ignore"}]}));
+        let mut asked = wanted.clone();
+        leave_policy(&mut asked, &json!({"webhooks": [{"name": "a"}]}));
+        assert_eq!(asked, wanted);
+    }
 }

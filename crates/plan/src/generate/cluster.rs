@@ -75,7 +75,9 @@ fn of_service(scope: &Scope, service: &Service) -> Vec<Arc<Named>> {
 pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> u64 {
     let rule = scope.view.rules.get(&service.host).map_or(0, |rule| rule.digest);
     let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
-    let own = if what == "endpoints" { service.digest } else { service.shape };
+    // Whether clusters that ask for an address speak mutual TLS depends on what is there.
+    let own =
+        if what == "endpoints" || is_original_destination(scope, service) { service.digest } else { service.shape };
     digest_of(&(what, scope.kin(), own, rule, expected))
 }
 
@@ -421,7 +423,11 @@ fn secure(
         None => {
             let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
             let automatic = mesh.enable_auto_mtls && !service.external && expected != MutualTlsMode::Disable;
-            if automatic {
+            // An address that the caller chose has no metadata that would tell: it is all of them or none.
+            let all = || service.endpoints.iter().all(|endpoint| endpoint.tls) && !service.endpoints.is_empty();
+            if automatic && is_original_destination(scope, service) && all() {
+                cluster.transport_socket = Some(mutual(None));
+            } else if automatic {
                 cluster.transport_socket_matches = by_endpoint(mutual(None));
             }
         }

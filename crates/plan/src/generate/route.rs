@@ -223,6 +223,12 @@ pub(super) fn domains(scope: &Scope, service: &Service, port: u16, with_port_onl
             .filter(|address| address.parse::<std::net::IpAddr>().is_ok())
             .map(|address| if address.contains(':') { format!("[{address}]") } else { address.clone() }),
     );
+    // The pods of a StatefulSet have names of their own below that of their service, which has no address.
+    if service.kubernetes && service.headless {
+        let pods: Vec<String> =
+            names.iter().filter(|name| !name.ends_with('.')).map(|name| format!("*.{name}")).collect();
+        names.extend(pods);
+    }
     let mut domains = Vec::new();
     for name in names {
         // A name without port means port 80 where all ports are together. `*.a.com:80` is no domain that Envoy knows.

@@ -99,7 +99,7 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         let avoid = plan.is_some_and(|plan| plan.avoid_previous);
         let attempts = plan.filter(|plan| plan.avoid_previous).map_or(1, |plan| plan.host_attempts + 1);
         let picked = upstream.pick(out.destination, if avoid { &tried } else { &[] }, attempts).await;
-        let result = match picked {
+        let mut result = match picked {
             Err(failure) => Err(Failed::from(failure)),
             Ok(host) => {
                 story.attempts += 1;
@@ -112,11 +112,15 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
             }
         };
         drop(retry_permit.take());
-        let (outcome, failed) = match &result {
-            Ok(answered) => (outcome_of(&answered.response), None),
+        let mut told = None;
+        let (outcome, failed) = match &mut result {
+            Ok(answered) => {
+                told = told_outcome(&mut answered.response);
+                (outcome_of(&answered.response), None)
+            }
             Err(failed) => (
                 Outcome::Failed { failure: failed.failure, refused: failed.refused, unsent: failed.unsent },
-                Some(failed),
+                Some(&*failed),
             ),
         };
         let client_broke = out.source.as_ref().is_some_and(|source| source.broken());
@@ -136,8 +140,12 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
             tried.extend(story.host.clone());
             continue;
         }
-        let wanted = plan.is_some_and(|plan| retries < plan.num_retries && plan.wants(outcome));
-        if wanted && replayable && in_time {
+        let wants = plan.is_some_and(|plan| {
+            let told = told.unwrap_or(outcome);
+            plan.wants(outcome) || plan.wants(told) || is_lost(plan, told, &out.head.method)
+        });
+        let left = plan.is_some_and(|plan| retries < plan.num_retries);
+        if wants && left && replayable && in_time {
             match upstream.permit(Limited::Retries) {
                 Ok(permit) => {
                     retries += 1;
@@ -154,7 +162,7 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
                 }
                 Err(_) => story.flags.push("UO"),
             }
-        } else if plan.is_some_and(|plan| plan.num_retries > 0 && retries >= plan.num_retries && plan.wants(outcome)) {
+        } else if wants && !left && plan.is_some_and(|plan| plan.num_retries > 0) {
             story.flags.push("URX");
         }
         // What the client gets counts, not what was tried again; a gRPC status is a matter of its own (Envoy router).
@@ -199,6 +207,21 @@ fn plan_of(out: &mut Outgoing<'_>) -> Option<RetryPlan> {
 
 fn is_idempotent(method: &Method) -> bool {
     method.is_idempotent() && *method != Method::CONNECT
+}
+
+/// The endpoint went away with the request, and asking again does no harm: a plan that hides endpoints that cannot be reached
+/// hides this one too. Envoy leaves it to `reset`, which would repeat any method.
+fn is_lost(plan: &RetryPlan, outcome: Outcome, method: &Method) -> bool {
+    let lost = matches!(outcome, Outcome::Failed { failure: Failure::UpstreamClosed | Failure::UpstreamReset, .. });
+    lost && plan.on.connect_failure && is_idempotent(method)
+}
+
+/// What came of a try, where the proxy in front of the application says that it is not the application that answers. Its word
+/// ends here.
+fn told_outcome(response: &mut Response<AnswerBody>) -> Option<Outcome> {
+    let told = response.headers_mut().remove(&names::MESH_APPLICATION)?;
+    let failure = Failure::told_of_application(told.to_str().ok()?)?;
+    Some(Outcome::Failed { failure, refused: false, unsent: failure.is_before_sending() })
 }
 
 fn outcome_of(response: &Response<AnswerBody>) -> Outcome {

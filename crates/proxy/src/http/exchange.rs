@@ -17,7 +17,7 @@ use super::forwarded::Rare;
 use super::path::{Canonical, canonical};
 use super::story::Story;
 use super::{attempt, forwarded, mirror, names, reply, upgrade};
-use crate::facts::ConnFacts;
+use crate::facts::{ConnFacts, Direction};
 use crate::failure::Failure;
 use crate::filter::{Exchange, Notes, Reply, Step};
 use crate::snapshot::Snapshot;
@@ -303,7 +303,18 @@ async fn forward_request(
     mirror::send(copies, story.source.as_ref(), version, connection.facts.destination);
     let answered = match sent {
         Ok(answered) => answered,
-        Err(failure) => return local(failure, story),
+        Err(failure) => {
+            let mut response = local(failure, story);
+            let facts = &connection.facts;
+            // Only proxies are told: others could do nothing with it.
+            if facts.direction == Direction::Inbound
+                && facts.peer.is_some()
+                && let Some(word) = failure.of_application()
+            {
+                response.headers_mut().insert(names::MESH_APPLICATION.clone(), HeaderValue::from_static(word));
+            }
+            return response;
+        }
     };
     let attempts = story.attempts;
     let head_time = story.start.elapsed();

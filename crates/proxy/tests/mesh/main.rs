@@ -191,6 +191,19 @@ async fn a_post_that_may_have_been_processed_is_never_repeated() {
     assert_eq!(direct.hits(), 1, "exactly one arrival");
 }
 
+/// The proxy in front of the application says which of its 503s mean that the application has not answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_get_that_the_application_dropped_is_repeated() {
+    let app = App::closing().await;
+    let default = "connect-failure,refused-stream,unavailable,cancelled";
+    let mesh = Mesh::start(&app, Route { retry_on: default, ..Route::default() }).await;
+    let mut client = http1(mesh.outbound()).await;
+    let response = request_on(&mut client, get("/")).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!response.headers().contains_key("x-mesh-application"), "{:?}", response.headers());
+    assert!(app.hits() > 1, "one arrival only");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_status_that_the_policy_names_is_retried_with_its_body() {
     let app = App::failing_first(2).await;

@@ -1,0 +1,272 @@
+//! What pods do that meshes are known to get in the way of: jobs that end, init containers, StatefulSets, probes, scrapes.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::kubectl::Cluster;
+
+/// A namespace that is in the mesh, STRICT.
+pub(crate) const NAMESPACE: &str = "pods";
+const USER: &str = "http://user-service.ecommerce:8080/api/v1/users/1";
+
+const CALLER: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: pods, labels: {istio-injection: enabled}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: pods}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: caller, namespace: pods}
+spec:
+  selector: {app: caller}
+  ports: [{name: http, port: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: caller, namespace: pods}
+spec:
+  selector: {matchLabels: {app: caller}}
+  template:
+    metadata:
+      labels: {app: caller}
+      annotations: {prometheus.io/scrape: 'true', prometheus.io/port: '8080', prometheus.io/path: /metrics}
+    spec:
+      containers: [{name: workload, image: 'mesh/workload:TAG', args: [serve]}]
+";
+
+/// A pod of the mesh that calls others.
+pub(crate) fn start_caller(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&CALLER.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("rollout status -n pods deployment/caller --timeout=90s").map(drop)
+}
+
+/// What the pod of the mesh is answered.
+pub(crate) fn call(cluster: &Cluster, url: &str) -> Result<String> {
+    cluster.exec(NAMESPACE, "deploy/caller", "workload", &["/usr/local/bin/workload", "get", url])
+}
+
+const JOBS: &str = "
+apiVersion: batch/v1
+kind: Job
+metadata: {name: well, namespace: pods}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: workload, image: 'mesh/workload:TAG', args: [get, URL]}]
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {name: unwell, namespace: pods}
+spec:
+  backoffLimit: 0
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: workload, image: 'mesh/workload:TAG', args: [get, URL/nothing/here]}]
+";
+
+/// A Job's first call works, and the Job ends as its program does.
+pub(crate) fn job(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.kubectl("delete job -n pods well unwell --ignore-not-found")?;
+    cluster.apply(&JOBS.replace("TAG", &cluster.tag).replace("URL", USER))?;
+    cluster.kubectl("wait -n pods --for=condition=Complete job/well --timeout=60s")?;
+    cluster.kubectl("wait -n pods --for=condition=Failed job/unwell --timeout=60s")?;
+    let pods = cluster.get("pods -n pods -l job-name=well")?;
+    let pod = &pods["items"][0];
+    let names = containers(pod);
+    ensure!(names.iter().any(|name| name == "istio-proxy"), "the Job has no sidecar: {names:?}");
+    let log = cluster.kubectl("logs -n pods job/well -c workload")?;
+    ensure!(
+        log.contains("Customer 1") && log.contains("ns/ecommerce") | log.contains("ns/pods/sa/default"),
+        "it was told {log}"
+    );
+    Ok(String::new())
+}
+
+fn containers(pod: &Value) -> Vec<String> {
+    let all = ["initContainers", "containers"].map(|list| pod["spec"][list].as_array().cloned().unwrap_or_default());
+    all.concat().iter().filter_map(|container| Some(container["name"].as_str()?.to_owned())).collect()
+}
+
+const INIT: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: prepared, namespace: pods}
+spec:
+  initContainers: [{name: prepare, image: 'mesh/workload:TAG', args: [get, URL]}]
+  containers: [{name: workload, image: 'mesh/workload:TAG', args: [serve]}]
+";
+
+/// An init container calls a service that takes only mutual TLS.
+pub(crate) fn init_container(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.kubectl("delete pod -n pods prepared --ignore-not-found")?;
+    cluster.apply(&INIT.replace("TAG", &cluster.tag).replace("URL", USER))?;
+    cluster.kubectl("wait -n pods --for=condition=Ready pod/prepared --timeout=60s")?;
+    let log = cluster.kubectl("logs -n pods prepared -c prepare")?;
+    ensure!(log.contains("ns/pods/sa/default"), "it was told {log}");
+    let pod = cluster.get("pod -n pods prepared")?;
+    let statuses = pod["status"]["initContainerStatuses"].as_array().context("there are no init containers")?;
+    let prepare = statuses.iter().find(|status| status["name"] == "prepare").context("prepare is gone")?;
+    ensure!(prepare["restartCount"] == 0, "it took {} more attempts", prepare["restartCount"]);
+    Ok(String::new())
+}
+
+const RING: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: ring, namespace: pods}
+spec:
+  clusterIP: None
+  publishNotReadyAddresses: true
+  selector: {app: ring}
+  ports: [{name: http, port: 8080}, {name: tcp, port: 7070}]
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: ring, namespace: pods}
+spec:
+  serviceName: ring
+  replicas: 3
+  podManagementPolicy: Parallel
+  selector: {matchLabels: {app: ring}}
+  template:
+    metadata: {labels: {app: ring}}
+    spec:
+      containers: [{name: workload, image: 'mesh/workload:TAG', args: [serve]}]
+";
+
+/// Each pod of a StatefulSet calls the next by its own name, and itself; a pod calls itself through its service.
+pub(crate) fn ring(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.apply(&RING.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("rollout status -n pods statefulset/ring --timeout=90s")?;
+    for from in 0..3 {
+        for to in [(from + 1) % 3, from] {
+            let url = format!("http://ring-{to}.ring.pods.svc.cluster.local:8080/");
+            cluster.until(&format!("ring-{from} reaches ring-{to}"), || {
+                let pod = format!("ring-{from}");
+                let text = cluster.exec(NAMESPACE, &pod, "workload", &["/usr/local/bin/workload", "get", &url])?;
+                ensure!(text.contains(&format!("pod: ring-{to}\n")), "{text}");
+                if from != to {
+                    ensure!(text.contains("spiffe://cluster.local/ns/pods/sa/default"), "not by mutual TLS: {text}");
+                }
+                Ok(())
+            })?;
+        }
+    }
+    let text = cluster.until("a pod reaches itself through its service", || call(cluster, "http://caller:8080/"))?;
+    ensure!(text.contains("pod: caller-"), "{text}");
+    Ok(String::new())
+}
+
+const PROBES: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: probed, namespace: pods}
+spec:
+  containers:
+  - name: workload
+    image: mesh/workload:TAG
+    args: [serve]
+    startupProbe: {tcpSocket: {port: 7070}, periodSeconds: 1}
+    livenessProbe: {grpc: {port: 9090}, periodSeconds: 1, failureThreshold: 2}
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: refused-http, namespace: pods}
+spec:
+  containers:
+  - name: workload
+    image: mesh/workload:TAG
+    args: [serve]
+    readinessProbe: {httpGet: {path: /healthz, port: 8081}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: refused-tcp, namespace: pods}
+spec:
+  containers:
+  - name: workload
+    image: mesh/workload:TAG
+    args: [serve]
+    readinessProbe: {tcpSocket: {port: 7071}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: refused-grpc, namespace: pods}
+spec:
+  containers:
+  - name: workload
+    image: mesh/workload:TAG
+    args: [serve]
+    readinessProbe: {grpc: {port: 9091}, periodSeconds: 1}
+";
+const UNWELL: &[&str] = &["refused-http", "refused-tcp", "refused-grpc"];
+
+/// Probes of all kinds reach the application behind STRICT, and those of ports that nobody serves fail.
+pub(crate) fn probes(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.kubectl(&format!("delete pod -n pods probed {} --ignore-not-found", UNWELL.join(" ")))?;
+    cluster.apply(&PROBES.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("wait -n pods --for=condition=Ready pod/probed --timeout=60s")?;
+    // Each readiness probe is a request: after so many the liveness probes, which come as often, have had their say.
+    cluster.until("the application has been probed", || {
+        let text = cluster.exec(
+            NAMESPACE,
+            "probed",
+            "workload",
+            &["/usr/local/bin/workload", "get", "http://127.0.0.1:8080/metrics"],
+        )?;
+        let probes = text.lines().find_map(|line| line.strip_prefix("workload_requests_total ")?.parse::<u32>().ok());
+        ensure!(probes > Some(8), "probes: {probes:?}");
+        Ok(())
+    })?;
+    let pod = cluster.get("pod -n pods probed")?;
+    ensure!(pod["status"]["containerStatuses"][0]["restartCount"] == 0, "the liveness probe failed: {}", pod["status"]);
+    for name in UNWELL {
+        cluster.until(&format!("the probe of {name} fails"), || {
+            let events = cluster.kubectl(&format!("events -n pods --for=pod/{name} --types=Warning"))?;
+            ensure!(events.contains("Readiness probe failed"), "{events}");
+            Ok(())
+        })?;
+        let pod = cluster.get(&format!("pod -n pods {name}"))?;
+        let app = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
+        if app.clone().any(|status| status["name"] == "workload" && status["ready"] == true) {
+            bail!("{name} is ready though nobody listens there");
+        }
+    }
+    cluster.kubectl(&format!("delete pod -n pods {} --wait=false", UNWELL.join(" ")))?;
+    Ok(String::new())
+}
+
+/// Prometheus finds the application's metrics and the proxy's at one place, by the pod's annotations.
+pub(crate) fn metrics(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    call(cluster, USER)?;
+    let pods = cluster.get("pods -n pods -l app=caller")?;
+    let pod = pods["items"].as_array().into_iter().flatten().find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let pod = pod.context("there is no caller")?;
+    let told = |key: &str| pod["metadata"]["annotations"][key].as_str().unwrap_or_default().to_owned();
+    let (port, path) = (told("prometheus.io/port"), told("prometheus.io/path"));
+    ensure!((port.as_str(), path.as_str()) == ("15020", "/stats/prometheus"), "the pod says {port} {path}");
+    let url = format!("http://{}:{port}{path}", pod["status"]["podIP"].as_str().context("no address")?);
+    crate::trust::start_outsider(cluster)?;
+    cluster.until("both are in one answer", || {
+        let text = crate::trust::outsider(cluster, &url)?;
+        ensure!(text.contains("workload_requests_total "), "the application's are missing");
+        let line = text.lines().find(|line| line.starts_with("istio_requests_total{") && line.contains("user-service"));
+        ensure!(line.is_some_and(|line| line.contains("mutual_tls") || line.contains("reporter=\"source\"")), "{text}");
+        Ok(())
+    })?;
+    Ok(String::new())
+}

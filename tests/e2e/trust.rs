@@ -1,0 +1,131 @@
+//! Who may speak to whom: STRICT against pods outside, and a move into the mesh one namespace at a time.
+
+use anyhow::{Result, bail, ensure};
+
+use crate::kubectl::Cluster;
+use crate::pods;
+use crate::shop::SHOP;
+
+const USER: &str = "http://user-service.ecommerce:8080/api/v1/users/1";
+const OUTSIDE: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: outside}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: outsider, namespace: outside}
+spec:
+  containers: [{name: workload, image: 'mesh/workload:TAG', args: [serve]}]
+";
+const MIGRATION: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: migration}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: server, namespace: migration}
+spec:
+  selector: {app: server}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: server, namespace: migration}
+spec:
+  selector: {matchLabels: {app: server}}
+  template:
+    metadata: {labels: {app: server}}
+    spec:
+      containers:
+      - name: workload
+        image: mesh/workload:TAG
+        args: [serve]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+";
+const SERVER: &str = "http://server.migration/";
+/// The header in which a server sees who called.
+const CALLER: &str = "x-forwarded-client-cert";
+
+fn mode(namespace: &str, mode: &str) -> String {
+    format!(
+        "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {{name: default, namespace: {namespace}}}
+spec: {{mtls: {{mode: {mode}}}}}
+"
+    )
+}
+
+/// A pod without a sidecar.
+pub(crate) fn outsider(cluster: &Cluster, url: &str) -> Result<String> {
+    cluster.exec("outside", "outsider", "workload", &["/usr/local/bin/workload", "get", url])
+}
+
+pub(crate) fn start_outsider(cluster: &Cluster) -> Result<()> {
+    cluster.apply(&OUTSIDE.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("wait -n outside --for=condition=Ready pod/outsider --timeout=60s").map(drop)
+}
+
+/// Refused by the proxy, that is: there was a server, and it did not answer.
+fn refused(cluster: &Cluster, url: &str) -> Result<()> {
+    match outsider(cluster, url) {
+        Ok(text) => bail!("a pod outside was served: {text}"),
+        Err(error) => {
+            let text = format!("{error:#}");
+            ensure!(text.contains(url) && !text.contains("status"), "it was not refused: {text}");
+            Ok(())
+        }
+    }
+}
+
+/// STRICT refuses whoever has no certificate, PERMISSIVE serves them; pods of the mesh notice neither.
+pub(crate) fn strict(cluster: &Cluster) -> Result<String> {
+    pods::start_caller(cluster)?;
+    start_outsider(cluster)?;
+    refused(cluster, USER)?;
+    pods::call(cluster, USER)?;
+    cluster.apply(&mode(SHOP, "PERMISSIVE"))?;
+    cluster.until("PERMISSIVE serves a pod outside", || outsider(cluster, USER))?;
+    pods::call(cluster, USER)?;
+    cluster.apply(&mode(SHOP, "STRICT"))?;
+    cluster.until("STRICT refuses a pod outside", || refused(cluster, USER))?;
+    pods::call(cluster, USER)?;
+    Ok(String::new())
+}
+
+/// kube-proxy, on which a pod outside relies, follows a rollout only after a moment.
+fn from_outside(cluster: &Cluster) -> Result<String> {
+    cluster.until("a pod outside is served", || outsider(cluster, SERVER))
+}
+
+/// A server moves into the mesh; callers inside and outside are served all the way, until STRICT ends it for those outside.
+pub(crate) fn migration(cluster: &Cluster) -> Result<String> {
+    pods::start_caller(cluster)?;
+    start_outsider(cluster)?;
+    cluster.apply(&MIGRATION.replace("TAG", &cluster.tag))?;
+    cluster.rolled_out("migration")?;
+    let plain = cluster.until("a server without a sidecar serves the mesh", || pods::call(cluster, SERVER))?;
+    ensure!(!plain.contains("spiffe://"), "without a sidecar nobody is known: {plain}");
+    from_outside(cluster)?;
+
+    cluster.kubectl("label namespace migration istio-injection=enabled --overwrite")?;
+    cluster.kubectl("rollout restart deployment -n migration")?;
+    cluster.rolled_out("migration")?;
+    let caller = format!("spiffe://cluster.local/ns/{}/sa/default", pods::NAMESPACE);
+    cluster.until("the caller is known", || {
+        let text = pods::call(cluster, SERVER)?;
+        ensure!(text.contains(CALLER) && text.contains(&caller), "{text}");
+        Ok(())
+    })?;
+    let text = from_outside(cluster)?;
+    ensure!(!text.contains("spiffe://cluster.local/ns/outside"), "a pod outside has a name: {text}");
+
+    cluster.apply(&mode("migration", "STRICT"))?;
+    cluster.until("STRICT refuses a pod outside", || refused(cluster, SERVER))?;
+    pods::call(cluster, SERVER)?;
+    cluster.kubectl("delete namespace migration --wait=false")?;
+    Ok(String::new())
+}

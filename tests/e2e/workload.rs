@@ -1,0 +1,131 @@
+//! A workload of the tests on Kubernetes that knows nothing of a mesh: it listens in every way that probes know, or calls once
+//! and tells what came of it. One static program, so that its image holds nothing else.
+//!
+//! `workload serve` · `workload get URL [HEADER:VALUE]…`
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Answers HTTP/1.1: `/metrics`, and everything else with the request's head.
+const HTTP: u16 = 8080;
+/// Speaks first, as databases do.
+const TCP: u16 = 7070;
+/// Answers every gRPC call as a healthy server answers `grpc.health.v1.Health/Check`.
+const GRPC: u16 = 9090;
+/// A call that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+static REQUESTS: AtomicUsize = AtomicUsize::new(0);
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let done = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["serve"] => serve().await.map_err(|error| error.to_string()),
+        ["get", url, headers @ ..] => get(url, headers).await,
+        _ => Err("usage: workload serve | workload get URL [HEADER:VALUE]…".to_owned()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves until it is told to end, and ends at once: what is under way is cut, as by programs that heed no signal.
+async fn serve() -> std::io::Result<()> {
+    let http = TcpListener::bind(("::", HTTP)).await?;
+    let tcp = TcpListener::bind(("::", TCP)).await?;
+    let grpc = TcpListener::bind(("::", GRPC)).await?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = http.accept().await {
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(
+                TokioIo::new(stream),
+                service_fn(async |request| Ok::<_, Infallible>(echo(&request))),
+            );
+            tokio::spawn(connection);
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            tokio::spawn(async move { stream.write_all(b"welcome\n").await });
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = grpc.accept().await {
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service_fn(async |_| Ok::<_, Infallible>(healthy())));
+            tokio::spawn(connection);
+        }
+    });
+    terminate.recv().await;
+    Ok(())
+}
+
+fn echo(request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let number = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
+    if request.uri().path() == "/metrics" {
+        return Response::new(Full::from(format!(
+            "# TYPE workload_requests_total counter\nworkload_requests_total {number}\n"
+        )));
+    }
+    let pod = std::env::var("HOSTNAME").unwrap_or_default();
+    let mut text = format!("pod: {pod}\n{} {}\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        text += &format!("{name}: {}\n", value.to_str().unwrap_or("?"));
+    }
+    Response::new(Full::from(text))
+}
+
+/// `HealthCheckResponse {status: SERVING}`.
+fn healthy() -> Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>> {
+    let trailers =
+        HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
+    let frames =
+        [Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x02\x08\x01"))), Ok::<_, Infallible>(Frame::trailers(trailers))];
+    let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)));
+    response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    response
+}
+
+/// Prints the answer; anything but 2xx is an error.
+async fn get(url: &str, headers: &[&str]) -> Result<(), String> {
+    tokio::time::timeout(PATIENCE, call(url, headers)).await.map_err(|_| format!("{url}: no answer in {PATIENCE:?}"))?
+}
+
+async fn call(url: &str, headers: &[&str]) -> Result<(), String> {
+    let told = |error: &dyn std::fmt::Display| format!("{url}: {error}");
+    let (authority, path) = url
+        .strip_prefix("http://")
+        .map(|rest| rest.find('/').map_or((rest, "/"), |slash| rest.split_at(slash)))
+        .ok_or_else(|| told(&"no http:// address"))?;
+    let address = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+    let stream = TcpStream::connect(&address).await.map_err(|error| told(&error))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))?;
+    tokio::spawn(connection);
+    let mut request = Request::get(path).header("host", authority);
+    for (name, value) in headers.iter().filter_map(|header| header.split_once(':')) {
+        request = request.header(name, value.trim());
+    }
+    let request = request.body(Full::<Bytes>::default()).map_err(|error| told(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| format!("{url}: {error:?}"))?;
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(|error| format!("{url}: {error:?}"))?.to_bytes();
+    print!("{}", String::from_utf8_lossy(&body));
+    if status.is_success() { Ok(()) } else { Err(format!("{url}: status {status}")) }
+}
