@@ -16,3 +16,4 @@ pub mod serve;
 pub mod webhook;
 pub mod admin;
 pub mod app;
+pub mod pilot_discovery;
