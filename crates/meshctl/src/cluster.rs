@@ -6,8 +6,9 @@ use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use hyper::Method;
+use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiCapabilities, Scope, pinned_kind};
@@ -194,6 +195,21 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Whether the caller may do this with objects of a resource (plural), in a namespace.
+    ///
+    /// # Errors
+    /// The API server does not say.
+    pub async fn may(&self, verb: &str, group: &str, resource: &str, namespace: &str) -> Result<bool> {
+        let review = serde_json::json!({"spec": {"resourceAttributes": {
+            "verb": verb, "group": group, "resource": resource, "namespace": namespace,
+        }}});
+        let review: SelfSubjectAccessReview = serde_json::from_value(review)?;
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let said = reviews.create(&PostParams::default(), &review).await;
+        let said = said.with_context(|| format!("the API server does not say whether you may {verb} {resource}"))?;
+        Ok(said.status.is_some_and(|said| said.allowed))
+    }
+
     /// Running pods of a namespace (or of all) with these labels: namespace and name.
     ///
     /// # Errors

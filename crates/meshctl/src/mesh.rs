@@ -171,6 +171,15 @@ impl Mesh {
         }
     }
 
+    /// The levels of a proxy's log; with `level` after it was set.
+    ///
+    /// # Errors
+    /// See [`Mesh::admin`]; or the level is none.
+    pub async fn log_level(&self, proxy: &SyncStatus, level: Option<&str>) -> Result<String> {
+        let path = level.map_or_else(|| "/logging".to_owned(), |level| format!("/logging?level={level}"));
+        Ok(self.ask(proxy, Method::POST, &path).await?.text())
+    }
+
     /// What proxies know of failures; those that cannot be asked are named in the second list.
     ///
     /// # Errors

@@ -8,8 +8,6 @@ use anyhow::Result;
 use api::debug::SyncStatus;
 use api::object::KINDS;
 use api::problem::Severity;
-use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use kube::api::{Api, PostParams};
 use plan::inject::ClusterFacts;
 use serde::Serialize;
 use serde_json::Value;
@@ -63,26 +61,34 @@ pub(super) async fn run(
     namespace: &str,
     arguments: &CheckArguments,
 ) -> Result<ExitCode> {
-    let revision = arguments.revision.clone().filter(|revision| revision != "default").unwrap_or_default();
-    let shown = if revision.is_empty() { "default" } else { &revision };
     let mut findings = vec![kubernetes(&cluster.version().await?)];
-    let planes = cluster.list("apps/v1", "Deployment", None, "app=istiod", "").await?;
-    let injectors = cluster.list(ADMISSION, "MutatingWebhookConfiguration", None, "", "").await?;
-    let services = cluster.list("v1", "Service", None, "", "").await?;
-    findings.extend(foreign(&planes, &injectors, &services));
-    let own: Vec<Value> =
-        planes.into_iter().filter(|plane| is_ours(plane) && label(plane, REVISION) == shown).collect();
-    if own.is_empty() {
-        findings.extend(rights(&cluster, namespace).await?);
-        let missing = format!("no control plane of the revision {shown} is installed; `meshctl install` makes one");
-        findings.push(finding(Severity::Info, "installation", missing));
-    } else {
-        findings.extend(installed(&cluster, namespace, &revision).await?);
-        findings.extend(running(&cluster, mesh, shown).await?);
+    findings.extend(rights(&cluster, namespace).await?);
+    match look(&cluster, mesh, namespace, arguments.revision.as_deref()).await {
+        Ok(found) => findings.extend(found),
+        // Those that may not even look have been told what they may not do.
+        Err(error) => findings.push(finding(Severity::Error, "cluster", format!("{error}, so the rest is not known"))),
     }
     print!("{}", told(arguments.output, &findings)?);
     let bad = findings.iter().any(|finding| finding.level == Severity::Error);
     Ok(if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What is in the cluster.
+async fn look(cluster: &Cluster, mesh: &Mesh, namespace: &str, revision: Option<&str>) -> Result<Vec<Finding>> {
+    let revision = revision.filter(|revision| *revision != "default").unwrap_or_default();
+    let shown = if revision.is_empty() { "default" } else { revision };
+    let planes = cluster.list("apps/v1", "Deployment", None, "app=istiod", "").await?;
+    let injectors = cluster.list(ADMISSION, "MutatingWebhookConfiguration", None, "", "").await?;
+    let services = cluster.list("v1", "Service", None, "", "").await?;
+    let mut findings = foreign(&planes, &injectors, &services);
+    if planes.iter().any(|plane| is_ours(plane) && label(plane, REVISION) == shown) {
+        findings.extend(installed(cluster, namespace, revision).await?);
+        findings.extend(running(cluster, mesh, shown).await?);
+    } else {
+        let missing = format!("no control plane of the revision {shown} is installed; `meshctl install` makes one");
+        findings.push(finding(Severity::Info, "installation", missing));
+    }
+    Ok(findings)
 }
 
 fn told(output: Format, findings: &[Finding]) -> Result<String> {
@@ -173,25 +179,10 @@ fn foreign(planes: &[Value], injectors: &[Value], services: &[Value]) -> Vec<Fin
 
 /// Whether the caller may do what an installation does.
 async fn rights(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>> {
-    let reviews: Api<SelfSubjectAccessReview> = Api::all(cluster.client());
     let mut lacks = Vec::new();
     for (group, resource) in WRITES {
         for verb in ["get", "create", "patch", "delete"] {
-            let attributes = ResourceAttributes {
-                group: Some((*group).to_owned()),
-                resource: Some((*resource).to_owned()),
-                verb: Some(verb.to_owned()),
-                namespace: Some(namespace.to_owned()),
-                ..ResourceAttributes::default()
-            };
-            let spec = SelfSubjectAccessReviewSpec {
-                resource_attributes: Some(attributes),
-                ..SelfSubjectAccessReviewSpec::default()
-            };
-            let review = SelfSubjectAccessReview { spec, ..SelfSubjectAccessReview::default() };
-            let allowed =
-                reviews.create(&PostParams::default(), &review).await?.status.is_some_and(|said| said.allowed);
-            if !allowed {
+            if !cluster.may(verb, group, resource, namespace).await? {
                 lacks.push((verb, *resource));
             }
         }

@@ -323,14 +323,19 @@ fn routes(known: &Known, host: &Hostname, told: &mut BTreeSet<ObjectRef>) -> Str
             }
         };
         let _ = writeln!(text, "  VirtualService {} {how}", place(object));
-        for (index, rule) in spec.http.iter().enumerate() {
+        // Of what is for other hosts, only the rules that lead here.
+        let here = |one: &str| binds || Hostname::resolve(one, namespace, DOMAIN) == *host;
+        let http = spec.http.iter().enumerate();
+        for (index, rule) in http.filter(|(_, rule)| binds || rule.route.iter().any(|one| here(&one.destination.host)))
+        {
             let _ = writeln!(text, "    http[{index}]: {}", http_line(rule));
         }
         for (kind, rules) in [
             ("tls", spec.tls.iter().map(|rule| &rule.route).collect::<Vec<_>>()),
             ("tcp", spec.tcp.iter().map(|rule| &rule.route).collect()),
         ] {
-            for (index, rule) in rules.into_iter().enumerate() {
+            let rules = rules.into_iter().enumerate();
+            for (index, rule) in rules.filter(|(_, rule)| rule.iter().any(|one| here(&one.destination.host))) {
                 let _ = writeln!(text, "    {kind}[{index}]: {}", shares(rule));
             }
         }
@@ -486,7 +491,9 @@ metadata: {name: front, namespace: edge}
 spec:
   hosts: [shop.example.com]
   gateways: [istio-system/gw]
-  http: [{route: [{destination: {host: user.shop.svc.cluster.local}}]}]
+  http:
+  - {match: [{uri: {prefix: /other}}], route: [{destination: {host: other.shop.svc.cluster.local}}]}
+  - {route: [{destination: {host: user.shop.svc.cluster.local}}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -537,11 +544,13 @@ spec: {selector: {matchLabels: {app: user}}, portLevelMtls: {'9000': {mode: DISA
             "http[0]: 1 match: to user v2; with timeout",
             "http[1]: all requests: to user v1 90 %, user v3 10 %",
             "VirtualService front.edge sends requests for shop.example.com at istio-system/gw to it",
+            "http[1]: all requests: to user.shop.svc.cluster.local",
             "Mutual TLS: STRICT, plaintext is refused (PeerAuthentication shop/default)",
             "Port 9000: DISABLE, only plaintext is taken (PeerAuthentication shop/user)",
         ] {
             assert!(text.lines().any(|found| found.trim() == line), "{line:?} is not in:\n{text}");
         }
+        assert!(!text.contains("to other.shop"), "what leads elsewhere is not told:\n{text}");
         // The subset v3 is not there; the sentence is the control plane's own.
         assert!(text.contains("Problems\n") && text.contains("v3"), "{text}");
     }

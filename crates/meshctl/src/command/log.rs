@@ -1,17 +1,13 @@
 //! `meshctl config log`: how much a proxy tells.
 
-use anyhow::Result;
-use hyper::Method;
-
 use crate::mesh::Mesh;
+use anyhow::Result;
 
 /// Prints the levels in effect; with `level` after it was set, with `reset` after it was set back.
 pub(super) async fn run(mesh: &Mesh, proxy: &str, level: Option<&str>, reset: bool) -> Result<String> {
     let proxy = mesh.proxy(proxy).await?;
-    let level = level.or(reset.then_some("reset"));
-    let path = level.map_or_else(|| "/logging".to_owned(), |level| format!("/logging?level={}", encoded(level)));
-    let answer = mesh.ask(&proxy, Method::POST, &path).await?;
-    Ok(format!("{}:\n{}", proxy.proxy, answer.text()))
+    let level = level.or(reset.then_some("reset")).map(encoded);
+    Ok(format!("{}:\n{}", proxy.proxy, mesh.log_level(&proxy, level.as_deref()).await?))
 }
 
 /// A value inside a query: all but letters, digits and a few marks as `%XX`.

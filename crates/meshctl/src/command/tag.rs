@@ -149,7 +149,8 @@ fn injector(wish: &TagArguments, injectors: &[Value]) -> Result<Value> {
         own.find(|one| labelled(one, REVISION) == Some(wanted))
     };
     let Some(own) = of_revision(revision) else {
-        let known: Vec<&str> = injectors.iter().filter_map(|one| labelled(one, REVISION)).collect();
+        let own = injectors.iter().filter(|one| labelled(one, TAG).is_none());
+        let known: Vec<&str> = own.filter_map(|one| labelled(one, REVISION)).collect();
         bail!("no control plane of the revision {revision:?} is installed; there are: {}", known.join(", "));
     };
     if of_revision(tag).is_some() {
