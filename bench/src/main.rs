@@ -2,6 +2,7 @@
 
 mod backend;
 mod certificates;
+mod cluster;
 mod compare;
 mod control;
 mod histogram;
@@ -34,6 +35,15 @@ enum Bench {
     Control(control::Arguments),
     /// Two builds of ours against each other: what the new one costs, as a multiple of the old one.
     Compare(compare::Arguments),
+    /// In a Kubernetes cluster: what the mesh adds to workloads there.
+    Cluster(cluster::Arguments),
+    /// What runs in the pods of `cluster`.
+    #[command(hide = true)]
+    Pod {
+        /// What to be.
+        #[command(subcommand)]
+        role: cluster::pod::Role,
+    },
     /// Becomes another program that ends with this one.
     #[command(hide = true)]
     Launch {
@@ -68,6 +78,8 @@ fn main() -> ExitCode {
 fn run(bench: Bench) -> Result<()> {
     match bench {
         Bench::Launch { core, words } => process::become_program(core, &words),
+        Bench::Cluster(arguments) => in_folder(|folder| cluster::run(&arguments, folder)),
+        Bench::Pod { role } => cluster::pod::run(&role),
         Bench::Control(arguments) => in_folder(|folder| control::run(&arguments, folder)),
         Bench::Compare(arguments) => in_folder(|folder| compare::run(&arguments, folder)),
         Bench::Pair(arguments) => in_folder(|folder| pair::run(&arguments, folder)),

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{repository, tools};
+use crate::{cluster, image, repository, tools};
 
 /// Programs of ours that a build to compare must have.
 const PROGRAMS: [&str; 2] = ["meshd", "proxy"];
@@ -27,6 +27,10 @@ pub(crate) fn run(root: &Path, profile: &str, arguments: &[String]) -> Result<Ex
             *argument = programs_of(root, &target, profile, build)?.display().to_string();
         }
     }
+    if !helps && arguments.first().is_some_and(|word| word == "cluster") {
+        repository::cargo(root, &["build", "--profile", profile, "--locked", "--workspace", "--bins"])?;
+        return in_cluster(root, profile, &target, &arguments);
+    }
     // Where another folder with our programs is named, only the benchmark itself is needed.
     let named = arguments.iter().any(|word| word.starts_with("--binaries"));
     if named || arguments.first().is_some_and(|word| word == "compare") {
@@ -40,6 +44,47 @@ pub(crate) fn run(root: &Path, profile: &str, arguments: &[String]) -> Result<Ex
     }
     let status = command.args(&arguments).current_dir(root).status()?;
     Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+}
+
+/// Measures in a cluster of two nodes that is started for it and ended after it.
+fn in_cluster(root: &Path, profile: &str, target: &Path, arguments: &[String]) -> Result<ExitCode> {
+    const NAME: &str = "bench";
+    // What is started from here on means this cluster by its name.
+    let script = |words: &[&str]| {
+        let mut command = Command::new(root.join("tests/cluster/cluster"));
+        command.args(words).env("MESH_CLUSTER_NAME", NAME);
+        command
+    };
+    tools::cluster()?;
+    let archives = image::build(root, profile, cluster::TAG)?;
+    run_step(script(&["build"]))?;
+    run_step(script(&["up", "--nodes", "2"]))?;
+    let outcome = (|| {
+        let mut load = script(&["load"]);
+        load.args(&archives);
+        run_step(load)?;
+        let kubectl = root.join("tests/cluster/cluster").display().to_string() + " kubectl";
+        let state = std::env::var("MESH_CLUSTER_STATE").unwrap_or_else(|_| "/var/lib/mesh-cluster".to_owned());
+        let cgroup = format!("/mesh-cluster/{NAME}/");
+        let status = Command::new(target.join(profile).join("bench"))
+            .args(arguments)
+            .args(["--kubectl", &kubectl, "--cgroup", &cgroup])
+            .env("MESH_CLUSTER_NAME", NAME)
+            .env("KUBECONFIG", Path::new(&state).join(NAME).join("kubeconfig"))
+            .current_dir(root)
+            .status()?;
+        Ok(ExitCode::from(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1)))
+    })();
+    run_step(script(&["down"]))?;
+    outcome
+}
+
+fn run_step(mut command: Command) -> Result<()> {
+    let status = command.stdout(std::process::Stdio::null()).status()?;
+    if !status.success() {
+        bail!("{command:?} failed");
+    }
+    Ok(())
 }
 
 /// A few seconds of each benchmark with the development build: that they run, not what they show.

@@ -44,6 +44,14 @@ const IMAGES: &[Image] = &[
         // `pilot-agent istio-iptables` hands its rules to whichever of them the kernel takes.
         system: &["nft", "ip"],
     },
+    Image {
+        name: "bench",
+        program: "bench",
+        links: &[],
+        entry: "/usr/local/bin/bench",
+        user: "1000:1000",
+        system: &[],
+    },
     Image { name: "shop", program: "shop", links: &[], entry: "/usr/local/bin/shop", user: "1000:1000", system: &[] },
     // What the tests on Kubernetes put into pods.
     Image {

@@ -33,7 +33,7 @@ enum Chore {
     },
     /// Run every kind of test; installs what they need. The last line is `N passed, N failed`.
     Test,
-    /// Build everything in release mode and measure it: `bench pair | control | compare`; see `bench --help`.
+    /// Build everything in release mode and measure it: `bench pair | control | cluster | compare`; see `bench --help`.
     Bench {
         /// Profile of cargo; a build with fewer optimisations is made faster.
         #[arg(long, default_value = "release")]

@@ -31,6 +31,39 @@ keys! {
     SUBZONE = "topology.istio.io/subzone": "Sub-zone of a node.";
     LOCALITY = "istio-locality": "Locality of a workload as `region.zone.subzone`.";
     SERVICE_NAME = "kubernetes.io/service-name": "Service that an EndpointSlice belongs to.";
+    INJECT = "sidecar.istio.io/inject": "Label (or annotation) of pods: whether they get a sidecar; counts over selectors and policy.";
+    INJECT_TEMPLATES = "inject.istio.io/templates": "Names of the injection templates, in order, separated by commas.";
+    SIDECAR_STATUS = "sidecar.istio.io/status": "Written: what injection added to the pod, as JSON.";
+    PROXY_OVERRIDES = "proxy.istio.io/overrides": "Written: containers of the user's that injection completed, as JSON.";
+    PROXY_CONFIG = "proxy.istio.io/config": "The proxy's own settings in YAML, over the mesh's `defaultConfig`.";
+    REVISION = "istio.io/rev": "Written to pods: revision of the control plane that injected them.";
+    PROXY_IMAGE = "sidecar.istio.io/proxyImage": "Image of the proxy: a whole reference, or its last part.";
+    PROXY_CPU = "sidecar.istio.io/proxyCPU": "CPU that the proxy requests.";
+    PROXY_CPU_LIMIT = "sidecar.istio.io/proxyCPULimit": "CPU that the proxy may use.";
+    PROXY_MEMORY = "sidecar.istio.io/proxyMemory": "Memory that the proxy requests.";
+    PROXY_MEMORY_LIMIT = "sidecar.istio.io/proxyMemoryLimit": "Memory that the proxy may use.";
+    INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode": "REDIRECT, or NONE for pods whose traffic is not captured.";
+    NATIVE_SIDECAR = "sidecar.istio.io/nativeSidecar": "Whether the proxy is an init container that stays.";
+    REWRITE_PROBES = "sidecar.istio.io/rewriteAppHTTPProbers": "Whether the application's probes go through the proxy's status port.";
+    PROXY_LOG_LEVEL = "sidecar.istio.io/logLevel": "Log level of the data path.";
+    AGENT_LOG_LEVEL = "sidecar.istio.io/agentLogLevel": "Log level of the rest of the proxy.";
+    USER_VOLUME = "sidecar.istio.io/userVolume": "Volumes to add to the pod, as JSON.";
+    USER_VOLUME_MOUNT = "sidecar.istio.io/userVolumeMount": "Mounts to add to the proxy, as JSON.";
+    CAP_NET_BIND_SERVICE = "sidecar.istio.io/capNetBindService": "Whether the proxy may listen on ports below 1024.";
+    STATUS_PORT = "status.sidecar.istio.io/port": "The proxy's status port; 0 is a proxy without probes.";
+    READY_INITIAL_DELAY = "readiness.status.sidecar.istio.io/initialDelaySeconds": "Delay of the proxy's readiness probe.";
+    READY_PERIOD = "readiness.status.sidecar.istio.io/periodSeconds": "Period of the proxy's readiness probe.";
+    READY_FAILURES = "readiness.status.sidecar.istio.io/failureThreshold": "Failures that make the proxy unready.";
+    INCLUDE_OUTBOUND_RANGES = "traffic.sidecar.istio.io/includeOutboundIPRanges": "Networks whose traffic is captured on its way out.";
+    EXCLUDE_OUTBOUND_RANGES = "traffic.sidecar.istio.io/excludeOutboundIPRanges": "Networks whose traffic is not.";
+    INCLUDE_INBOUND_PORTS = "traffic.sidecar.istio.io/includeInboundPorts": "Ports whose traffic is captured on its way in.";
+    EXCLUDE_INBOUND_PORTS = "traffic.sidecar.istio.io/excludeInboundPorts": "Ports whose traffic is not.";
+    INCLUDE_OUTBOUND_PORTS = "traffic.sidecar.istio.io/includeOutboundPorts": "Ports captured on the way out, whatever the network.";
+    EXCLUDE_OUTBOUND_PORTS = "traffic.sidecar.istio.io/excludeOutboundPorts": "Ports not captured on the way out.";
+    EXCLUDE_INTERFACES = "traffic.sidecar.istio.io/excludeInterfaces": "Interfaces whose traffic is not captured.";
+    REROUTE_INTERFACES = "istio.io/reroute-virtual-interfaces": "Interfaces of virtual machines, whose traffic is outbound.";
+    PROMETHEUS_MERGE = "prometheus.istio.io/merge-metrics": "Whether the proxy serves the application's metrics with its own.";
+    PROMETHEUS_TARGETS = "prometheus.istio.io/scrape-targets": "Further pages of the application's metrics: port:path, separated by commas.";
 }
 
 #[cfg(test)]

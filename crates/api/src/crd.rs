@@ -9,10 +9,17 @@ pub mod workload_group;
 pub mod service_entry;
 pub mod sidecar;
 pub mod peer_authentication;
+pub mod proxy_config;
+pub mod target_reference;
+pub mod request_authentication;
+pub mod authorization_policy;
 
+pub use authorization_policy::AuthorizationPolicy;
 pub use destination_rule::DestinationRule;
 pub use gateway::Gateway;
 pub use peer_authentication::PeerAuthentication;
+pub use proxy_config::ProxyConfig;
+pub use request_authentication::RequestAuthentication;
 pub use service_entry::ServiceEntry;
 pub use sidecar::Sidecar;
 pub use virtual_service::VirtualService;

@@ -15,6 +15,7 @@ pub mod xds;
 pub mod node;
 pub mod debug;
 pub mod join_token;
+pub mod schema;
 pub mod value;
 pub mod selector;
 pub mod crd;

@@ -23,6 +23,8 @@ pub struct KindRow {
     pub versions: &'static [&'static str],
     /// Version that the API server stores.
     pub storage: &'static str,
+    /// What it is for, a short sentence.
+    pub doc: &'static str,
     /// Plural, as in URLs.
     pub plural: &'static str,
     /// Short names.
@@ -42,7 +44,7 @@ macro_rules! kinds {
         /// All kinds.
         pub const KINDS: &[KindRow] = &[$(KindRow {
             kind: Kind::$variant, name: stringify!($variant), group: $group, versions: &[$($version),*], storage: $storage,
-            plural: $plural, short: &[$($short),*], namespaced: $namespaced, strict: $strict,
+            doc: $doc, plural: $plural, short: &[$($short),*], namespaced: $namespaced, strict: $strict,
         }),*];
     };
 }
@@ -55,7 +57,7 @@ kinds! {
     WorkloadEntry "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "v1" "workloadentries" ["we"] true true: "A workload that is not a pod.";
     WorkloadGroup "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "v1" "workloadgroups" ["wg"] true true: "Template of WorkloadEntries.";
     Sidecar "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "v1" "sidecars" [] true true: "What a workload's proxy takes in and may reach.";
-    EnvoyFilter "networking.istio.io" ["v1alpha3"] "v1alpha3" "envoyfilters" [] true true: "Patches of the proxies' configuration.";
+    EnvoyFilter "networking.istio.io" ["v1alpha3", "v1beta1"] "v1alpha3" "envoyfilters" [] true true: "Patches of the proxies' configuration.";
     ProxyConfig "networking.istio.io" ["v1beta1"] "v1beta1" "proxyconfigs" [] true true: "Settings of the proxies themselves.";
     PeerAuthentication "security.istio.io" ["v1", "v1beta1"] "v1" "peerauthentications" ["pa"] true true: "Whether workloads take mutual TLS.";
     RequestAuthentication "security.istio.io" ["v1", "v1beta1"] "v1" "requestauthentications" ["ra"] true true: "Tokens that requests may carry.";

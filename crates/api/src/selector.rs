@@ -1,22 +1,26 @@
 //! Which workloads an object speaks about. Networking kinds write `labels`, security kinds and Kubernetes `matchLabels`.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::schema::{plain_keys, plain_value};
 use crate::value::Labels;
 
 /// `workloadSelector` of Sidecar, ServiceEntry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct WorkloadSelector {
     /// All of these must be on the workload; empty selects all workloads of the namespace.
+    #[schemars(extend("maxProperties" = 256, "additionalProperties" = plain_value(), "x-kubernetes-validations" = plain_keys()))]
     pub labels: Labels,
 }
 
 /// `selector` of security kinds, `workloadSelector` of DestinationRule.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MatchLabels {
     /// All of these must be on the workload; empty selects all workloads of the namespace.
+    #[schemars(extend("maxProperties" = 4096, "additionalProperties" = plain_value(), "x-kubernetes-validations" = plain_keys()))]
     pub match_labels: Labels,
 }
 

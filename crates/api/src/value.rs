@@ -201,6 +201,8 @@ impl<'de> Deserialize<'de> for NumberOrName {
     }
 }
 
+mod schema;
+
 /// Names with values in the order of the names.
 pub type Labels = BTreeMap<String, String>;
 

@@ -69,6 +69,18 @@ pub enum Command {
     Config(ConfigCommand),
     /// Check objects, in files or folders, as the control plane would.
     Analyze(AnalyzeArguments),
+    /// Whether the cluster is fit for the mesh, and whether what is installed works.
+    #[command(visible_aliases = ["precheck", "verify-install"])]
+    Check(CheckArguments),
+    /// What the mesh does for a pod or a service, in sentences.
+    #[command(subcommand)]
+    Describe(DescribeCommand),
+    /// Names for revisions, which namespaces can be labelled with in place of the revision.
+    #[command(subcommand)]
+    Tag(TagCommand),
+    /// Commands that istioctl has under this name.
+    #[command(visible_aliases = ["x", "exp"], subcommand, hide = true)]
+    Experimental(ExperimentalCommand),
     /// Give the pods of manifests their proxy, as the control plane would when they are made.
     #[command(visible_alias = "kube-inject")]
     Inject(InjectArguments),
@@ -220,6 +232,18 @@ pub enum ConfigCommand {
         #[command(flatten)]
         of: OfProxy,
     },
+    /// The level of the proxy's log, or another one from now on.
+    #[command(visible_aliases = ["o"])]
+    Log {
+        /// The proxy: NAME, or NAME.NAMESPACE.
+        proxy: String,
+        /// trace, debug, info, warning, error, or off; or a filter such as `info,proxy::tls=debug`.
+        #[arg(long)]
+        level: Option<String>,
+        /// Back to the level that it started with.
+        #[arg(short, long, conflicts_with = "level")]
+        reset: bool,
+    },
     /// Everything, as JSON.
     #[command(visible_aliases = ["all", "a"])]
     Dump {
@@ -270,19 +294,107 @@ fn severity(text: &str) -> Result<api::problem::Severity, String> {
     }
 }
 
+/// `meshctl check`
+#[derive(Debug, Args)]
+pub struct CheckArguments {
+    /// Which control plane [default: the one without a name].
+    #[arg(short, long)]
+    pub revision: Option<String>,
+    /// How to print.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `meshctl describe …`
+#[derive(Debug, Subcommand)]
+pub enum DescribeCommand {
+    /// Of a pod.
+    #[command(visible_alias = "po")]
+    Pod {
+        /// NAME, or NAME.NAMESPACE.
+        name: String,
+        /// Namespace, if the name has none.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+    /// Of a service.
+    #[command(visible_alias = "svc")]
+    Service {
+        /// NAME, or NAME.NAMESPACE.
+        name: String,
+        /// Namespace, if the name has none.
+        #[arg(short, long, default_value = "default")]
+        namespace: String,
+    },
+}
+
+/// `meshctl experimental …`
+#[derive(Debug, Subcommand)]
+pub enum ExperimentalCommand {
+    /// Whether the cluster is fit for the mesh.
+    Precheck(CheckArguments),
+    /// What the mesh does for a pod or a service.
+    #[command(subcommand)]
+    Describe(DescribeCommand),
+}
+
+/// What a tag stands for.
+#[derive(Debug, Args)]
+pub struct TagArguments {
+    /// The tag.
+    pub name: String,
+    /// The revision that it stands for.
+    #[arg(short, long)]
+    pub revision: String,
+    /// Take the tag from the revision that has it.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Have pods join in namespaces that say nothing, too.
+    #[arg(long = "auto-inject-namespaces")]
+    pub auto_inject_namespaces: bool,
+}
+
+/// `meshctl tag …`
+#[derive(Debug, Subcommand)]
+pub enum TagCommand {
+    /// Make a tag, or move it to another revision.
+    Set(TagArguments),
+    /// Print what `set` would apply.
+    Generate(TagArguments),
+    /// All tags, and the namespaces that have them.
+    #[command(visible_alias = "show")]
+    List {
+        /// How to print.
+        #[arg(short, long, default_value = "table")]
+        output: Format,
+    },
+    /// Take a tag away.
+    #[command(visible_alias = "delete")]
+    Remove {
+        /// The tag.
+        name: String,
+        /// Do not ask.
+        #[arg(short = 'y', long)]
+        skip_confirmation: bool,
+    },
+}
+
 /// `meshctl inject …`
 #[derive(Debug, Args)]
 pub struct InjectArguments {
     /// Files with objects; `-` is standard input. May be given several times.
     #[arg(short, long = "filename", required = true)]
     pub files: Vec<PathBuf>,
+    /// Take the settings that the cluster's control plane has; without it and without files, those of a default install.
+    #[arg(short = 'k', long)]
+    pub use_kube: bool,
     /// Where the objects are written; standard output if it is not given.
     #[arg(short, long)]
     pub output: Option<PathBuf>,
     /// Namespace of objects that name none.
     #[arg(short, long, default_value = "default")]
     pub namespace: String,
-    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap; a default install's if not given.
+    /// The key `config` of the ConfigMap `istio-sidecar-injector`, or the whole ConfigMap.
     #[arg(long, visible_alias = "injectConfigFile")]
     pub inject_config: Option<PathBuf>,
     /// The key `values` of that ConfigMap.
@@ -294,9 +406,10 @@ pub struct InjectArguments {
     /// Revision of the control plane that the proxies will follow.
     #[arg(short, long, default_value = "")]
     pub revision: String,
-    /// Whether the cluster runs sidecars as init containers that stay (Kubernetes 1.29 and newer).
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
-    pub native_sidecars: bool,
+    /// Whether the cluster runs sidecars as init containers that stay; if it is not given, the cluster's version tells
+    /// (Kubernetes 1.29 and newer do), and without a cluster they are taken to.
+    #[arg(long)]
+    pub native_sidecars: Option<bool>,
 }
 
 /// `meshctl why …`
@@ -377,6 +490,14 @@ mod tests {
             "meshctl proxy-config endpoint x -o json",
             "meshctl why --last",
             "meshctl why --last pod",
+            "meshctl pc log user-v1.shop --level debug",
+            "meshctl x describe pod user-v1.shop",
+            "meshctl describe svc user -n shop",
+            "meshctl x precheck",
+            "meshctl verify-install",
+            "meshctl tag set prod --revision 1-2 --overwrite",
+            "meshctl tag show",
+            "meshctl tag delete prod -y",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

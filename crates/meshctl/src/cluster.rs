@@ -175,9 +175,11 @@ impl Cluster {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
         };
-        let mut which = ListParams::default();
-        which.label_selector = (!labels.is_empty()).then(|| labels.to_owned());
-        which.field_selector = (!fields.is_empty()).then(|| fields.to_owned());
+        let which = ListParams {
+            label_selector: (!labels.is_empty()).then(|| labels.to_owned()),
+            field_selector: (!fields.is_empty()).then(|| fields.to_owned()),
+            ..ListParams::default()
+        };
         let listed = api.list(&which).await.with_context(|| format!("{kind}s cannot be listed"))?;
         let mut objects = Vec::new();
         for object in listed {

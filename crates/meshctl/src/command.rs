@@ -1,10 +1,14 @@
 //! One module a command, and who is called for what.
 
 mod analyze;
+mod check;
 mod config;
+mod describe;
 mod inject;
 mod install;
+mod log;
 mod status;
+mod tag;
 mod token;
 mod uninstall;
 mod version;
@@ -15,7 +19,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command, ManifestCommand};
+use crate::cli::{Cli, Command, ExperimentalCommand, ManifestCommand};
 use crate::cluster::Cluster;
 use crate::demo;
 use crate::mesh::Mesh;
@@ -36,9 +40,19 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Analyze(arguments) => return analyze::run(None, arguments).await,
         Command::Status { proxy, output } => print!("{}", status::run(&mesh().await?, proxy.as_deref(), output).await?),
+        Command::Check(arguments) | Command::Experimental(ExperimentalCommand::Precheck(arguments)) => {
+            return check::run(cluster().await?, &mesh().await?, namespace, &arguments).await;
+        }
+        Command::Describe(command) | Command::Experimental(ExperimentalCommand::Describe(command)) => {
+            print!("{}", describe::run(&cluster().await?, &mesh().await?, namespace, &command).await?);
+        }
+        Command::Tag(command) => return tag::run(&cluster().await?, command).await,
         Command::Config(command) => print!("{}", config::run(&mesh().await?, command).await?),
         Command::Why(arguments) => return why::run(&mesh().await?, arguments).await,
-        Command::Inject(arguments) => inject::run(&arguments)?,
+        Command::Inject(arguments) => {
+            let cluster = if arguments.use_kube { Some(cluster().await?) } else { None };
+            inject::run(cluster.as_ref(), namespace, &arguments).await?;
+        }
         Command::Token(command) => print!("{}", token::run(command)?),
         Command::Version { output } => print!("{}", version::run(mesh().await.ok(), output).await?),
         Command::Install(arguments) => return install::run(&cluster().await?, namespace, &arguments).await,

@@ -56,7 +56,11 @@ impl Running {
     /// # Errors
     /// A file, a folder, an address or the mesh-wide settings cannot be used; the sentence says which.
     pub async fn start(config: Config) -> Result<Running> {
-        let mesh = read_mesh_config(&config)?;
+        let mut mesh = read_mesh_config(&config)?;
+        if config.config_dir.is_none() && config.mesh_config.is_none() {
+            // In a cluster the namespace of the control plane is the mesh's, until the ConfigMap `istio` says otherwise.
+            mesh.root_namespace.clone_from(&config.root_namespace);
+        }
         state_folder::prepare(&config.state_dir)?;
         let metrics = Arc::new(Metrics::new()?);
         let objects = Objects::open(&config).await?;
@@ -86,11 +90,12 @@ impl Running {
                 namespace: config.root_namespace.clone(),
                 replica: config.replica.clone(),
                 bundle: root.bundle.clone(),
+                published: published.clone(),
             };
             tasks.spawn(writers.run(shutdown.clone()));
         }
-        tasks.spawn(objects.follow(config.root_namespace.clone(), batches));
-        let world = World::new(mesh, &config.domain);
+        tasks.spawn(objects.follow(config.root_namespace.clone(), config.revision.clone(), batches));
+        let world = World::new(mesh, &config.domain).of_revision(&config.revision);
         let of_state = metrics.clone();
         tasks.spawn(async move {
             state::run(world, batch, publish, of_state).await;
@@ -228,10 +233,10 @@ impl Objects {
         }
     }
 
-    async fn follow(self, root_namespace: String, batches: mpsc::Sender<Batch>) -> Result<()> {
+    async fn follow(self, root_namespace: String, revision: String, batches: mpsc::Sender<Batch>) -> Result<()> {
         match self {
             Objects::Folder(folder) => files::run(folder, batches).await,
-            Objects::Cluster(client) => source::kube::run(client, root_namespace, batches).await,
+            Objects::Cluster(client) => source::kube::run(client, root_namespace, revision, batches).await,
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the control plane writes into the cluster. One replica does it, the one that holds the lease; all others wait for it.
 
 mod root_certificate;
+mod status;
 mod webhook_bundle;
 
 use std::future::Future;
@@ -9,7 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kube::Client;
 use kube_lease_manager::LeaseManagerBuilder;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::state::Published;
 
 /// Name of the lease (Istio's `istio-leader`).
 const LEASE: &str = "istio-leader";
@@ -27,6 +31,8 @@ pub struct Writers {
     pub replica: String,
     /// What workloads trust, PEM.
     pub bundle: String,
+    /// What became of the objects.
+    pub published: watch::Receiver<Option<Published>>,
 }
 
 impl Writers {
@@ -52,7 +58,10 @@ impl Writers {
             if ended {
                 break;
             }
-            tracing::info!(lease = LEASE, "this replica leads: it writes root certificates and CA bundles");
+            tracing::info!(
+                lease = LEASE,
+                "this replica leads: it writes root certificates, CA bundles and the status of objects"
+            );
             tokio::select! {
                 () = self.write() => {}
                 _ = leads.wait_for(|leads| !*leads) => tracing::info!(lease = LEASE, "this replica no longer leads"),
@@ -69,6 +78,7 @@ impl Writers {
         tokio::join!(
             again("root certificates", || root_certificate::keep(self)),
             again("CA bundles of webhooks", || webhook_bundle::keep(self)),
+            again("status of objects", || status::keep(self)),
         );
     }
 }

@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn settings_without_effect_are_told() {
         let (mesh, problems) = MeshConfig::parse(
-            "defaultProviders: {metrics: [prometheus]}\ntrustDomain: td\ningressClass: x\ndefaultConfig: {interceptionMode: NONE, runtimeValues: 2, proxyHeaders: {preserveHttp1HeaderCase: true, server: {disabled: true}}}\n",
+            "defaultProviders: {metrics: [prometheus]}\ntrustDomain: td\ningressClass: x\ndefaultConfig: {interceptionMode: NONE, configPath: x, proxyHeaders: {preserveHttp1HeaderCase: true, server: {disabled: true}}}\n",
             "mesh",
         );
         assert_eq!(problems, []);
@@ -98,7 +98,7 @@ mod tests {
         let fields: Vec<&str> = found.iter().map(|problem| problem.field.as_str()).collect();
         assert_eq!(
             fields,
-            ["defaultProviders", "ingressClass", "defaultConfig.runtimeValues", "defaultConfig.proxyHeaders.server"]
+            ["defaultProviders", "ingressClass", "defaultConfig.configPath", "defaultConfig.proxyHeaders.server"]
         );
     }
 }

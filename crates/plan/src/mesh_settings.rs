@@ -8,6 +8,8 @@ use api::problem::{Problem, Severity};
 /// The settings and what is wrong with the newest text of them.
 #[derive(Clone, Debug)]
 pub(crate) struct MeshSettings {
+    /// Name of the ConfigMap.
+    name: String,
     given: MeshConfig,
     effective: MeshConfig,
     problems: Vec<Problem>,
@@ -16,7 +18,18 @@ pub(crate) struct MeshSettings {
 impl MeshSettings {
     /// The settings that the control plane was started with.
     pub(crate) fn new(given: MeshConfig) -> Self {
-        Self { effective: given.clone(), given, problems: Vec::new() }
+        Self { name: "istio".to_owned(), effective: given.clone(), given, problems: Vec::new() }
+    }
+
+    /// The same for another revision of the control plane.
+    pub(crate) fn of_revision(self, revision: &str) -> Self {
+        let name = if revision == "default" { "istio".to_owned() } else { format!("istio-{revision}") };
+        Self { name, ..self }
+    }
+
+    /// Other settings from the start, under the same name.
+    pub(crate) fn with(&self, given: MeshConfig) -> Self {
+        Self { name: self.name.clone(), ..Self::new(given) }
     }
 
     /// The settings in effect.
@@ -32,7 +45,7 @@ impl MeshSettings {
     /// Whether this is the ConfigMap of the settings. The namespace is that of the settings given at the start: a ConfigMap
     /// cannot move itself.
     pub(crate) fn is_source(&self, key: &ObjectKey) -> bool {
-        key.kind == Kind::ConfigMap && key.name == "istio" && key.namespace == self.given.root_namespace
+        key.kind == Kind::ConfigMap && key.name == self.name && key.namespace == self.given.root_namespace
     }
 
     /// Takes the ConfigMap's text; one that cannot be read leaves the last good settings in effect.

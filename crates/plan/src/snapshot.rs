@@ -280,7 +280,7 @@ impl Snapshot {
     }
 
     /// The mode in which a workload takes connections on a port, and the policy that says so.
-    pub(crate) fn mutual_tls(&self, namespace: &str, labels: &Labels, port: u16) -> (MutualTlsMode, Option<ObjectKey>) {
+    pub fn mutual_tls(&self, namespace: &str, labels: &Labels, port: u16) -> (MutualTlsMode, Option<ObjectKey>) {
         let root = self.mesh.root_namespace.as_str();
         let mut decided = (MutualTlsMode::Permissive, None);
         let mut take = |policy: &Plain<crd::PeerAuthentication>, found: Option<MutualTlsMode>| {

@@ -42,6 +42,13 @@ impl World {
         }
     }
 
+    /// Whose mesh-wide settings count: those of the ConfigMap `istio-REVISION`, or `istio` of the default one.
+    #[must_use]
+    pub fn of_revision(mut self, revision: &str) -> World {
+        self.settings = self.settings.of_revision(revision);
+        self
+    }
+
     /// Takes a change; says whether anything changed by it.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
@@ -79,7 +86,7 @@ impl World {
 
     /// Takes new mesh-wide settings.
     pub fn set_mesh_config(&mut self, mesh: MeshConfig) {
-        self.settings = MeshSettings::new(mesh);
+        self.settings = self.settings.with(mesh);
         let source = self.objects.values().find(|object| self.settings.is_source(&object.key())).cloned();
         if let Some(object) = source {
             self.settings.take(&object);

@@ -155,9 +155,8 @@ struct Logging {
 }
 
 async fn logging(State(admin): Of, Query(logging): Query<Logging>) -> Response {
-    let Some(level) = logging.level else { return (StatusCode::BAD_REQUEST, "use ?level=LEVEL\n").into_response() };
-    match admin.shared.set_log_level(&level) {
-        Ok(()) => format!("active loggers:\n  all: {level}\n").into_response(),
+    match admin.shared.set_log_level(logging.level.as_deref()) {
+        Ok(level) => format!("active loggers:\n  all: {level}\n").into_response(),
         Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
     }
 }

@@ -91,7 +91,7 @@ pub struct Shared {
 }
 
 /// Changes the log level; set by the program.
-pub type LogControl = Box<dyn Fn(&str) -> Result<(), String> + Send>;
+pub type LogControl = Box<dyn Fn(Option<&str>) -> Result<String, String> + Send>;
 
 struct Bound {
     actual: SocketAddr,
@@ -366,11 +366,11 @@ impl Shared {
         *self.log_level.lock().unwrap_or_else(PoisonError::into_inner) = Some(control);
     }
 
-    /// Changes the log level.
+    /// Changes the log level if one is given (`reset` is the one of the start), and tells which is in effect.
     ///
     /// # Errors
     /// The level is not one, or this process does not let it be changed.
-    pub fn set_log_level(&self, level: &str) -> Result<(), String> {
+    pub fn set_log_level(&self, level: Option<&str>) -> Result<String, String> {
         match &*self.log_level.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(control) => control(level),
             None => Err("the log level of this process cannot be changed".to_owned()),

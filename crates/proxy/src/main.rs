@@ -102,9 +102,21 @@ async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result
     }
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let agent = Agent::start(arguments.settings(role), arguments.control_plane.clone()).await?;
-    let control = move |level: &str| {
-        let filter = EnvFilter::try_new(level).map_err(|error| format!("{level:?} is not a log level: {error}"))?;
-        handle.reload(filter).map_err(|error| error.to_string())
+    let start = arguments.log.clone();
+    let control = move |level: Option<&str>| {
+        if let Some(level) = level {
+            // Envoy's words, as its users write them.
+            let filter = match level {
+                "reset" => start.as_str(),
+                "warning" => "warn",
+                "critical" => "error",
+                other => other,
+            };
+            let filter =
+                EnvFilter::try_new(filter).map_err(|error| format!("{level:?} is not a log level: {error}"))?;
+            handle.reload(filter).map_err(|error| error.to_string())?;
+        }
+        handle.with_current(ToString::to_string).map_err(|error| error.to_string())
     };
     agent.running.shared().set_log_control(Box::new(control));
     tokio::select! {

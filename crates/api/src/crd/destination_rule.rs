@@ -1,14 +1,17 @@
 //! DestinationRule (networking.istio.io): what happens to traffic once its destination is chosen.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::crd::virtual_service::PortSelector;
+use crate::schema::{at_least_1ms, at_most_one};
 use crate::selector::MatchLabels;
 use crate::value::{Duration, Labels};
 
 /// The spec of a DestinationRule.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["host"]))]
 pub struct DestinationRule {
     /// Host whose traffic this is about; may be a wildcard.
     pub host: String,
@@ -23,8 +26,9 @@ pub struct DestinationRule {
 }
 
 /// A named group of endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct Subset {
     /// Name.
     pub name: String,
@@ -35,7 +39,7 @@ pub struct Subset {
 }
 
 /// Policies, each block on its own.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TrafficPolicy {
     /// Choice of the endpoint.
@@ -57,7 +61,7 @@ pub struct TrafficPolicy {
 }
 
 /// The policy of one port.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PortTrafficPolicy {
     /// The service's port.
@@ -73,8 +77,9 @@ pub struct PortTrafficPolicy {
 }
 
 /// Choice of the endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("oneOf" = at_most_one(&["simple", "consistentHash"])))]
 pub struct LoadBalancerSettings {
     /// One of the simple ways.
     pub simple: Option<SimpleLb>,
@@ -93,7 +98,7 @@ pub struct LoadBalancerSettings {
 }
 
 /// The simple ways.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum SimpleLb {
     /// The default, LEAST_REQUEST.
@@ -111,7 +116,7 @@ pub enum SimpleLb {
 }
 
 /// Same key, same endpoint.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConsistentHashLb {
     /// Key: a header's value.
@@ -131,8 +136,9 @@ pub struct ConsistentHashLb {
 }
 
 /// A cookie to hash; made when it is missing.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["name"]))]
 pub struct HttpCookie {
     /// Name.
     pub name: String,
@@ -145,7 +151,7 @@ pub struct HttpCookie {
 }
 
 /// Attribute of a cookie.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CookieAttribute {
     /// Name.
@@ -155,7 +161,7 @@ pub struct CookieAttribute {
 }
 
 /// Ring hash.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RingHash {
     /// Minimum size of the ring; default 1024.
@@ -163,7 +169,7 @@ pub struct RingHash {
 }
 
 /// Maglev.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Maglev {
     /// Size of the table, a prime; default 65537.
@@ -171,7 +177,7 @@ pub struct Maglev {
 }
 
 /// Preference of near endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct LocalityLbSetting {
     /// Whether it is on; default the mesh's.
@@ -185,7 +191,7 @@ pub struct LocalityLbSetting {
 }
 
 /// Shares of one locality's traffic.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Distribute {
     /// Callers' locality.
@@ -195,7 +201,7 @@ pub struct Distribute {
 }
 
 /// A region and its substitute.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Failover {
     /// Region.
@@ -205,7 +211,7 @@ pub struct Failover {
 }
 
 /// Preference of the own zone.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ZoneAwareLbSetting {
     /// Whether it is on.
@@ -219,8 +225,9 @@ pub struct ZoneAwareLbSetting {
 }
 
 /// Slow start of new endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["duration"]))]
 pub struct Warmup {
     /// How long.
     pub duration: Option<Duration>,
@@ -231,7 +238,7 @@ pub struct Warmup {
 }
 
 /// Limits and timeouts.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConnectionPoolSettings {
     /// For TCP and HTTP.
@@ -241,23 +248,26 @@ pub struct ConnectionPoolSettings {
 }
 
 /// Limits of connections.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-mistaken" = ["keepAlive"]))]
 pub struct TcpSettings {
     /// Most connections; default no limit.
     pub max_connections: Option<u32>,
     /// Time to connect; default 10 s.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub connect_timeout: Option<Duration>,
     /// Keep-alive of the socket.
     pub tcp_keepalive: Option<TcpKeepalive>,
     /// Longest life of a connection.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub max_connection_duration: Option<Duration>,
     /// Time without bytes after which a connection ends; default 1 h, 0s for never.
     pub idle_timeout: Option<Duration>,
 }
 
 /// Keep-alive of a socket.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpKeepalive {
     /// Unanswered probes before the connection is dead.
@@ -269,7 +279,7 @@ pub struct TcpKeepalive {
 }
 
 /// Limits of HTTP.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpSettings {
     /// Most requests that wait for a connection; default no limit.
@@ -293,17 +303,19 @@ pub struct HttpSettings {
 }
 
 /// Pings on HTTP/2 connections.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Http2KeepAlive {
     /// How often.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub interval: Option<Duration>,
     /// How long to wait for the answer.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub timeout: Option<Duration>,
 }
 
 /// Whether HTTP/1 becomes HTTP/2 on the way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum H2UpgradePolicy {
     /// As the mesh says.
@@ -315,7 +327,7 @@ pub enum H2UpgradePolicy {
 }
 
 /// Ejection of failing endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutlierDetection {
     /// Errors in a row of the server or the connection; default 5.
@@ -330,8 +342,10 @@ pub struct OutlierDetection {
     /// Connection errors in a row; default 5.
     pub consecutive_local_origin_failures: Option<u32>,
     /// Time between sweeps; default 10 s.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub interval: Option<Duration>,
     /// Time out of rotation, times the count of ejections; default 30 s.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub base_ejection_time: Option<Duration>,
     /// Most endpoints ejected, percent; default 10.
     pub max_ejection_percent: Option<u32>,
@@ -342,7 +356,7 @@ pub struct OutlierDetection {
 }
 
 /// TLS towards the endpoints.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ClientTlsSettings {
     /// How.
@@ -366,7 +380,7 @@ pub struct ClientTlsSettings {
 }
 
 /// How TLS is used towards the endpoints.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ClientTlsMode {
     /// Not.
@@ -381,8 +395,9 @@ pub enum ClientTlsMode {
 }
 
 /// Tunnel through a proxy.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["targetHost", "targetPort"]))]
 pub struct TunnelSettings {
     /// CONNECT or POST.
     pub protocol: String,
@@ -393,7 +408,7 @@ pub struct TunnelSettings {
 }
 
 /// PROXY protocol.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ProxyProtocol {
     /// V1 or V2.
@@ -401,7 +416,7 @@ pub struct ProxyProtocol {
 }
 
 /// Limit on retries as a share of requests.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RetryBudget {
     /// Percent of the active requests; default 20.

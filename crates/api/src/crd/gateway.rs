@@ -1,11 +1,12 @@
 //! Gateway (networking.istio.io): where traffic enters or leaves the mesh.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::value::Labels;
 
 /// The spec of a Gateway.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Gateway {
     /// Ports with hosts.
@@ -15,10 +16,12 @@ pub struct Gateway {
 }
 
 /// One port with its hosts.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["port", "hosts"]))]
 pub struct Server {
     /// Port.
+    #[schemars(extend("required" = ["number", "protocol", "name"]))]
     pub port: Port,
     /// Address to listen on; default all.
     pub bind: String,
@@ -33,7 +36,7 @@ pub struct Server {
 }
 
 /// A port.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Port {
     /// Number.
@@ -47,7 +50,7 @@ pub struct Port {
 }
 
 /// TLS from the clients.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ServerTlsSettings {
     /// Whether all requests are answered 301 to https.
@@ -89,7 +92,7 @@ pub struct ServerTlsSettings {
 }
 
 /// Files of a certificate.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TlsCertificate {
     /// File of the certificate.
@@ -101,7 +104,7 @@ pub struct TlsCertificate {
 }
 
 /// How TLS from the clients is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum ServerTlsMode {
     /// Passed through; the server name chooses the route.
@@ -120,7 +123,7 @@ pub enum ServerTlsMode {
 }
 
 /// A version of TLS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum TlsProtocol {
     /// As the proxy does by itself.
     #[serde(rename = "TLS_AUTO")]

@@ -1,5 +1,6 @@
 //! ServiceEntry (networking.istio.io): a service that the platform does not know.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::crd::gateway::Port;
@@ -7,8 +8,9 @@ use crate::crd::workload_entry::WorkloadEntry;
 use crate::selector::WorkloadSelector;
 
 /// The spec of a ServiceEntry.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["hosts"]))]
 pub struct ServiceEntry {
     /// Hosts; wildcards allowed, bare `*` not.
     pub hosts: Vec<String>,
@@ -31,7 +33,7 @@ pub struct ServiceEntry {
 }
 
 /// Inside or outside of the mesh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Location {
     /// Outside.
@@ -42,7 +44,7 @@ pub enum Location {
 }
 
 /// How endpoints are found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Resolution {
     /// They are not: the address that the caller asked for is taken.

@@ -1,5 +1,6 @@
 //! Sidecar (networking.istio.io): what a workload's proxy takes in and may reach.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::crd::destination_rule::ConnectionPoolSettings;
@@ -8,7 +9,7 @@ use crate::crd::virtual_service::Destination;
 use crate::selector::WorkloadSelector;
 
 /// The spec of a Sidecar.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Sidecar {
     /// Workloads of the namespace; default all.
@@ -24,8 +25,9 @@ pub struct Sidecar {
 }
 
 /// One port taken in.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["port"]))]
 pub struct IstioIngressListener {
     /// Port.
     pub port: Port,
@@ -42,8 +44,9 @@ pub struct IstioIngressListener {
 }
 
 /// One group of hosts that may be reached.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["hosts"]))]
 pub struct IstioEgressListener {
     /// Port; without one, all ports of the services.
     pub port: Option<Port>,
@@ -56,7 +59,7 @@ pub struct IstioEgressListener {
 }
 
 /// How traffic gets to a listener.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CaptureMode {
     /// As the environment does it.
@@ -69,7 +72,7 @@ pub enum CaptureMode {
 }
 
 /// What happens to traffic whose destination is not known.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct OutboundTrafficPolicy {
     /// Which.
@@ -79,7 +82,7 @@ pub struct OutboundTrafficPolicy {
 }
 
 /// The ways.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum OutboundMode {
     /// It is refused.

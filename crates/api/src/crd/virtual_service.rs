@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::schema::{at_least_1ms, at_most_one};
 use crate::value::{Duration, Labels, Percent, StringMatch};
 
 /// The spec of a VirtualService.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct VirtualService {
     /// Hosts whose traffic is routed: DNS names, wildcards, IP addresses; short names are of the object's namespace.
@@ -25,7 +27,7 @@ pub struct VirtualService {
 }
 
 /// One HTTP rule.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRoute {
     /// Name of the route, seen in the access log.
@@ -53,9 +55,11 @@ pub struct HttpRoute {
     pub mirror: Option<Destination>,
     /// Share of requests copied to `mirror`; default 100.
     #[serde(alias = "mirror_percentage")]
+    #[schemars(extend("x-aliases" = ["mirror_percentage"]))]
     pub mirror_percentage: Option<Percent>,
     /// Deprecated: whole percent of requests copied to `mirror`.
     #[serde(alias = "mirror_percent")]
+    #[schemars(extend("x-aliases" = ["mirror_percent"]))]
     pub mirror_percent: Option<u32>,
     /// Destinations that get a copy of the requests, each with its share.
     pub mirrors: Vec<HttpMirrorPolicy>,
@@ -66,7 +70,7 @@ pub struct HttpRoute {
 }
 
 /// What a request must look like: all given fields must match.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpMatchRequest {
     /// Name of the match, appended to the route's name.
@@ -100,8 +104,9 @@ pub struct HttpMatchRequest {
 }
 
 /// A weighted destination.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["destination"]))]
 pub struct HttpRouteDestination {
     /// Where to.
     pub destination: Destination,
@@ -112,8 +117,9 @@ pub struct HttpRouteDestination {
 }
 
 /// A service, perhaps a subset and port of it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["host"]))]
 pub struct Destination {
     /// Host in the registry; short names are of the object's namespace.
     pub host: String,
@@ -124,7 +130,7 @@ pub struct Destination {
 }
 
 /// A port by number.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PortSelector {
     /// Number.
@@ -132,7 +138,7 @@ pub struct PortSelector {
 }
 
 /// Another VirtualService.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Delegate {
     /// Its name.
@@ -142,7 +148,7 @@ pub struct Delegate {
 }
 
 /// Header changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Headers {
     /// On the request.
@@ -152,7 +158,7 @@ pub struct Headers {
 }
 
 /// One set of header changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HeaderOperations {
     /// Overwrite.
@@ -164,7 +170,7 @@ pub struct HeaderOperations {
 }
 
 /// A redirect.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRedirect {
     /// New path, the whole of it.
@@ -184,7 +190,7 @@ pub struct HttpRedirect {
 }
 
 /// Source of a redirect's port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum DerivePort {
     /// 80 or 443 by the scheme.
@@ -194,8 +200,9 @@ pub enum DerivePort {
 }
 
 /// A fixed response.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["status"]))]
 pub struct HttpDirectResponse {
     /// Status.
     pub status: u32,
@@ -204,8 +211,9 @@ pub struct HttpDirectResponse {
 }
 
 /// The body of a fixed response.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("oneOf" = at_most_one(&["string", "bytes"])))]
 pub struct HttpBody {
     /// As text.
     pub string: Option<String>,
@@ -214,7 +222,7 @@ pub struct HttpBody {
 }
 
 /// Changes of path and authority.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRewrite {
     /// New path, or new beginning where a prefix was matched.
@@ -226,7 +234,7 @@ pub struct HttpRewrite {
 }
 
 /// A regular expression and what replaces its match.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RegexRewrite {
     /// RE2 expression.
@@ -237,7 +245,7 @@ pub struct RegexRewrite {
 }
 
 /// When to try again.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpRetry {
     /// How many more tries; 0 switches retries off.
@@ -251,11 +259,12 @@ pub struct HttpRetry {
     /// Whether hosts already tried are avoided; default yes.
     pub retry_ignore_previous_hosts: Option<bool>,
     /// Base of the pause between tries; default 25 ms.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub backoff: Option<Duration>,
 }
 
 /// Delays and errors to inject.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct HttpFaultInjection {
     /// Delay.
@@ -265,10 +274,11 @@ pub struct HttpFaultInjection {
 }
 
 /// A delay.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FaultDelay {
     /// How long.
+    #[schemars(extend("x-kubernetes-validations" = at_least_1ms()))]
     pub fixed_delay: Option<Duration>,
     /// Not used by Istio's control plane.
     pub exponential_delay: Option<Duration>,
@@ -279,7 +289,7 @@ pub struct FaultDelay {
 }
 
 /// An error.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct FaultAbort {
     /// HTTP status.
@@ -293,8 +303,9 @@ pub struct FaultAbort {
 }
 
 /// A mirror.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["destination"]))]
 pub struct HttpMirrorPolicy {
     /// Where to.
     pub destination: Destination,
@@ -303,7 +314,7 @@ pub struct HttpMirrorPolicy {
 }
 
 /// Cross-origin resource sharing.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CorsPolicy {
     /// Deprecated: exact origins.
@@ -325,7 +336,7 @@ pub struct CorsPolicy {
 }
 
 /// What happens to preflights of other origins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum UnmatchedPreflights {
     /// As `FORWARD`.
@@ -337,8 +348,9 @@ pub enum UnmatchedPreflights {
 }
 
 /// One TLS rule.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["match"]))]
 pub struct TlsRoute {
     /// Any of these must match.
     #[serde(rename = "match")]
@@ -348,8 +360,9 @@ pub struct TlsRoute {
 }
 
 /// What a TLS connection must look like.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["sniHosts"]))]
 pub struct TlsMatchAttributes {
     /// Server names.
     pub sni_hosts: Vec<String>,
@@ -366,7 +379,7 @@ pub struct TlsMatchAttributes {
 }
 
 /// One TCP rule.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct TcpRoute {
     /// Any of these must match; none matches all.
@@ -377,7 +390,7 @@ pub struct TcpRoute {
 }
 
 /// What a TCP connection must look like.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct L4MatchAttributes {
     /// Addresses the connection was meant for.
@@ -395,8 +408,9 @@ pub struct L4MatchAttributes {
 }
 
 /// A weighted destination of TLS or TCP.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["destination"]))]
 pub struct RouteDestination {
     /// Where to.
     pub destination: Destination,

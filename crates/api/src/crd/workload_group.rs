@@ -1,13 +1,15 @@
 //! WorkloadGroup (networking.istio.io): what the WorkloadEntries of machines that register themselves look like.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::crd::workload_entry::WorkloadEntry;
 use crate::value::Labels;
 
 /// The spec of a WorkloadGroup.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["template"]))]
 pub struct WorkloadGroup {
     /// Labels and annotations of the entries.
     pub metadata: GroupMetadata,
@@ -18,7 +20,7 @@ pub struct WorkloadGroup {
 }
 
 /// Labels and annotations.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct GroupMetadata {
     /// Labels.
@@ -28,7 +30,7 @@ pub struct GroupMetadata {
 }
 
 /// How health is found out: one of the four ways, and how often.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ReadinessProbe {
     /// A request.

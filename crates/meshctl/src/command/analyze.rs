@@ -77,7 +77,7 @@ pub(super) async fn run(cluster: Option<&Cluster>, arguments: AnalyzeArguments) 
 }
 
 /// What the control plane of a cluster plans from.
-async fn in_cluster(cluster: &Cluster) -> Result<(Vec<Object>, Vec<Problem>)> {
+pub(super) async fn in_cluster(cluster: &Cluster) -> Result<(Vec<Object>, Vec<Problem>)> {
     let planned = |row: &&KindRow| {
         row.strict
             || matches!(

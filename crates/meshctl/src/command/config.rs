@@ -4,6 +4,7 @@ use anyhow::Result;
 use api::cluster_name::{ClusterName, Direction};
 use serde_json::Value;
 
+use super::log;
 use crate::cli::{ConfigCommand, OfProxy};
 use crate::mesh::Mesh;
 use crate::print::{Format, structured, table};
@@ -70,6 +71,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
                 secret_rows,
             )
         }
+        ConfigCommand::Log { proxy, level, reset } => log::run(mesh, &proxy, level.as_deref(), reset).await,
         ConfigCommand::Dump { of } => {
             let proxy = mesh.proxy(&of.proxy).await?;
             structured(of.output, &mesh.admin(&proxy, "/config_dump").await?)

@@ -12,9 +12,11 @@ use plan::inject::{ClusterFacts, Context, Outcome, Owner, Settings, inject};
 use serde_json::{Map, Value, json};
 
 use crate::cli::InjectArguments;
+use crate::cluster::Cluster;
+use crate::install::{self, Wish};
 
-pub(super) fn run(arguments: &InjectArguments) -> Result<()> {
-    let settings = settings(arguments)?;
+pub(super) async fn run(cluster: Option<&Cluster>, mesh: &str, arguments: &InjectArguments) -> Result<()> {
+    let settings = settings(cluster, mesh, arguments).await?;
     for problem in settings.problems() {
         eprintln!("{problem}");
     }
@@ -42,43 +44,94 @@ fn read(file: &Path) -> Result<Vec<u8>> {
     std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))
 }
 
-fn settings(arguments: &InjectArguments) -> Result<Settings> {
-    let text = |file: &Option<std::path::PathBuf>| match file {
-        Some(file) => Ok(String::from_utf8_lossy(&read(file)?).into_owned()),
-        None => Ok::<_, anyhow::Error>(String::new()),
-    };
-    let (mut config, mut values) = (text(&arguments.inject_config)?, text(&arguments.values)?);
-    if let Some(file) = &arguments.inject_config {
-        let documents =
-            decode::plain_documents(config.as_bytes(), &name(file)).map_err(|problem| anyhow::anyhow!("{problem}"))?;
-        let map = documents
-            .iter()
-            .find(|document| document.value["kind"] == "ConfigMap")
-            .map(|map| map.value["data"].clone());
-        if let Some(data) = map {
-            let key = |key: &str| data[key].as_str().unwrap_or_default().to_owned();
-            if values.is_empty() {
-                values = key("values");
+/// The texts that settings are made of.
+#[derive(Default)]
+struct Texts {
+    config: String,
+    values: String,
+    mesh: String,
+    /// Where the mesh-wide settings stand, for what is wrong with them.
+    mesh_place: String,
+}
+
+impl Texts {
+    /// Takes what a ConfigMap holds.
+    fn take(&mut self, map: &Value) {
+        let key = |key: &str| map["data"][key].as_str().map(str::to_owned);
+        for (text, found) in
+            [(&mut self.config, key("config")), (&mut self.values, key("values")), (&mut self.mesh, key("mesh"))]
+        {
+            if let Some(found) = found {
+                *text = found;
             }
-            config = key("config");
         }
     }
-    let (mesh, problems) = match &arguments.mesh_config {
-        Some(file) => MeshConfig::parse(&text(&arguments.mesh_config)?, &name(file)),
-        None => (MeshConfig::default(), Vec::new()),
+}
+
+async fn settings(cluster: Option<&Cluster>, namespace: &str, arguments: &InjectArguments) -> Result<Settings> {
+    let mut texts = match cluster {
+        Some(cluster) => of_cluster(cluster, namespace, &arguments.revision).await?,
+        None => of_install(namespace, &arguments.revision)?,
     };
+    let given = |file: &Path| Ok::<_, anyhow::Error>(String::from_utf8_lossy(&read(file)?).into_owned());
+    if let Some(file) = &arguments.inject_config {
+        let text = given(file)?;
+        let documents =
+            decode::plain_documents(text.as_bytes(), &name(file)).map_err(|problem| anyhow::anyhow!("{problem}"))?;
+        match documents.iter().find(|document| document.value["kind"] == "ConfigMap") {
+            Some(map) => texts.take(&map.value),
+            None => texts.config = text,
+        }
+    }
+    if let Some(file) = &arguments.values {
+        texts.values = given(file)?;
+    }
+    if let Some(file) = &arguments.mesh_config {
+        (texts.mesh, texts.mesh_place) = (given(file)?, name(file));
+    }
+    let (mesh, problems) = MeshConfig::parse(&texts.mesh, &texts.mesh_place);
     for problem in &problems {
         if problem.severity == Severity::Error {
             bail!("{problem}");
         }
         eprintln!("{problem}");
     }
-    let facts = ClusterFacts {
-        revision: arguments.revision.clone(),
-        native_sidecars: arguments.native_sidecars,
-        ..ClusterFacts::default()
+    let native = match (arguments.native_sidecars, cluster) {
+        (Some(native), _) => native,
+        (None, Some(cluster)) => ClusterFacts::has_native_sidecars(&cluster.version().await?),
+        (None, None) => true,
     };
-    Settings::new(&config, &values, mesh, facts).map_err(anyhow::Error::msg)
+    let revision = arguments.revision.clone();
+    let facts = ClusterFacts { revision, native_sidecars: native, ..ClusterFacts::default() };
+    Settings::new(&texts.config, &texts.values, mesh, facts).map_err(anyhow::Error::msg)
+}
+
+/// What a default install would have.
+fn of_install(namespace: &str, revision: &str) -> Result<Texts> {
+    let revision = Some(revision.to_owned()).filter(|revision| !revision.is_empty());
+    let wish = Wish { revision, namespace: Some(namespace.to_owned()), ..Wish::default() };
+    let mut texts = Texts { mesh_place: "the default install".to_owned(), ..Texts::default() };
+    for component in install::plan(&wish, false)?.components {
+        component.objects.iter().filter(|object| object["kind"] == "ConfigMap").for_each(|map| texts.take(map));
+    }
+    Ok(texts)
+}
+
+/// What the control plane of the cluster has.
+async fn of_cluster(cluster: &Cluster, namespace: &str, revision: &str) -> Result<Texts> {
+    let suffix = if revision.is_empty() || revision == "default" { String::new() } else { format!("-{revision}") };
+    let mut texts = Texts { mesh_place: format!("ConfigMap {namespace}/istio{suffix}"), ..Texts::default() };
+    for name in ["istio", "istio-sidecar-injector"] {
+        let name = format!("{name}{suffix}");
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace}});
+        let Some(map) = cluster.get(&map).await? else {
+            bail!(
+                "there is no ConfigMap {namespace}/{name}: is the mesh installed there? (-i names the namespace, -r the revision)"
+            );
+        };
+        texts.take(&map);
+    }
+    Ok(texts)
 }
 
 /// The documents of one file, in their order.
@@ -221,6 +274,17 @@ mod tests {
         assert!(out.contains("deployments/inner") && out.contains("namespaces/shop/cronjobs/web"), "{out}");
         // What is injected is injected again to the same.
         assert_eq!(injected(&out).unwrap(), out);
+    }
+
+    #[test]
+    fn without_files_it_is_as_installed() {
+        let texts = of_install("istio-system", "canary").unwrap();
+        let (mesh, problems) = MeshConfig::parse(&texts.mesh, &texts.mesh_place);
+        assert_eq!(problems, []);
+        assert!(mesh.default_config.unwrap().to_string().contains("istiod-canary.istio-system.svc:15012"));
+        let facts = ClusterFacts { revision: "canary".to_owned(), ..ClusterFacts::default() };
+        let settings = Settings::new(&texts.config, &texts.values, MeshConfig::default(), facts).unwrap();
+        assert_eq!((settings.problems(), settings.revision()), (&[][..], "canary"));
     }
 
     #[test]

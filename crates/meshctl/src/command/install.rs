@@ -172,7 +172,9 @@ async fn prune(cluster: &Cluster, plan: &Plan, dry_run: bool) -> Result<()> {
     for (version, kind) in KINDS {
         for object in cluster.list(version, kind, None, &selector, "").await? {
             let (kind, namespace, name) = chart::key(&object);
-            if !wanted.contains(&(kind.clone(), namespace.clone(), name.clone())) {
+            // Tags are made beside an installation, and belong to it until it is taken away.
+            let tag = object["metadata"]["labels"][super::tag::TAG].is_string();
+            if !tag && !wanted.contains(&(kind.clone(), namespace.clone(), name.clone())) {
                 println!("- {kind} {} is no longer part of it", crate::cluster::place(&namespace, &name));
                 if !dry_run {
                     cluster.delete(&object).await?;

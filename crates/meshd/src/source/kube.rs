@@ -32,9 +32,9 @@ enum Event {
 
 /// Follows all kinds until nobody listens. The first batch comes when every kind has been listed once: nothing is planned
 /// from a half.
-pub async fn run(client: Client, root_namespace: String, batches: mpsc::Sender<Batch>) {
+pub async fn run(client: Client, root_namespace: String, revision: String, batches: mpsc::Sender<Batch>) {
     let (send, mut events) = mpsc::channel(MOST);
-    let selections = selections(&root_namespace);
+    let selections = selections(&root_namespace, &revision);
     let mut unlisted: BTreeSet<Kind> = selections.iter().map(|selection| selection.kind).collect();
     for selection in selections {
         tokio::spawn(follow(client.clone(), selection, send.clone()));

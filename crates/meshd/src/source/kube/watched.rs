@@ -31,10 +31,15 @@ pub(super) struct Selection {
     namespace: Option<String>,
     /// Only these, by field.
     fields: Option<&'static str>,
+    /// Not those that are labelled for another revision of the control plane.
+    revision: String,
 }
 
+/// Label by which an object is for one revision only.
+const REVISION: &str = "istio.io/rev";
+
 /// Everything that is planned from. `Endpoints` are left out: the API server mirrors them as EndpointSlices.
-pub(super) fn selections(root_namespace: &str) -> Vec<Selection> {
+pub(super) fn selections(root_namespace: &str, revision: &str) -> Vec<Selection> {
     let istio = KINDS.iter().filter(|row| row.strict).map(|row| row.kind);
     let core = [Kind::Namespace, Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Secret, Kind::ConfigMap];
     istio
@@ -43,6 +48,7 @@ pub(super) fn selections(root_namespace: &str) -> Vec<Selection> {
             kind,
             namespace: (kind == Kind::ConfigMap).then(|| root_namespace.to_owned()),
             fields: (kind == Kind::Secret).then_some(SECRETS),
+            revision: revision.to_owned(),
         })
         .collect()
 }
@@ -111,13 +117,13 @@ async fn watch(
                     }
                     watcher::Event::InitDone => Event::Listed(selection.kind, std::mem::take(&mut listed)),
                     watcher::Event::InitApply(object) => {
-                        let event = read(object, resource, selection.kind);
+                        let event = read(object, resource, selection);
                         if let Event::Seen(key, ..) = &event {
                             listed.insert(key.clone());
                         }
                         event
                     }
-                    watcher::Event::Apply(object) => read(object, resource, selection.kind),
+                    watcher::Event::Apply(object) => read(object, resource, selection),
                     watcher::Event::Delete(object) => Event::Gone(key(&object, selection.kind)),
                 }
             }
@@ -154,8 +160,13 @@ fn key(object: &DynamicObject, kind: Kind) -> ObjectKey {
 }
 
 /// Reads an object through the same door as files.
-fn read(object: DynamicObject, resource: &ApiResource, kind: Kind) -> Event {
+fn read(object: DynamicObject, resource: &ApiResource, selection: &Selection) -> Event {
+    let kind = selection.kind;
     let key = key(&object, kind);
+    let meant = object.metadata.labels.as_ref().and_then(|labels| labels.get(REVISION));
+    if kind.row().strict && meant.is_some_and(|meant| *meant != selection.revision) {
+        return Event::Gone(key);
+    }
     let Decoded { objects, problems, rejected } = decode::object(&document(object, resource, kind), "", "default");
     let taken = objects.into_iter().map(|object| Change::Upsert(Box::new(object)));
     let changes = taken.chain(rejected.into_iter().map(Change::Reject)).collect();
@@ -233,7 +244,7 @@ mod tests {
                 "status": {"podIP": "10.0.0.1", "phase": "Running", "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": transition}]},
             }))
             .unwrap();
-            let Event::Seen(key, changes, problems) = read(object, &resource(Kind::Pod), Kind::Pod) else {
+            let Event::Seen(key, changes, problems) = read(object, &resource(Kind::Pod), &selection(Kind::Pod)) else {
                 panic!("not seen")
             };
             assert!(problems.is_empty(), "{problems:?}");
@@ -247,6 +258,23 @@ mod tests {
         assert_eq!((body.status.pod_ip.as_str(), body.spec.containers[0].ports[0].container_port), ("10.0.0.1", 80));
     }
 
+    fn selection(kind: Kind) -> Selection {
+        selections("istio-system", "default").into_iter().find(|selection| selection.kind == kind).unwrap()
+    }
+
+    #[test]
+    fn an_object_for_another_revision_is_not_there() {
+        let row = ApiResource { api_version: "networking.istio.io/v1".into(), ..resource(Kind::VirtualService) };
+        let seen = |revision: &str| {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "metadata": {"name": "a", "namespace": "shop", "labels": {"istio.io/rev": revision}}, "spec": {"hosts": ["a"]},
+            }))
+            .unwrap();
+            matches!(read(object, &row, &selection(Kind::VirtualService)), Event::Seen(..))
+        };
+        assert!(seen("default") && !seen("canary"));
+    }
+
     #[test]
     fn a_broken_object_is_a_problem_of_its_own() {
         let object: DynamicObject = serde_json::from_value(json!({
@@ -254,7 +282,9 @@ mod tests {
         }))
         .unwrap();
         let row = ApiResource { api_version: "networking.istio.io/v1".into(), ..resource(Kind::VirtualService) };
-        let Event::Seen(_, changes, problems) = read(object, &row, Kind::VirtualService) else { panic!("not seen") };
+        let Event::Seen(_, changes, problems) = read(object, &row, &selection(Kind::VirtualService)) else {
+            panic!("not seen")
+        };
         assert!(!problems.is_empty());
         assert!(changes.iter().all(|change| matches!(change, Change::Reject(_))), "{changes:?}");
     }
