@@ -1,5 +1,5 @@
 # Images for users who build with a container engine: docker build --target meshd --tag mesh/meshd:0.1.0 . (also proxy, shop,
-# workload). `cargo xtask image` makes the same without one.
+# workload, bench). `cargo xtask image` makes the same without one.
 FROM rust:1.95-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*
 WORKDIR /mesh
@@ -8,7 +8,7 @@ COPY . .
 RUN target="$(uname -m)-unknown-linux-gnu" \
     && RUSTFLAGS="-C target-feature=+crt-static" cargo build --workspace --bins --locked --release --target "$target" \
     && mkdir /out && cp target/"$target"/release/meshd target/"$target"/release/proxy target/"$target"/release/shop \
-       target/"$target"/release/workload /out/
+       target/"$target"/release/workload target/"$target"/release/bench /out/
 
 FROM scratch AS meshd
 COPY --from=build /out/meshd /usr/local/bin/meshd
@@ -34,3 +34,9 @@ FROM scratch AS workload
 COPY --from=build /out/workload /usr/local/bin/workload
 USER 1000:1000
 ENTRYPOINT ["/usr/local/bin/workload"]
+
+# What is measured with on Kubernetes.
+FROM scratch AS bench
+COPY --from=build /out/bench /usr/local/bin/bench
+USER 1000:1000
+ENTRYPOINT ["/usr/local/bin/bench"]

@@ -3,7 +3,7 @@
 use crate::kubectl::{Cluster, items};
 
 /// Namespaces of the tests.
-const NAMESPACES: &[&str] = &["istio-system", "ecommerce", "outside", "migration", "pods"];
+const NAMESPACES: &[&str] = &["istio-system", "ecommerce", "outside", "migration", "abrupt", "manual", "pods"];
 
 /// Prints pods, events, the last lines of the logs of proxies and control plane, and what proxies that are not well say.
 pub(crate) fn print(cluster: &Cluster) {

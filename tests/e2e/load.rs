@@ -88,6 +88,8 @@ struct Told {
     answered: AtomicUsize,
     under_way: AtomicUsize,
     connections: AtomicUsize,
+    /// Kept connections that turned out to be closed.
+    stale: AtomicUsize,
     failed: Mutex<Vec<Failure>>,
     /// Answers by the service and version that gave them.
     served: Mutex<BTreeMap<String, usize>>,
@@ -155,11 +157,12 @@ impl Load {
         let at =
             |share: usize| f64::from(*times.get(times.len().saturating_sub(1) * share / 1000).unwrap_or(&0)) / 1000.0;
         let summary = format!(
-            "{} requests in {:.0} s, {} failed, {} connections, p50 {:.1} p99 {:.1} longest {:.0} ms",
+            "{} requests in {:.0} s, {} failed, {} connections ({} closed under a GET), p50 {:.1} p99 {:.1} longest {:.0} ms",
             self.told.sent.load(Ordering::Relaxed),
             lasted.as_secs_f64(),
             failed.len(),
             self.told.connections.load(Ordering::Relaxed),
+            self.told.stale.load(Ordering::Relaxed),
             at(500),
             at(990),
             at(1000),
@@ -249,8 +252,9 @@ impl Told {
         }
     }
 
-    /// On a connection that is open, or on a new one. What was certainly never sent is sent again, as every HTTP client does
-    /// (RFC 9110, 9.2.2); what may have been sent is not.
+    /// On a connection that is open, or on a new one. As every HTTP client does (RFC 9110, 9.2.2), sends again what was certainly
+    /// never sent, and a GET on whose kept connection not a byte came back: the server may have closed it meanwhile. Nothing else
+    /// is asked twice.
     async fn exchange(&self, address: &str, host: &str, ask: Ask) -> Result<Answer> {
         loop {
             let kept = self.idle.lock().expect("a lock").pop();
@@ -272,6 +276,9 @@ impl Told {
                     return Ok(answer);
                 }
                 Err(error) if error.is_canceled() && !fresh => {}
+                Err(_) if ask.0 == "GET" && !fresh => {
+                    self.stale.fetch_add(1, Ordering::Relaxed);
+                }
                 Err(error) => {
                     return Err(error).context(if fresh { "on a new connection" } else { "on a kept connection" });
                 }

@@ -72,6 +72,7 @@ const SCENARIOS: &[Scenario] = &[
     breakage("api_server_restarted_under_load", outages::api_server),
     breakage("kubelet_restarted_under_load", outages::kubelet),
     scenario("python_client_writes_each_version", clients::python),
+    scenario("manifests_injected_by_hand", clients::inject),
     scenario("uninstall_leaves_pods_serving", uninstall::kept),
     scenario("restart_without_mesh", uninstall::left),
     scenario("install_once_more", uninstall::returned),

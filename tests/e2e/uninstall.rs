@@ -56,7 +56,8 @@ pub(crate) fn returned(cluster: &Cluster) -> Result<String> {
 /// Nothing is left that was not there before, but what users made themselves.
 pub(crate) fn purged(cluster: &Cluster) -> Result<String> {
     cluster.meshctl("uninstall --purge -y")?;
-    cluster.kubectl("delete namespace ecommerce pods outside migration abrupt --ignore-not-found --timeout=120s")?;
+    cluster
+        .kubectl("delete namespace ecommerce pods outside migration abrupt manual --ignore-not-found --timeout=120s")?;
     cluster.until("nothing is left", || {
         let remains = install::remains(cluster)?;
         ensure!(remains.is_empty(), "this is left: {remains:?}");

@@ -84,7 +84,7 @@ pub(crate) fn built(root: &Path, profile: &str) -> Result<PathBuf> {
     Ok(repository::target(root)?.join(TARGET).join(if profile == "dev" { "debug" } else { profile }))
 }
 
-/// Names of the images, as their files in the repository's Dockerfile are named too.
+/// Names of the images; the targets of the Dockerfile have the same.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     IMAGES.iter().map(|image| image.name)
 }

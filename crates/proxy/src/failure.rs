@@ -285,6 +285,8 @@ impl Failure {
     /// that the application has never seen.
     pub fn of_application(self) -> Option<&'static str> {
         match self {
+            // A pod that is deleted is told so before its processes have ended: its proxy has no cluster for it any more.
+            Failure::ClusterNotFound | Failure::NoHealthyUpstream => Some("unreached"),
             _ if self.is_connect_failure() => Some("unreached"),
             Failure::UpstreamReset | Failure::UpstreamClosed => Some("lost"),
             _ => None,
@@ -332,7 +334,8 @@ mod tests {
         for failure in Failure::ALL {
             let Some(word) = failure.of_application() else { continue };
             let told = Failure::told_of_application(word).unwrap();
-            assert_eq!(told.is_before_sending(), failure.is_before_sending(), "{failure:?}");
+            let unsent = failure.is_before_sending() || failure == Failure::ClusterNotFound;
+            assert_eq!(told.is_before_sending(), unsent, "{failure:?}");
             assert_eq!(told.of_application(), Some(word));
         }
         assert_eq!(Failure::told_of_application("gone fishing"), None);

@@ -247,6 +247,7 @@ async fn forward_request(
     let local = |failure: Failure, story: Box<Story>| {
         let mut response = reply::respond(Reply::failure(failure), story);
         finish_response(connection, levels, notes, &mut response, None);
+        tell_peer(&connection.facts, failure, &mut response);
         response
     };
     let Some(target) = target else { return local(Failure::ClusterNotFound, story) };
@@ -256,6 +257,7 @@ async fn forward_request(
         reply.status = forward.not_found_status;
         let mut response = reply::respond(reply, story);
         finish_response(connection, levels, notes, &mut response, None);
+        tell_peer(&connection.facts, Failure::ClusterNotFound, &mut response);
         return response;
     };
     story.cluster = Some(Arc::clone(&upstream.settings));
@@ -303,18 +305,7 @@ async fn forward_request(
     mirror::send(copies, story.source.as_ref(), version, connection.facts.destination);
     let answered = match sent {
         Ok(answered) => answered,
-        Err(failure) => {
-            let mut response = local(failure, story);
-            let facts = &connection.facts;
-            // Only proxies are told: others could do nothing with it.
-            if facts.direction == Direction::Inbound
-                && facts.peer.is_some()
-                && let Some(word) = failure.of_application()
-            {
-                response.headers_mut().insert(names::MESH_APPLICATION.clone(), HeaderValue::from_static(word));
-            }
-            return response;
-        }
+        Err(failure) => return local(failure, story),
     };
     let attempts = story.attempts;
     let head_time = story.start.elapsed();
@@ -404,6 +395,16 @@ async fn connect_tcp(
     };
     finish_response(connection, levels, notes, &mut response, None);
     response
+}
+
+/// Tells the caller's proxy that the answer is not the application's. Nobody else is told, who could do nothing with it.
+fn tell_peer(facts: &ConnFacts, failure: Failure, response: &mut Response<ResponseBody>) {
+    if facts.direction == Direction::Inbound
+        && facts.peer.is_some()
+        && let Some(word) = failure.of_application()
+    {
+        response.headers_mut().insert(names::MESH_APPLICATION.clone(), HeaderValue::from_static(word));
+    }
 }
 
 /// The header changes that apply: weighted cluster, route, virtual host, table, in this order (Envoy evaluates the most specific
