@@ -56,7 +56,8 @@ mod tests {
     #[test]
     fn only_a_request_is_one() {
         assert!(asked(&words("meshd --config-dir request")).is_none());
-        let (method, path) = asked(&words("pilot-discovery request --debug-port=8080 GET /debug/syncz")).unwrap().unwrap();
+        let (method, path) =
+            asked(&words("pilot-discovery request --debug-port=8080 GET /debug/syncz")).unwrap().unwrap();
         assert_eq!((method.as_str(), path.as_str()), ("GET", "debug/syncz"));
         assert!(asked(&words("pilot-discovery request GET")).unwrap().is_err());
     }
