@@ -334,7 +334,7 @@ mod tests {
         for failure in Failure::ALL {
             let Some(word) = failure.of_application() else { continue };
             let told = Failure::told_of_application(word).unwrap();
-            let unsent = failure.is_before_sending() || failure == Failure::ClusterNotFound;
+            let unsent = failure.is_before_sending() || *failure == Failure::ClusterNotFound;
             assert_eq!(told.is_before_sending(), unsent, "{failure:?}");
             assert_eq!(told.of_application(), Some(word));
         }
