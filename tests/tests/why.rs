@@ -149,7 +149,8 @@ const ROWS: &[Row] = &[
     Row {
         name: "closed",
         status: 503,
-        flags: &["UC"],
+        // Envoy's default would not have asked again; ours does where that does no harm, as it does for GET.
+        flags: &["UC", "URX"],
         details: "upstream_reset_before_response_started{connection_termination}",
         blames: "ServiceEntry",
         says: "before it answered",
@@ -173,7 +174,7 @@ const ROWS: &[Row] = &[
     Row {
         name: "stream-reset-early",
         status: 503,
-        flags: &["UR"],
+        flags: &["UR", "URX"],
         details: "upstream_reset_before_response_started{remote_reset}",
         blames: "ServiceEntry",
         says: "reset the stream before",

@@ -30,7 +30,8 @@ pub fn request(address: SocketAddr, method: &str, path: &str) -> Result<Vec<u8>>
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).with_context(wrong)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     // HTTP/1.0: the answer ends with the connection, and is never in chunks.
-    write!(stream, "{method} /{path} HTTP/1.0\r\nhost: localhost\r\n\r\n").with_context(wrong)?;
+    let request = format!("{method} /{path} HTTP/1.0\r\nhost: localhost\r\n\r\n");
+    stream.write_all(request.as_bytes()).with_context(wrong)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).with_context(wrong)?;
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n").with_context(wrong)?;
