@@ -180,7 +180,7 @@ async fn serve(shared: &Arc<Shared>, number: usize, mut commands: mpsc::Unbounde
         Arc::clone(&shared.own),
         shared.draining.subscribe(),
     );
-    tokio::task::spawn_local(Rc::clone(&worker).take_leave());
+    tokio::task::spawn_local(Rc::clone(&worker).take_leave(shared.settings.drain_delay));
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     let mut logs = tokio::time::interval(Duration::from_millis(100));
     for timer in [&mut sweep, &mut logs] {

@@ -49,6 +49,8 @@ pub struct Worker {
     peers: RefCell<HashMap<u64, (HeaderValue, Arc<Peer>)>>,
     /// Client connections, to find those that are too slow or idle.
     watched: RefCell<Vec<Weak<Watch>>>,
+    /// The proxy ends: each answer on HTTP/1 is the last of its connection.
+    pub leaving: Cell<bool>,
 }
 
 /// By what a request's metrics are told apart: addresses of things that the value holds, so none is reused.
@@ -190,6 +192,7 @@ impl Worker {
             last_series: RefCell::default(),
             peers: RefCell::default(),
             watched: RefCell::default(),
+            leaving: Cell::default(),
         })
     }
 
@@ -289,13 +292,25 @@ impl Worker {
     }
 
     /// When the proxy ends, asks every connection to leave, and closes those that have no use any more, though their end was
-    /// announced.
-    pub async fn take_leave(self: Rc<Self>) {
+    /// announced. Whoever keeps an HTTP/1 connection may be sending on it at this very moment: as long as new connections are
+    /// still taken (`delay`), an end is announced with an answer, and no connection is closed under its client.
+    pub async fn take_leave(self: Rc<Self>, delay: Duration) {
         let mut draining = self.draining.clone();
         if draining.wait_for(|draining| *draining).await.is_err() {
             return;
         }
-        self.each_watch(|watch| watch.ask(Ask::Leave));
+        self.leaving.set(true);
+        // A proxy that was never configured serves nobody, and does not wait.
+        let delay = if self.snapshot().generation == 0 { Duration::ZERO } else { delay };
+        self.each_watch(|watch| {
+            if delay.is_zero() || watch.active.get() > 0 {
+                watch.ask(Ask::Leave);
+            }
+        });
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+            self.each_watch(|watch| watch.ask(Ask::Leave));
+        }
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             self.each_watch(|watch| {

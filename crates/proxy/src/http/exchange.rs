@@ -74,6 +74,9 @@ pub async fn serve(
         // Graceful: this request is still answered.
         watch.ask(worker::Ask::Leave);
     }
+    if connection.worker.leaving.get() {
+        watch.ask(worker::Ask::Leave);
+    }
     let mut response = answer(&connection, request).await;
     response.body_mut().read_ahead().await;
     Ok(response)
