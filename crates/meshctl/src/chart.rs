@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 /// All files of all charts.
 #[derive(RustEmbed)]
-#[folder = "$CARGO_MANIFEST_DIR/../../charts"]
+#[folder = "../../charts"]
 struct Files;
 
 /// A file of the charts.

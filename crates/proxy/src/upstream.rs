@@ -219,6 +219,8 @@ pub struct Wanted<'a> {
     pub alone: bool,
     /// Istio's protocol names are offered.
     pub istio_alpn: bool,
+    /// The request is sent once only: a connection that its peer has closed by now is none for it.
+    pub once: bool,
     /// The request's host.
     pub host: &'a str,
 }
@@ -570,7 +572,7 @@ impl Upstream {
                 if may_share && let Some(lease) = host.pool.shared(!http2) {
                     return Ok(lease);
                 }
-                if !http2 && let Some(lease) = host.pool.idle() {
+                if !http2 && let Some(lease) = host.pool.idle(wanted.once) {
                     return Ok(lease);
                 }
             }

@@ -299,6 +299,7 @@ async fn try_once(
     let wanted = Wanted {
         downstream_http2: out.version == Version::HTTP_2,
         alone: out.upgrade.is_some(),
+        once: !is_idempotent(&out.head.method),
         istio_alpn: out.istio_alpn,
         host: name,
     };

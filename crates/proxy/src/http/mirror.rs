@@ -79,6 +79,7 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
     let wanted = Wanted {
         downstream_http2: version == Version::HTTP_2,
         alone: false,
+        once: false,
         istio_alpn: true,
         host: authority.to_str().unwrap_or(""),
     };

@@ -136,6 +136,11 @@ impl Connection {
             .is_ready()
     }
 
+    /// Its peer has closed it, as far as this host's kernel knows at this moment.
+    pub fn has_ended(&self) -> bool {
+        self.0.stream.borrow().io.has_ended()
+    }
+
     /// Gives back what it reads with, for the time that it has no use.
     pub fn rest(&self) {
         let mut stream = self.0.stream.borrow_mut();
@@ -780,6 +785,15 @@ mod tests {
         while !connection.is_closed() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn the_kernel_knows_of_an_end_before_the_runtime_does() {
+        let (connection, peer) = pair();
+        assert!(!connection.has_ended());
+        drop(peer);
+        // Nothing was waited for in between: the runtime had no turn.
+        assert!(connection.has_ended());
     }
 
     #[tokio::test]

@@ -1,10 +1,13 @@
 //! One byte stream, whatever is below it: plain TCP, TLS of either side, a Unix socket, with bytes already read in front.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -24,6 +27,20 @@ pub enum Io {
     Client(Box<tokio_rustls::client::TlsStream<TcpStream>>, Bytes),
     /// TLS, accepted.
     Server(Box<tokio_rustls::server::TlsStream<Prefixed<TcpStream>>>, Bytes),
+}
+
+impl Io {
+    /// Whether the peer of a plain connection has closed it, or sent what nobody asked for; asks the kernel and takes nothing.
+    /// TLS says so itself, and is not asked.
+    pub fn has_ended(&self) -> bool {
+        let socket = match self {
+            Io::Tcp(stream) => stream.inner.as_raw_fd(),
+            Io::Unix(stream) => stream.inner.as_raw_fd(),
+            Io::Gone(_) | Io::Client(..) | Io::Server(..) => return false,
+        };
+        let seen = recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+        seen != Err(Errno::EAGAIN)
+    }
 }
 
 /// A stream with bytes in front that were read before.

@@ -110,6 +110,11 @@ impl Sender {
             Sender::Two(connection) => connection.is_closed(),
         }
     }
+
+    /// Its peer has closed it, as far as this host's kernel knows at this moment.
+    fn has_ended(&self) -> bool {
+        matches!(self, Sender::One(connection) if connection.has_ended())
+    }
 }
 
 /// A connection lent for one request.
@@ -194,11 +199,12 @@ impl Pool {
             || self.life.age.is_some_and(|age| link.made.elapsed() >= age)
     }
 
-    /// An idle HTTP/1 connection; the one used last, so that the others may grow old.
-    pub fn idle(self: &Rc<Self>) -> Option<Lease> {
+    /// An idle HTTP/1 connection; the one used last, so that the others may grow old. `once`: the kernel is asked whether its
+    /// peer has closed it, which costs a call; the runtime learns of it only with its next look at the sockets.
+    pub fn idle(self: &Rc<Self>, once: bool) -> Option<Lease> {
         loop {
             let (sender, link) = self.idle.borrow_mut().pop()?;
-            if sender.is_closed() || self.is_spent(&link) {
+            if sender.is_closed() || self.is_spent(&link) || (once && sender.has_ended()) {
                 continue;
             }
             link.requests.set(link.requests.get() + 1);
