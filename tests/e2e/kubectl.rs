@@ -60,7 +60,7 @@ impl Cluster {
 
     /// The same with words that hold spaces.
     pub(crate) fn kubectl_words(&self, words: &[&str]) -> Result<String> {
-        printed(self.kubectl_command(words).output(), &format!("kubectl {}", words.join(" ")))
+        again_while_unreached(|| printed(self.kubectl_command(words).output(), &format!("kubectl {}", words.join(" "))))
     }
 
     fn kubectl_command(&self, words: &[&str]) -> Command {
@@ -76,10 +76,12 @@ impl Cluster {
 
     /// `kubectl apply -f -`
     pub(crate) fn apply(&self, yaml: &str) -> Result<String> {
-        let mut command = self.kubectl_command(&["apply", "-f", "-"]);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        child.stdin.take().context("kubectl takes no input")?.write_all(yaml.as_bytes())?;
-        printed(child.wait_with_output(), "kubectl apply")
+        again_while_unreached(|| {
+            let mut command = self.kubectl_command(&["apply", "-f", "-"]);
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+            child.stdin.take().context("kubectl takes no input")?.write_all(yaml.as_bytes())?;
+            printed(child.wait_with_output(), "kubectl apply")
+        })
     }
 
     /// `kubectl apply -f` of a file of the repository.
@@ -152,6 +154,23 @@ impl Cluster {
                 Err(_) => std::thread::sleep(Duration::from_millis(250)),
             }
         }
+    }
+}
+
+/// An endpoint stands in the API a second or two before the nodes' kube-proxy leads to it; until then a webhook that has just
+/// begun to serve cannot be reached, and a user would do the same again.
+fn again_while_unreached(mut work: impl FnMut() -> Result<String>) -> Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let outcome = work();
+        let unreached = outcome.as_ref().is_err_and(|error| {
+            let text = format!("{error:#}");
+            text.contains("failed calling webhook") && text.contains("connection refused")
+        });
+        if !unreached || Instant::now() > deadline {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_millis(250));
     }
 }
 
