@@ -22,7 +22,6 @@ fn main() -> ExitCode {
         words.remove(1);
     }
     let config = Config::parse_from(words);
-    meshd::memory::few_heaps();
     told(run(config))
 }
 

@@ -10,18 +10,6 @@ use tokio::sync::watch;
 /// How long it must have been quiet.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// As many heaps as there are cores, instead of eight for each: what one thread frees another can use. One heap for all would
-/// take a third less memory still, and threads would wait for each other: a change of a route took four times as long. To be
-/// called before other threads are started.
-pub fn few_heaps() {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from).max(2);
-    // SAFETY: `mallopt` only sets a number (mallopt(3)).
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        nix::libc::mallopt(nix::libc::M_ARENA_MAX, i32::try_from(cores).unwrap_or(i32::MAX));
-    }
-}
-
 /// Gives back what is free whenever work has been done and then nothing for a while. `work` changes with each piece of it.
 pub async fn follow(mut work: watch::Receiver<u64>) {
     while work.changed().await.is_ok() {
