@@ -80,8 +80,8 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     overlay_gateways(&mut spec, &mut given);
     chart::overlay(&mut spec, &given);
     let known = json!({
-        "profile": "", "namespace": "", "revision": "", "hub": "", "tag": "", "compatibilityVersion": "",
-        "meshConfig": {}, "values": {}, "unvalidatedValues": {}, "components": {
+        "profile": "", "namespace": "", "revision": "", "hub": "", "tag": "",
+        "meshConfig": {}, "values": {}, "components": {
             "base": {"enabled": true}, "pilot": {"enabled": true, "k8s": {}}, "ingressGateways": [], "egressGateways": [],
         },
     });
@@ -173,11 +173,6 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
     let mut values = spec["values"].clone();
     if values.is_null() {
         values = json!({});
-    }
-    // Values of gateways belong to the gateway's own chart.
-    if let Some(map) = values.as_object_mut() {
-        map.remove("gateways");
-        map.remove("defaultRevision");
     }
     let mut unknown = Vec::new();
     chart::unknown(&values, &chart::values("istiod")?, "values", &mut unknown);
@@ -325,8 +320,13 @@ mod tests {
 
     #[test]
     fn a_setting_that_nobody_knows_is_refused() {
-        for wrong in ["values.pilot.unheardOf=1", "components.ztunnel.enabled=true", "components.pilot.k8s.strategy=x"]
-        {
+        for wrong in [
+            "values.gateways.x=1",
+            "compatibilityVersion=1.25",
+            "values.pilot.unheardOf=1",
+            "components.ztunnel.enabled=true",
+            "components.pilot.k8s.strategy=x",
+        ] {
             let error = plan(&wish(&[wrong]), false).unwrap_err().to_string();
             assert!(error.contains("no such setting"), "{error}");
             plan(&wish(&[wrong]), true).unwrap();
