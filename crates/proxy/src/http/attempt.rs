@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::snapshot::route::action::{Forward, HostRewrite};
 use crate::snapshot::route::retry::{Outcome, RetryOn, RetryPlan};
 use crate::upstream::body::{AnswerBody, RequestBody, Source};
-use crate::upstream::http1::Broken;
+use crate::upstream::http1::{Broken, Seen};
 use crate::upstream::http2::NotSent;
 use crate::upstream::limits::Limited;
 use crate::upstream::outlier::Verdict;
@@ -69,7 +69,7 @@ struct Failed {
     failure: Failure,
     /// Not processed: the endpoint says so.
     refused: bool,
-    /// Not a byte was sent.
+    /// Not a byte was sent, or none was read.
     unsent: bool,
     /// On a connection that had carried requests before.
     reused: bool,
@@ -129,11 +129,10 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         }
         let replayable = out.source.as_ref().is_none_or(|source| source.replayable());
         let in_time = out.deadline.is_none_or(|deadline| Instant::now() < deadline);
-        // A pooled connection that the endpoint had closed: nobody has seen the request, or it is harmless to send it again.
+        // A connection that the endpoint had closed: nobody has seen the request, or it is harmless to send it again.
         let stale = failed.is_some_and(|failed| {
-            failed.reused
-                && matches!(failed.failure, Failure::UpstreamClosed | Failure::UpstreamReset)
-                && (failed.unsent || failed.refused || is_idempotent(&out.head.method))
+            matches!(failed.failure, Failure::UpstreamClosed | Failure::UpstreamReset)
+                && (failed.unsent || (failed.reused && (failed.refused || is_idempotent(&out.head.method))))
         });
         if stale && replayable && in_time && silent < SILENT {
             silent += 1;
@@ -318,7 +317,7 @@ async fn try_once(
         let failed = match sender {
             Sender::One(connection) => match connection.send(request).await {
                 Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
-                Err(error) => classify_http1(error, reused),
+                Err(error) => classify_http1(error, reused, story.worker.leaving.get()),
             },
             Sender::Spelled(sender) => match sender.ready().await {
                 Ok(()) => match sender.try_send_request(request).await {
@@ -346,9 +345,13 @@ fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
     Failed { failure, refused: false, unsent, reused }
 }
 
-fn classify_http1(error: Broken, reused: bool) -> Failed {
+/// `leaving`: this pod has been told to end, and so has its application: it is the one that closed the connection, not an accident
+/// in the middle of its work.
+fn classify_http1(error: Broken, reused: bool, leaving: bool) -> Failed {
     let (failure, unsent) = match error {
-        Broken::Closed { unsent } => (Failure::UpstreamClosed, unsent),
+        Broken::Closed { seen: Seen::Unread } => (Failure::UpstreamClosed, true),
+        Broken::Closed { seen: Seen::Reset } => (Failure::UpstreamClosed, leaving),
+        Broken::Closed { seen: Seen::Unknown } => (Failure::UpstreamClosed, false),
         Broken::Protocol => (Failure::UpstreamProtocol, false),
         Broken::Body => (Failure::ClientGone, false),
     };

@@ -24,6 +24,8 @@ use super::io::Io;
 const FIRST_READ: usize = 4 * 1024;
 /// Room for what is read of long bodies.
 const LONG_READ: usize = 16 * 1024;
+/// A longer request may be read in parts; of a shorter one a peer has read all or nothing.
+const ONE_READ: usize = 4 * 1024;
 /// So much is gathered before it is written.
 const WRITE: usize = 16 * 1024;
 /// The longest head of an answer, and the longest trailers.
@@ -51,6 +53,10 @@ struct Stream {
     io: Io,
     read: BytesMut,
     write: BytesMut,
+    /// The peer is a program on this host.
+    local: bool,
+    /// So much of the request has been written to the socket.
+    sent: usize,
     /// What is still to be sent.
     body: Option<(RequestBody, Framing)>,
     answer: Answer,
@@ -82,14 +88,25 @@ enum Answer {
     UntilClose,
 }
 
+/// What is known of a request on a connection that broke.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The peer's program has read nothing of it, says its kernel.
+    Unread,
+    /// The peer's program closed the connection and left something of it unread, or wanted it to look so (`SO_LINGER`).
+    Reset,
+    /// Nothing: it may have been processed.
+    Unknown,
+}
+
 /// Why there is no answer, or not all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
     /// The connection closed or broke.
     #[error("the connection closed")]
     Closed {
-        /// Nothing of the request has left.
-        unsent: bool,
+        /// Whether the peer's program has read the request.
+        seen: Seen,
     },
     /// What came is not HTTP/1.
     #[error("the answer is not HTTP/1.1")]
@@ -99,22 +116,26 @@ pub enum Broken {
     Body,
 }
 
-const CLOSED: Broken = Broken::Closed { unsent: false };
+const CLOSED: Broken = Broken::Closed { seen: Seen::Unknown };
 
 impl From<io::Error> for Broken {
-    fn from(_: io::Error) -> Self {
-        CLOSED
+    fn from(error: io::Error) -> Self {
+        let reset = error.kind() == io::ErrorKind::ConnectionReset;
+        Broken::Closed { seen: if reset { Seen::Reset } else { Seen::Unknown } }
     }
 }
 
 impl Connection {
     /// On a new stream of bytes.
     pub fn new(io: Io) -> Self {
+        let local = io.is_local();
         Self(Rc::new(Inner {
             stream: RefCell::new(Stream {
                 io,
+                local,
                 read: BytesMut::new(),
                 write: BytesMut::new(),
+                sent: 0,
                 body: None,
                 answer: Answer::Complete,
                 keep: true,
@@ -179,7 +200,8 @@ impl Connection {
                 }
             }
         })
-        .await?;
+        .await
+        .map_err(|broken| self.0.stream.borrow().knowing_what_was_read(broken))?;
         let mut stream = self.0.stream.borrow_mut();
         stream.expect(&mut answer, head_only, connect)?;
         if gone {
@@ -223,10 +245,22 @@ impl Stream {
         self.write.clear();
     }
 
+    /// Programs that end close connections with requests on them which they have not read, and will not.
+    fn knowing_what_was_read(&self, broken: Broken) -> Broken {
+        let Broken::Closed { seen } = broken else { return broken };
+        let whole = self.local && self.sent <= ONE_READ;
+        let seen = match seen {
+            _ if self.sent == 0 || (whole && self.io.is_unread(self.sent)) => Seen::Unread,
+            Seen::Reset if whole => Seen::Reset,
+            _ => Seen::Unknown,
+        };
+        Broken::Closed { seen }
+    }
+
     /// Writes the head down.
     fn begin(&mut self, request: Request<RequestBody>) {
         let (mut head, body) = request.into_parts();
-        self.keep = true;
+        (self.keep, self.sent) = (true, 0);
         if !body.is_end_stream() {
             let told = head.headers.contains_key(CONTENT_LENGTH);
             let framing = if told {
@@ -310,7 +344,10 @@ impl Stream {
         while !self.write.is_empty() {
             match ready!(Pin::new(&mut self.io).poll_write(context, &self.write))? {
                 0 => return Poll::Ready(Err(CLOSED)),
-                written => self.write.advance(written),
+                written => {
+                    self.sent += written;
+                    self.write.advance(written);
+                }
             }
         }
         ready!(Pin::new(&mut self.io).poll_flush(context))?;
@@ -624,7 +661,7 @@ impl Drop for Received {
 mod tests {
     use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::UnixStream;
+    use tokio::net::{TcpListener, TcpStream, UnixStream};
 
     use super::super::io::Prefixed;
     use super::*;
@@ -794,6 +831,41 @@ mod tests {
         drop(peer);
         // Nothing was waited for in between: the runtime had no turn.
         assert!(connection.has_ended());
+    }
+
+    /// How a request fails, on a TCP connection that has carried one before and that its peer closes.
+    async fn closed(reads: bool, before: bool) -> Broken {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        let connection = Connection::new(Io::Tcp(Prefixed { prefix: Bytes::new(), inner: near }));
+        let post = || request(Method::POST, RequestBody::Full(Some(Bytes::from_static(b"abc"))));
+        let mut room = [0; 1024];
+        let serve = async {
+            assert_ne!(far.read(&mut room).await.unwrap(), 0);
+            far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(connection.send(post()), serve);
+        drop(answer.unwrap());
+        if before {
+            drop(far);
+            return connection.send(post()).await.unwrap_err();
+        }
+        let close = async move {
+            far.readable().await.unwrap();
+            if reads {
+                assert_ne!(far.read(&mut room).await.unwrap(), 0);
+            }
+        };
+        let (answer, ()) = tokio::join!(connection.send(post()), close);
+        answer.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_request_that_its_peer_has_not_read_is_told_from_one_that_it_has() {
+        assert_eq!(closed(false, true).await, Broken::Closed { seen: Seen::Unread });
+        assert_eq!(closed(false, false).await, Broken::Closed { seen: Seen::Unread });
+        assert_eq!(closed(true, false).await, CLOSED);
     }
 
     #[tokio::test]
