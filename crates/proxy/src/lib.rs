@@ -17,6 +17,8 @@ pub mod leaf;
 pub mod filters;
 pub mod compile;
 pub mod tls;
+pub mod message;
+pub mod mux;
 pub mod upstream;
 pub mod worker;
 pub mod tcp;

@@ -15,8 +15,8 @@ use rustls::sign::CertifiedKey;
 use crate::secret::Secrets;
 use crate::snapshot::tls_terms::Source;
 
-/// The protocol on which our proxies carry HTTP/1 requests over HTTP/2 between them.
-pub const MUX: &str = "istio-mux";
+/// The name of the protocol between our proxies (`mux.rs`), with its version.
+pub const MUX: &str = "istio-mux/2";
 
 /// SDS names that Istio's agent answers from files (`pkg/security/security.go`): `file-cert:CHAIN~KEY`.
 const FILE_CERTIFICATE: &str = "file-cert:";

@@ -129,7 +129,8 @@ impl Env {
 #[derive(Debug)]
 pub struct Upstreams {
     env: Rc<Env>,
-    by_name: RefCell<HashMap<Arc<str>, Rc<Upstream>>>,
+    /// Looked up for every request; the names are the control plane's.
+    by_name: RefCell<foldhash::HashMap<Arc<str>, Rc<Upstream>>>,
 }
 
 /// One cluster.
@@ -604,7 +605,7 @@ impl Upstream {
             let link = Link::new(&dialled, permit, Arc::clone(&self.series));
             if dialled.alpn.as_deref() == Some(b"h2") || link.mux {
                 host.pool.speaks_http2.set(Some(true));
-                host.pool.start_http2(dialled, link).await?;
+                host.pool.start_shared(dialled, link).await?;
                 continue;
             }
             if self.settings.protocol == Protocol::Auto {
@@ -660,7 +661,7 @@ impl Upstream {
             }
             return host.pool.start_http1(dialled, link, self.settings.preserve_header_case).await;
         }
-        host.pool.start_http2(dialled, link).await?;
+        host.pool.start_shared(dialled, link).await?;
         host.pool.shared(!http2 && !negotiated_http2).ok_or(Failure::ConnectFailed)
     }
 

@@ -46,7 +46,7 @@ pub struct Worker {
     /// The one met last.
     pub last_series: RefCell<Option<(SeriesKey, Arc<RequestSeries>)>>,
     /// Peers read from headers lately.
-    peers: RefCell<HashMap<u64, (HeaderValue, Arc<Peer>)>>,
+    peers: RefCell<foldhash::HashMap<u64, (HeaderValue, Arc<Peer>)>>,
     /// Client connections, to find those that are too slow or idle.
     watched: RefCell<Vec<Weak<Watch>>>,
     /// The proxy ends: each answer on HTTP/1 is the last of its connection.

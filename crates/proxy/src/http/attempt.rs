@@ -13,6 +13,8 @@ use tokio::time::Instant;
 use super::names;
 use super::story::Story;
 use crate::failure::Failure;
+use crate::message::Head;
+use crate::mux;
 use crate::snapshot::route::action::{Forward, HostRewrite};
 use crate::snapshot::route::retry::{Outcome, RetryOn, RetryPlan};
 use crate::upstream::body::{AnswerBody, RequestBody, Source};
@@ -107,7 +109,7 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
                 story.busy = None;
                 story.busy = Some(upstream.begin(&host));
                 let result = try_once(&mut out, upstream, &host, story).await;
-                judge(upstream, &host, &result);
+                judge(upstream, &host, &result, story.grpc);
                 result
             }
         };
@@ -116,7 +118,7 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         let (outcome, failed) = match &mut result {
             Ok(answered) => {
                 told = told_outcome(&mut answered.response);
-                (outcome_of(&answered.response), None)
+                (outcome_of(&answered.response, story.grpc), None)
             }
             Err(failed) => (
                 Outcome::Failed { failure: failed.failure, refused: failed.refused, unsent: failed.unsent },
@@ -223,18 +225,18 @@ fn told_outcome(response: &mut Response<AnswerBody>) -> Option<Outcome> {
     Some(Outcome::Failed { failure, refused: false, unsent: failure.is_before_sending() })
 }
 
-fn outcome_of(response: &Response<AnswerBody>) -> Outcome {
-    let grpc_status = response
-        .headers()
-        .get(&names::GRPC_STATUS)
+fn outcome_of(response: &Response<AnswerBody>, grpc: bool) -> Outcome {
+    let grpc_status = grpc
+        .then(|| response.headers().get(&names::GRPC_STATUS))
+        .flatten()
         .and_then(|status| status.to_str().ok())
         .and_then(|status| status.parse().ok());
     Outcome::Answered { status: response.status().as_u16(), grpc_status }
 }
 
-fn judge(upstream: &Upstream, host: &Host, result: &Result<Answered, Failed>) {
+fn judge(upstream: &Upstream, host: &Host, result: &Result<Answered, Failed>, grpc: bool) {
     let verdict = match result {
-        Ok(answered) => match outcome_of(&answered.response) {
+        Ok(answered) => match outcome_of(&answered.response, grpc) {
             Outcome::Answered { grpc_status: Some(status), .. } if status != 0 => Verdict::Status(grpc_as_http(status)),
             Outcome::Answered { status, .. } => Verdict::Status(status),
             Outcome::Failed { .. } => Verdict::Local,
@@ -311,16 +313,17 @@ async fn try_once(
             None => RequestBody::Empty,
             Some(source) => source.tap().ok_or(Failed::from(Failure::ClientGone))?,
         };
-        let request = request_for(out, &lease, host, body);
         let reused = lease.reused;
+        let endpoint_host = endpoint_host(out, host);
+        let authority = endpoint_host.as_ref().unwrap_or(&out.authority);
         let Some(sender) = &mut lease.sender else { return Err(Failed::from(Failure::ConnectFailed)) };
         let failed = match sender {
-            Sender::One(connection) => match connection.send(request).await {
+            Sender::One(connection) => match connection.send(out.head_to(authority), body).await {
                 Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
                 Err(error) => classify_http1(error, reused, story.worker.leaving.get()),
             },
             Sender::Spelled(sender) => match sender.ready().await {
-                Ok(()) => match sender.try_send_request(request).await {
+                Ok(()) => match sender.try_send_request(out.request_to(authority, body)).await {
                     Ok(response) => return Ok(Answered { response: response.map(AnswerBody::Spelled), lease }),
                     Err(mut error) => {
                         let unsent = error.take_message().is_some();
@@ -329,9 +332,13 @@ async fn try_once(
                 },
                 Err(_) => Failed { failure: Failure::UpstreamClosed, refused: false, unsent: true, reused },
             },
-            Sender::Two(connection) => match connection.send(request).await {
+            Sender::Two(connection) => match connection.send(request_http2(&out.head, authority, host, body)).await {
                 Ok(response) => return Ok(Answered { response: response.map(AnswerBody::Two), lease }),
                 Err(error) => classify_http2(&error, reused),
+            },
+            Sender::Mux(connection) => match connection.send(out.head_to(authority), body).await {
+                Ok(response) => return Ok(Answered { response: response.map(AnswerBody::Mux), lease }),
+                Err(error) => classify_mux(error, reused),
             },
         };
         lease.keep_out();
@@ -375,66 +382,101 @@ fn classify_http2(NotSent { error, unsent }: &NotSent, reused: bool) -> Failed {
     Failed { failure, refused, unsent: *unsent, reused }
 }
 
+fn classify_mux(mux::client::NotSent { why, unsent }: mux::client::NotSent, reused: bool) -> Failed {
+    let failure = match why {
+        mux::Broken::Closed | mux::Broken::Refused => Failure::UpstreamClosed,
+        mux::Broken::Alert => Failure::CertificateRefused,
+        mux::Broken::Protocol => Failure::UpstreamProtocol,
+        mux::Broken::Reset => Failure::UpstreamReset,
+    };
+    Failed { failure, refused: why == mux::Broken::Refused, unsent, reused }
+}
+
 /// In TLS 1.3 a client is done before the server has looked at its certificate: a refusal comes as an alert in the place of the
 /// first answer. `h2` keeps only the words of what ended a connection.
 fn is_alert(error: &std::io::Error) -> bool {
     error.to_string().starts_with("received fatal alert: ")
 }
 
-/// The head in the form that the connection needs.
-fn request_for(out: &Outgoing<'_>, lease: &Lease, host: &Host, body: RequestBody) -> Request<RequestBody> {
-    let endpoint_host = (out.host_of_endpoint && !host.endpoint.hostname.is_empty())
-        .then(|| HeaderValue::from_str(&host.endpoint.hostname).ok())
-        .flatten();
-    let authority = endpoint_host.as_ref().unwrap_or(&out.authority);
-    let mut request = plain_request(&out.head, authority, out.version, lease, host, body);
-    if let Some(upgrade) = out.upgrade.as_ref().filter(|_| out.head.method != Method::CONNECT) {
-        request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-        request.headers_mut().insert(http::header::UPGRADE, upgrade.clone());
-    }
-    request
+/// The endpoint's own host, where the route wants it.
+fn endpoint_host(out: &Outgoing<'_>, host: &Host) -> Option<HeaderValue> {
+    let wanted = out.host_of_endpoint && !host.endpoint.hostname.is_empty();
+    wanted.then(|| HeaderValue::from_str(&host.endpoint.hostname).ok()).flatten()
 }
 
-/// A head with authority and version as the connection wants them: `host` on HTTP/1, `:authority` on HTTP/2.
-pub(super) fn plain_request(
-    head: &RequestHead,
-    authority: &HeaderValue,
-    version: Version,
-    lease: &Lease,
-    host: &Host,
-    body: RequestBody,
-) -> Request<RequestBody> {
+impl Outgoing<'_> {
+    /// The head for connections that write it at once.
+    fn head_to<'a>(&'a self, host: &'a HeaderValue) -> Head<'a> {
+        Head {
+            upgrade: self.upgrade.as_ref().filter(|_| self.head.method != Method::CONNECT),
+            ..head_of(&self.head, host, self.version)
+        }
+    }
+
+    /// The request for hyper's HTTP/1.
+    fn request_to(&self, host: &HeaderValue, body: RequestBody) -> Request<RequestBody> {
+        let mut request = request_http1(&self.head, host, body);
+        if let Some(upgrade) = self.upgrade.as_ref().filter(|_| self.head.method != Method::CONNECT) {
+            request.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers_mut().insert(http::header::UPGRADE, upgrade.clone());
+        }
+        request
+    }
+}
+
+/// A head, for connections that write it at once.
+pub(super) fn head_of<'a>(head: &'a RequestHead, host: &'a HeaderValue, version: Version) -> Head<'a> {
+    Head {
+        method: &head.method,
+        target: head.uri.path_and_query(),
+        host,
+        version,
+        headers: &head.headers,
+        upgrade: None,
+    }
+}
+
+fn copied(head: &RequestHead, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.method_mut() = head.method.clone();
     *request.headers_mut() = head.headers.clone();
     // Holds the spelling of HTTP/1 header names.
     *request.extensions_mut() = head.extensions.clone();
-    let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let shared = || host.pool.authority(authority);
+    request
+}
+
+/// A request with the host among its headers.
+pub(super) fn request_http1(head: &RequestHead, host: &HeaderValue, body: RequestBody) -> Request<RequestBody> {
+    let mut request = copied(head, body);
+    request.headers_mut().insert(HOST, host.clone());
+    *request.uri_mut() = match head.method == Method::CONNECT {
+        true => host.to_str().ok().and_then(|host| host.parse().ok()).unwrap_or_default(),
+        false => Uri::from(target(head)),
+    };
+    request
+}
+
+/// A request with the host in its target.
+pub(super) fn request_http2(
+    head: &RequestHead,
+    authority: &HeaderValue,
+    host: &Host,
+    body: RequestBody,
+) -> Request<RequestBody> {
+    let mut request = copied(head, body);
+    *request.version_mut() = Version::HTTP_2;
     let mut parts = http::uri::Parts::default();
-    match lease.sender {
-        Some(Sender::Two(_)) => {
-            *request.version_mut() = Version::HTTP_2;
-            parts.scheme = Some(if host.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
-            parts.authority = shared();
-            parts.path_and_query = Some(path);
-            if lease.link.mux && version != Version::HTTP_2 {
-                let protocol = if version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" };
-                request.headers_mut().insert(names::MESH_PROTOCOL.clone(), HeaderValue::from_static(protocol));
-            }
-        }
-        _ => {
-            match head.method == Method::CONNECT {
-                true => parts.authority = shared(),
-                false => parts.path_and_query = Some(path),
-            }
-            request.headers_mut().insert(HOST, authority.clone());
-        }
-    }
+    parts.scheme = Some(if host.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = host.pool.authority(authority);
+    parts.path_and_query = Some(target(head));
     if let Ok(uri) = Uri::from_parts(parts) {
         *request.uri_mut() = uri;
     }
     request
+}
+
+fn target(head: &RequestHead) -> PathAndQuery {
+    head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 /// The host that the request is sent with.

@@ -10,7 +10,7 @@ use http::header::HOST;
 use http::request::Parts as RequestHead;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri, Version};
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 
 use super::body::ResponseBody;
 use super::forwarded::Rare;
@@ -28,7 +28,7 @@ use crate::snapshot::route::matcher::is_grpc;
 use crate::snapshot::route::{Decision, RouteTable, Target};
 use crate::telemetry::format::Facts;
 use crate::telemetry::peer::Peer;
-use crate::upstream::body::{AnswerBody, Source};
+use crate::upstream::body::{AnswerBody, ClientBody, Source};
 use crate::worker::{self, Watch, Worker};
 
 /// One client connection that speaks HTTP.
@@ -42,8 +42,6 @@ pub struct HttpConnection {
     pub chain: Arc<HttpChain>,
     /// For the sweep.
     pub watch: Rc<Watch>,
-    /// Our own protocol between proxies, with a verified peer: its claims are believed.
-    pub mux: bool,
     /// What is said of the client's certificate, once it was needed.
     pub certificate: OnceCell<HeaderValue>,
     /// The host that was asked for last: most often it is asked for again.
@@ -61,7 +59,7 @@ pub struct Hangup;
 /// Only where no answer can be given.
 pub async fn serve(
     connection: Rc<HttpConnection>,
-    request: Request<Incoming>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Hangup> {
     let watch = &connection.watch;
     watch.head_since.set(None);
@@ -82,10 +80,10 @@ pub async fn serve(
     Ok(response)
 }
 
-async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>) -> Response<ResponseBody> {
+async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody>) -> Response<ResponseBody> {
     let chain = &connection.chain;
     let rare = Rare::of(request.headers());
-    let (version, mut early) = (client_version(connection, &mut request, rare), None);
+    let (version, mut early) = (request.version(), None);
     let switch = (rare.upgrade || request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
     let (mut head, incoming) = request.into_parts();
     let authority = match take_authority(&mut head, version, rare, &connection.authority) {
@@ -116,11 +114,13 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
             return reply::respond(redirect, story);
         }
     }
-    let mut upgrade = if rare.hop_by_hop { forwarded::strip_hop_by_hop(&mut head.headers) } else { None };
+    let mut upgrade = forwarded::strip_hop_by_hop(&mut head.headers, rare);
     if head.method == Method::CONNECT {
         upgrade = Some(HeaderValue::from_static("connect"));
     }
-    take_peer(&mut head, connection, &mut story);
+    if rare.peer_metadata {
+        take_peer(&mut head, connection, &mut story);
+    }
     forwarded::describe_client(
         &mut head.headers,
         &connection.facts,
@@ -138,15 +138,16 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
     let Some(table) = table_of(chain, &snapshot) else {
         return reply::respond(Reply::failure(Failure::RouteNotFound), story);
     };
-    let host = String::from_utf8_lossy(authority.as_bytes());
-    let Some(virtual_host) = table.host_of(&host) else {
+    // Hosts that are no visible characters have been refused.
+    let host = authority.to_str().unwrap_or("");
+    let Some(virtual_host) = table.host_of(host) else {
         return reply::respond(Reply::failure(Failure::RouteNotFound), story);
     };
     if virtual_host.require_tls && !came_over_tls(&head) {
-        return reply::respond(redirect_to_tls(&host, &head), story);
+        return reply::respond(redirect_to_tls(host, &head), story);
     }
     let decision =
-        table.decide(virtual_host, &head, &host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
+        table.decide(virtual_host, &head, host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
     let Some(decision) = decision else {
         // The host is known: whoever wrote its routes has none for this path.
         story.object = virtual_host.routes.iter().find_map(|route| route.object.clone());
@@ -180,8 +181,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<Incoming>)
         Action::Direct { status, body } => reply::respond(Reply { body: body.clone(), ..Reply::plain(*status) }, story),
         Action::Redirect(redirect) => {
             let mut reply = Reply::plain(redirect.status);
-            if let Ok(location) =
-                HeaderValue::try_from(redirect.location(tls, &host, head.uri.path(), head.uri.query()))
+            if let Ok(location) = HeaderValue::try_from(redirect.location(tls, host, head.uri.path(), head.uri.query()))
             {
                 reply.headers.insert(http::header::LOCATION, location);
             }
@@ -239,7 +239,7 @@ struct Ask<'a> {
 async fn forward_request(
     ask: Ask<'_>,
     mut head: RequestHead,
-    incoming: Option<Incoming>,
+    incoming: Option<ClientBody>,
     authority: HeaderValue,
     mut story: Box<Story>,
     notes: &Notes,
@@ -294,7 +294,7 @@ async fn forward_request(
         source,
         version,
         upgrade: upgrade.clone(),
-        steered: rare.envoy || edited,
+        steered: rare.steering || edited,
         forward,
         istio_alpn,
         count_attempts: levels.decision.host.count_attempts,
@@ -315,13 +315,16 @@ async fn forward_request(
     story.head_time = Some(head_time);
     let (mut head, body) = answered.response.into_parts();
     head.version = version;
-    story.upstream_peer = take_upstream_peer(&mut head, connection, &story);
+    let told = Rare::of(&head.headers);
+    story.upstream_peer = take_upstream_peer(&mut head, told, connection, &story);
     let switches = upgrade.is_some()
         && (head.status == http::StatusCode::SWITCHING_PROTOCOLS
             || (story.method == Method::CONNECT && head.status.is_success()));
-    let kind = if Rare::of(&head.headers).hop_by_hop { forwarded::strip_hop_by_hop(&mut head.headers) } else { None };
+    let kind = forwarded::strip_hop_by_hop(&mut head.headers, told);
     story.status = head.status.as_u16();
-    if let Some(status) = head.headers.get(&names::GRPC_STATUS) {
+    if story.grpc
+        && let Some(status) = head.headers.get(&names::GRPC_STATUS)
+    {
         story.grpc_status = status.to_str().ok().and_then(|status| status.parse().ok());
     }
     // An answer that came before the request was whole says nothing of the service's time (Envoy router).
@@ -338,7 +341,7 @@ async fn forward_request(
                 drop(lease);
                 upgrade::OtherSide::Tcp(received.into_io(), link)
             }
-            AnswerBody::Spelled(_) | AnswerBody::Two(_) => {
+            AnswerBody::Spelled(_) | AnswerBody::Two(_) | AnswerBody::Mux(_) => {
                 upgrade::OtherSide::Http(hyper::upgrade::on(&mut response), lease)
             }
         };
@@ -400,10 +403,11 @@ async fn connect_tcp(
     response
 }
 
-/// Tells the caller's proxy that the answer is not the application's. Nobody else is told, who could do nothing with it.
+/// Tells the caller's proxy, if it is one of ours, that the answer is not the application's. Nobody else is told, who could do
+/// nothing with it.
 fn tell_peer(facts: &ConnFacts, failure: Failure, response: &mut Response<ResponseBody>) {
     if facts.direction == Direction::Inbound
-        && facts.peer.is_some()
+        && facts.alpn.as_deref() == Some(crate::tls::MUX)
         && let Some(word) = failure.of_application()
     {
         response.headers_mut().insert(names::MESH_APPLICATION.clone(), HeaderValue::from_static(word));
@@ -551,18 +555,6 @@ async fn run_filters(
     None
 }
 
-/// The client's protocol: on a connection between our proxies it is told.
-fn client_version(connection: &HttpConnection, request: &mut Request<Incoming>, rare: Rare) -> Version {
-    if !rare.mesh_protocol {
-        return request.version();
-    }
-    match (request.headers_mut().remove(&names::MESH_PROTOCOL), connection.mux) {
-        (Some(told), true) if told == "HTTP/1.0" => Version::HTTP_10,
-        (Some(_), true) => Version::HTTP_11,
-        (_, _) => request.version(),
-    }
-}
-
 /// The host that is asked for. An absolute target beats the `host` header (RFC 9112 section 3.2.2); more than one `host`, or one
 /// that cannot be a host, is refused.
 fn take_authority(
@@ -694,11 +686,12 @@ fn take_peer(head: &mut RequestHead, connection: &HttpConnection, story: &mut St
 /// The endpoint's metadata: from its answer, else from discovery.
 fn take_upstream_peer(
     head: &mut http::response::Parts,
+    rare: Rare,
     connection: &HttpConnection,
     story: &Story,
 ) -> Option<Arc<Peer>> {
     let exchange = connection.chain.peer_metadata;
-    let told = if exchange.from_upstream || exchange.to_client {
+    let told = if rare.peer_metadata && (exchange.from_upstream || exchange.to_client) {
         head.headers.remove(&names::PEER_METADATA_ID);
         head.headers.remove(&names::PEER_METADATA)
     } else {
@@ -785,7 +778,7 @@ impl Deadlines {
         let millis = |value: Option<HeaderValue>| {
             value.and_then(|value| value.to_str().ok()?.parse::<u64>().ok()).map(Duration::from_millis)
         };
-        let (asked, per_try) = match rare.envoy {
+        let (asked, per_try) = match rare.steering {
             true => (
                 millis(head.headers.remove(&names::UPSTREAM_TIMEOUT)),
                 millis(head.headers.remove(&names::PER_TRY_TIMEOUT)),

@@ -17,16 +17,18 @@ use crate::snapshot::chain::{ClientCertMode, HttpChain};
 /// each of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rare {
-    /// One that belongs to the connection, `upgrade` among them.
+    /// `connection`.
+    pub connection: bool,
+    /// Another that belongs to the connection.
     pub hop_by_hop: bool,
     /// `upgrade`.
     pub upgrade: bool,
     /// `transfer-encoding`.
     pub transfer_encoding: bool,
-    /// What our own proxies tell each other of the client's protocol.
-    pub mesh_protocol: bool,
-    /// One with which a caller steers Envoy's router (`x-envoy-…`), the peers' metadata aside.
-    pub envoy: bool,
+    /// One with which a caller steers Envoy's router (`x-envoy-…`).
+    pub steering: bool,
+    /// What the proxy on the other side says of itself.
+    pub peer_metadata: bool,
 }
 
 impl Rare {
@@ -35,17 +37,18 @@ impl Rare {
         let mut rare = Self::default();
         for name in headers.keys() {
             match name.as_str() {
+                "connection" => rare.connection = true,
                 "upgrade" => (rare.upgrade, rare.hop_by_hop) = (true, true),
                 "transfer-encoding" => (rare.transfer_encoding, rare.hop_by_hop) = (true, true),
-                "connection"
-                | "keep-alive"
-                | "proxy-connection"
-                | "proxy-authenticate"
-                | "proxy-authorization"
-                | "te" => rare.hop_by_hop = true,
-                "x-mesh-protocol" => rare.mesh_protocol = true,
-                "x-envoy-peer-metadata" | "x-envoy-peer-metadata-id" => {}
-                name if name.starts_with("x-envoy-") => rare.envoy = true,
+                "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" | "te" => {
+                    rare.hop_by_hop = true;
+                }
+                "x-envoy-peer-metadata" | "x-envoy-peer-metadata-id" => rare.peer_metadata = true,
+                "x-envoy-retry-on"
+                | "x-envoy-retry-grpc-on"
+                | "x-envoy-max-retries"
+                | "x-envoy-upstream-rq-timeout-ms"
+                | "x-envoy-upstream-rq-per-try-timeout-ms" => rare.steering = true,
                 _ => {}
             }
         }
@@ -55,9 +58,11 @@ impl Rare {
 
 /// Removes what belongs to one connection (RFC 9110 section 7.6.1). `te: trailers` stays: gRPC needs it. Returns the upgrade
 /// that was asked for.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, rare: Rare) -> Option<HeaderValue> {
     let mut upgrade = None;
-    if let Some(connection) = headers.remove(CONNECTION) {
+    if rare.connection
+        && let Some(connection) = headers.remove(CONNECTION)
+    {
         for name in connection.to_str().unwrap_or("").split(',').map(str::trim) {
             match name {
                 "" | "keep-alive" | "close" | "Keep-Alive" | "Close" => continue,
@@ -69,6 +74,9 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Option<HeaderValue> {
                 _ => drop(headers.remove(name)),
             }
         }
+    }
+    if !rare.hop_by_hop {
+        return upgrade;
     }
     headers.remove(UPGRADE);
     headers.remove(TRANSFER_ENCODING);
@@ -284,7 +292,8 @@ mod tests {
         ] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        assert_eq!(strip_hop_by_hop(&mut headers).unwrap(), "websocket");
+        let rare = Rare::of(&headers);
+        assert_eq!(strip_hop_by_hop(&mut headers, rare).unwrap(), "websocket");
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["host", "te", "x-kept"]);

@@ -8,6 +8,7 @@ use http::{HeaderValue, Version};
 use http_body_util::BodyExt;
 use rand::RngExt;
 
+use super::attempt;
 use crate::snapshot::route::action::Mirror;
 use crate::upstream::body::{AnswerBody, RequestBody, Source};
 use crate::upstream::pool::Sender;
@@ -84,14 +85,23 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
         host: authority.to_str().unwrap_or(""),
     };
     let mut lease = upstream.checkout(&host, wanted).await.ok()?;
-    let request = super::attempt::plain_request(&head, &authority, version, &lease, &host, body);
     let mut body = match lease.sender.as_mut()? {
-        Sender::One(connection) => AnswerBody::One(connection.send(request).await.ok()?.into_body()),
+        Sender::One(connection) => {
+            AnswerBody::One(connection.send(attempt::head_of(&head, &authority, version), body).await.ok()?.into_body())
+        }
         Sender::Spelled(sender) => {
             sender.ready().await.ok()?;
-            AnswerBody::Spelled(sender.send_request(request).await.ok()?.into_body())
+            AnswerBody::Spelled(
+                sender.send_request(attempt::request_http1(&head, &authority, body)).await.ok()?.into_body(),
+            )
         }
-        Sender::Two(sender) => AnswerBody::Two(sender.send(request).await.ok()?.into_body()),
+        Sender::Two(sender) => {
+            let request = attempt::request_http2(&head, &authority, &host, body);
+            AnswerBody::Two(sender.send(request).await.ok()?.into_body())
+        }
+        Sender::Mux(sender) => {
+            AnswerBody::Mux(sender.send(attempt::head_of(&head, &authority, version), body).await.ok()?.into_body())
+        }
     };
     while let Some(frame) = body.frame().await {
         frame.ok()?;

@@ -31,7 +31,6 @@ names! {
     GRPC_STATUS = "grpc-status";
     GRPC_MESSAGE = "grpc-message";
     GRPC_TIMEOUT = "grpc-timeout";
-    MESH_PROTOCOL = "x-mesh-protocol";
     MESH_APPLICATION = "x-mesh-application";
     KEEP_ALIVE = "keep-alive";
     PROXY_CONNECTION = "proxy-connection";

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderValue;
+use http::{HeaderValue, Request};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,7 +19,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::exchange::{HttpConnection, serve};
 use crate::facts::ConnFacts;
+use crate::mux::server::Server;
 use crate::snapshot::chain::{Chain, Codec, HttpChain, Network};
+use crate::upstream::body::ClientBody;
 use crate::upstream::gather::gather;
 use crate::upstream::io::Io;
 use crate::upstream::pool::LocalExec;
@@ -137,7 +139,6 @@ impl Current {
                     facts: Rc::clone(&old.facts),
                     chain: Arc::clone(chain),
                     watch: Rc::clone(&old.watch),
-                    mux: old.mux,
                     certificate: OnceCell::new(),
                     authority: old.authority.clone(),
                 });
@@ -157,9 +158,10 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     let watch = worker.watch(chain.idle_timeout, chain.request_headers_timeout);
     let shard = Arc::clone(&worker.shard);
     let http2 = match (chain.codec, facts.alpn.as_deref()) {
+        _ if mux => false,
         (Codec::Http2, _) => true,
-        (Codec::Http1, _) => mux,
-        (Codec::Auto, Some(protocol)) if protocol == "h2" || protocol == "istio-h2" || mux => true,
+        (Codec::Http1, _) => false,
+        (Codec::Auto, Some("h2" | "istio-h2")) => true,
         (Codec::Auto, Some("http/1.1" | "http/1.0")) => false,
         (Codec::Auto, _) => {
             let since = watch.idle_since.get();
@@ -181,11 +183,13 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         facts,
         chain,
         watch: Rc::clone(&watch),
-        mux,
         certificate: OnceCell::new(),
         authority: RefCell::new(HeaderValue::from_static("")),
     });
     let current = Rc::new(Current { connection: RefCell::new((0, connection)), place });
+    if mux {
+        return Box::pin(serve_mux(io, &current, &watch)).await;
+    }
     if http2 {
         return Box::pin(serve_http2(io, &current, &watch)).await;
     }
@@ -218,7 +222,7 @@ async fn ends(watch: &Watch) {
 /// Serves HTTP/2 until the connection ends.
 async fn serve_http2(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) {
     let serving = Rc::clone(current);
-    let service = service_fn(move |request| serve(serving.get(), request));
+    let service = service_fn(move |request| serve(serving.get(), Request::map(request, ClientBody::Http)));
     let (io, turns) = gather(io);
     let served = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
@@ -256,13 +260,50 @@ async fn serve_http2(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) {
     .await;
 }
 
+/// Serves the protocol between our proxies until the connection ends.
+async fn serve_mux(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) {
+    let most = usize::try_from(current.get().chain.max_concurrent_streams).unwrap_or(usize::MAX);
+    let mut server = Server::new(io, most);
+    let mut ending = false;
+    let closes = poll_fn(|context| {
+        // The budget of a task is meant for one connection; this one has many requests, and bounds of its own.
+        let turn = std::pin::pin!(tokio::task::coop::unconstrained(poll_fn(|context| {
+            server.poll(context, |request| serve(current.get(), request.map(ClientBody::Mux)))
+        })));
+        if let Poll::Ready(why) = turn.poll(context) {
+            tracing::debug!(%why, "a connection from another proxy ended");
+            return Poll::Ready(false);
+        }
+        while let Poll::Ready(ask) = watch.poll_asked(context) {
+            match ask {
+                Ask::Close => return Poll::Ready(true),
+                // Once is enough: it has nothing to give back.
+                Ask::Rest => watch.rests.set(true),
+                Ask::Leave | Ask::Hurry if !std::mem::replace(&mut ending, true) => {
+                    server.take_leave();
+                    // So that it is written.
+                    context.waker().wake_by_ref();
+                }
+                // Asked again, and the client has not gone: it learns what was not taken.
+                Ask::Leave | Ask::Hurry if server.is_idle() => return Poll::Ready(true),
+                Ask::Leave | Ask::Hurry => {}
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    if closes {
+        server.close().await;
+    }
+}
+
 /// Serves HTTP/1 until the connection ends, or nothing has come for a while: then the stream comes back.
 async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option<Io> {
     let io = Arc::new(Mutex::new(io));
     let tail = Arc::new(AtomicU32::new(END_OF_HEAD));
     let unsent = Arc::new(AtomicBool::new(false));
     let serving = Rc::clone(current);
-    let service = service_fn(move |request| serve(serving.get(), request));
+    let service = service_fn(move |request| serve(serving.get(), Request::map(request, ClientBody::Http)));
     let served = http1::Builder::new()
         .half_close(false)
         .keep_alive(true)

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::failure::Failure;
+use crate::mux;
 
 /// Bytes of a request body that are kept for a repetition at most.
 pub const KEPT: usize = 64 * 1024;
@@ -70,6 +71,41 @@ pub enum RequestBody {
     Stream(Tap),
 }
 
+/// What a client sends, by the connection's protocol.
+#[derive(Debug)]
+pub enum ClientBody {
+    /// HTTP/1 or HTTP/2.
+    Http(Incoming),
+    /// The protocol between our proxies.
+    Mux(mux::Received),
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = Ended;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
+        Poll::Ready(match self.get_mut() {
+            ClientBody::Http(body) => ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| Ended)),
+            ClientBody::Mux(body) => ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| Ended)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            ClientBody::Http(body) => body.is_end_stream(),
+            ClientBody::Mux(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            ClientBody::Http(body) => body.size_hint(),
+            ClientBody::Mux(body) => body.size_hint(),
+        }
+    }
+}
+
 /// One try's end of the client's body. Only the newest try reads.
 #[derive(Debug)]
 pub struct Tap {
@@ -81,7 +117,7 @@ pub struct Tap {
 /// The client's body with what is kept of it.
 #[derive(Debug)]
 pub struct Source {
-    incoming: RefCell<Incoming>,
+    incoming: RefCell<ClientBody>,
     kept: RefCell<Kept>,
     attempt: Cell<u32>,
     grpc: Option<Cell<Messages>>,
@@ -106,7 +142,7 @@ enum KeptFrame {
 
 impl Source {
     /// Of a client's body; `keep` says that the request may be repeated or copied, `grpc` that messages are counted.
-    pub fn new(incoming: Incoming, keep: bool, grpc: bool) -> Rc<Self> {
+    pub fn new(incoming: ClientBody, keep: bool, grpc: bool) -> Rc<Self> {
         Rc::new(Self {
             incoming: RefCell::new(incoming),
             kept: RefCell::new(Kept { frames: Vec::new(), bytes: 0, whole: keep, broken: false }),
@@ -173,7 +209,7 @@ impl Source {
         }
     }
 
-    fn poll_incoming(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_incoming(&self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Ended>>> {
         let frame = ready!(Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(context));
         match &frame {
             Some(Ok(frame)) => self.note(frame),
@@ -196,6 +232,8 @@ pub enum AnswerBody {
     Spelled(Incoming),
     /// HTTP/2.
     Two(super::http2::Received),
+    /// The protocol between our proxies.
+    Mux(mux::Received),
 }
 
 /// The upstream broke off.
@@ -207,6 +245,12 @@ impl From<h2::Error> for BrokenOff {
     fn from(error: h2::Error) -> Self {
         let reset = error.is_reset() && error.is_remote();
         Self(if reset { Failure::UpstreamBrokenOff } else { Failure::UpstreamBroken })
+    }
+}
+
+impl From<mux::Broken> for BrokenOff {
+    fn from(broken: mux::Broken) -> Self {
+        Self(if broken == mux::Broken::Reset { Failure::UpstreamBrokenOff } else { Failure::UpstreamBroken })
     }
 }
 
@@ -223,6 +267,9 @@ impl Body for AnswerBody {
             AnswerBody::Two(body) => {
                 ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(BrokenOff::from))
             }
+            AnswerBody::Mux(body) => {
+                ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(BrokenOff::from))
+            }
         };
         Poll::Ready(frame)
     }
@@ -232,6 +279,7 @@ impl Body for AnswerBody {
             AnswerBody::One(body) => body.is_end_stream(),
             AnswerBody::Spelled(body) => body.is_end_stream(),
             AnswerBody::Two(body) => body.is_end_stream(),
+            AnswerBody::Mux(body) => body.is_end_stream(),
         }
     }
 
@@ -240,6 +288,7 @@ impl Body for AnswerBody {
             AnswerBody::One(body) => body.size_hint(),
             AnswerBody::Spelled(body) => body.size_hint(),
             AnswerBody::Two(body) => body.size_hint(),
+            AnswerBody::Mux(body) => body.size_hint(),
         }
     }
 }
@@ -274,7 +323,7 @@ impl Body for RequestBody {
                 }
                 let frame = ready!(tap.source.poll_incoming(context));
                 tap.replayed = tap.source.kept.borrow().frames.len();
-                Poll::Ready(frame.map(|frame| frame.map_err(|_| Ended)))
+                Poll::Ready(frame)
             }
         }
     }

@@ -12,13 +12,14 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRAILER, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use super::body::RequestBody;
 use super::io::Io;
+use crate::message::Head;
 
 /// Room for what is read at first; enough for most answers as a whole.
 const FIRST_READ: usize = 4 * 1024;
@@ -174,10 +175,10 @@ impl Connection {
     ///
     /// # Errors
     /// The connection cannot be used after one.
-    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Received>, Broken> {
-        let head_only = request.method() == Method::HEAD;
-        let connect = request.method() == Method::CONNECT;
-        self.0.stream.borrow_mut().begin(request);
+    pub async fn send(&self, head: Head<'_>, body: RequestBody) -> Result<Response<Received>, Broken> {
+        let head_only = head.method == Method::HEAD;
+        let connect = head.method == Method::CONNECT;
+        self.0.stream.borrow_mut().begin(head, body);
         let mut gone = false;
         let mut interim = 0;
         let mut answer = poll_fn(|context| {
@@ -258,39 +259,41 @@ impl Stream {
     }
 
     /// Writes the head down.
-    fn begin(&mut self, request: Request<RequestBody>) {
-        let (mut head, body) = request.into_parts();
+    fn begin(&mut self, head: Head<'_>, body: RequestBody) {
         (self.keep, self.sent) = (true, 0);
-        if !body.is_end_stream() {
-            let told = head.headers.contains_key(CONTENT_LENGTH);
-            let framing = if told {
-                Framing::Length
-            } else if let Some(length) = body.size_hint().exact() {
-                head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
-                Framing::Length
-            } else {
-                head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-                Framing::Chunked
-            };
-            self.body = Some((body, framing));
-        }
         let out = &mut self.write;
-        out.reserve(64 + 48 * head.headers.len());
+        out.reserve(128 + 48 * head.headers.len());
         out.put_slice(head.method.as_str().as_bytes());
         out.put_u8(b' ');
-        match head.uri.path_and_query() {
-            Some(path) if head.method != Method::CONNECT => out.put_slice(path.as_str().as_bytes()),
-            _ => out.put_slice(head.uri.authority().map_or("/", |authority| authority.as_str()).as_bytes()),
+        match head.target {
+            Some(target) if head.method != Method::CONNECT => out.put_slice(target.as_str().as_bytes()),
+            _ if head.method == Method::CONNECT => out.put_slice(head.host.as_bytes()),
+            _ => out.put_u8(b'/'),
         }
         out.put_slice(b" HTTP/1.1\r\n");
         // The host comes first (RFC 9110 section 7.2).
-        if let Some(host) = head.headers.get(HOST) {
-            line(out, b"host", host.as_bytes());
+        line(out, b"host", head.host.as_bytes());
+        for (name, value) in head.headers {
+            line(out, name.as_str().as_bytes(), value.as_bytes());
         }
-        for (name, value) in &head.headers {
-            if *name != HOST {
-                line(out, name.as_str().as_bytes(), value.as_bytes());
-            }
+        if let Some(upgrade) = head.upgrade {
+            line(out, b"connection", b"upgrade");
+            line(out, b"upgrade", upgrade.as_bytes());
+        }
+        if !body.is_end_stream() {
+            let told = head.headers.contains_key(CONTENT_LENGTH);
+            let framing = match body.size_hint().exact() {
+                _ if told => Framing::Length,
+                Some(length) => {
+                    line(out, b"content-length", length.to_string().as_bytes());
+                    Framing::Length
+                }
+                None => {
+                    line(out, b"transfer-encoding", b"chunked");
+                    Framing::Chunked
+                }
+            };
+            self.body = Some((body, framing));
         }
         out.put_slice(b"\r\n");
     }
@@ -659,6 +662,9 @@ impl Drop for Received {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
+    use http::uri::PathAndQuery;
     use http_body_util::BodyExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -671,8 +677,14 @@ mod tests {
         (Connection::new(Io::Unix(Prefixed { prefix: Bytes::new(), inner: near })), far)
     }
 
-    fn request(method: Method, body: RequestBody) -> Request<RequestBody> {
-        Request::builder().method(method).uri("/x?y").header("host", "a.b").header("x-one", "1").body(body).unwrap()
+    static TARGET: LazyLock<PathAndQuery> = LazyLock::new(|| PathAndQuery::from_static("/x?y"));
+    static HEADERS: LazyLock<HeaderMap> =
+        LazyLock::new(|| [(HeaderName::from_static("x-one"), HeaderValue::from_static("1"))].into_iter().collect());
+    static A_HOST: HeaderValue = HeaderValue::from_static("a.b");
+
+    fn head(method: &Method) -> Head<'_> {
+        let version = Version::HTTP_11;
+        Head { method, target: Some(&TARGET), host: &A_HOST, version, headers: &HEADERS, upgrade: None }
     }
 
     /// What comes of an answer that arrives in pieces of this size, and whether the connection stays.
@@ -691,7 +703,7 @@ mod tests {
             (!close).then_some(far)
         };
         let ask = async {
-            let answer = connection.send(request(method, RequestBody::Empty)).await?;
+            let answer = connection.send(head(&method), RequestBody::Empty).await?;
             let (head, body) = answer.into_parts();
             let body = body.collect().await?;
             let trailers = body.trailers().map(|trailers| format!(" {trailers:?}")).unwrap_or_default();
@@ -803,7 +815,7 @@ mod tests {
                 far.read_exact(&mut asked).await.unwrap();
                 far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nz").await.unwrap();
             };
-            let (answer, ()) = tokio::join!(connection.send(request(Method::GET, body)), serve);
+            let (answer, ()) = tokio::join!(connection.send(head(&Method::GET), body), serve);
             assert_eq!(answer.unwrap().into_body().collect().await.unwrap().to_bytes(), "z");
             assert_eq!(String::from_utf8(asked).unwrap(), wanted);
         }
@@ -839,17 +851,18 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut far, _) = listener.accept().await.unwrap();
         let connection = Connection::new(Io::Tcp(Prefixed { prefix: Bytes::new(), inner: near }));
-        let post = || request(Method::POST, RequestBody::Full(Some(Bytes::from_static(b"abc"))));
+        let body = || RequestBody::Full(Some(Bytes::from_static(b"abc")));
+        let post = || connection.send(head(&Method::POST), body());
         let mut room = [0; 1024];
         let serve = async {
             assert_ne!(far.read(&mut room).await.unwrap(), 0);
             far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
         };
-        let (answer, ()) = tokio::join!(connection.send(post()), serve);
+        let (answer, ()) = tokio::join!(post(), serve);
         drop(answer.unwrap());
         if before {
             drop(far);
-            return connection.send(post()).await.unwrap_err();
+            return post().await.unwrap_err();
         }
         let close = async move {
             far.readable().await.unwrap();
@@ -857,7 +870,7 @@ mod tests {
                 assert_ne!(far.read(&mut room).await.unwrap(), 0);
             }
         };
-        let (answer, ()) = tokio::join!(connection.send(post()), close);
+        let (answer, ()) = tokio::join!(post(), close);
         answer.unwrap_err()
     }
 
@@ -879,7 +892,7 @@ mod tests {
                 far.read_exact(&mut asked).await.unwrap();
                 far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nz").await.unwrap();
             };
-            let (answer, ()) = tokio::join!(connection.send(request(Method::POST, body)), serve);
+            let (answer, ()) = tokio::join!(connection.send(head(&Method::POST), body), serve);
             let answer = answer.unwrap();
             assert!(connection.is_closed(), "it still has something to send");
             let head = "POST /x?y HTTP/1.1\r\nhost: a.b\r\nx-one: 1\r\ncontent-length: 3145728\r\n\r\n".len();
@@ -902,7 +915,7 @@ mod tests {
             assert_ne!(far.read(&mut asked).await.unwrap(), 0);
             far.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await.unwrap();
         };
-        let (answer, ()) = tokio::join!(connection.send(request(Method::GET, RequestBody::Empty)), serve);
+        let (answer, ()) = tokio::join!(connection.send(head(&Method::GET), RequestBody::Empty), serve);
         drop(answer);
         assert!(connection.is_closed());
     }

@@ -23,6 +23,7 @@ use super::http2;
 use super::limits::Permit;
 use crate::facts::PeerFacts;
 use crate::failure::Failure;
+use crate::mux;
 use crate::telemetry::metrics::ClusterSeries;
 
 /// Spawns on the worker's own thread.
@@ -99,6 +100,8 @@ pub enum Sender {
     Spelled(http1::SendRequest<RequestBody>),
     /// HTTP/2.
     Two(http2::Connection),
+    /// The protocol between our proxies.
+    Mux(mux::client::Connection),
 }
 
 impl Sender {
@@ -108,7 +111,21 @@ impl Sender {
             Sender::One(connection) => connection.is_closed(),
             Sender::Spelled(sender) => sender.is_closed(),
             Sender::Two(connection) => connection.is_closed(),
+            Sender::Mux(connection) => connection.is_closed(),
         }
+    }
+
+    /// Another handle to the same connection, where it carries many requests at once.
+    fn share(&self) -> Option<Sender> {
+        match self {
+            Sender::One(_) | Sender::Spelled(_) => None,
+            Sender::Two(connection) => Some(Sender::Two(connection.clone())),
+            Sender::Mux(connection) => Some(Sender::Mux(connection.clone())),
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self, Sender::Two(_) | Sender::Mux(_))
     }
 
     /// Its peer has closed it, as far as this host's kernel knows at this moment.
@@ -131,7 +148,7 @@ pub struct Lease {
 
 #[derive(Debug)]
 struct Shared {
-    sender: http2::Connection,
+    sender: Sender,
     link: Rc<Link>,
 }
 
@@ -228,7 +245,7 @@ impl Pool {
         let reused = link.requests.get() > 0;
         link.requests.set(link.requests.get() + 1);
         link.streams.set(link.streams.get() + 1);
-        Some(Lease { sender: Some(Sender::Two(least.sender.clone())), link, reused, pool: Some(Rc::clone(self)) })
+        Some(Lease { sender: least.sender.share(), link, reused, pool: Some(Rc::clone(self)) })
     }
 
     /// Joins those that wait for a shared connection; `None`: nobody makes one, the caller shall.
@@ -281,12 +298,17 @@ impl Pool {
         Ok(Lease { sender: Some(Sender::Spelled(sender)), link, reused: false, pool })
     }
 
-    /// Speaks HTTP/2 on a new connection and shares it.
+    /// Speaks HTTP/2, or the protocol between our proxies, on a new connection and shares it.
     ///
     /// # Errors
     /// The connection broke.
-    pub async fn start_http2(self: &Rc<Self>, dialled: Dialled, link: Rc<Link>) -> Result<(), Failure> {
-        let sender = http2::start(dialled.io, Rc::clone(&link)).await.map_err(|_| Failure::ConnectFailed)?;
+    pub async fn start_shared(self: &Rc<Self>, dialled: Dialled, link: Rc<Link>) -> Result<(), Failure> {
+        let sender = if link.mux {
+            Sender::Mux(mux::client::start(dialled.io, Rc::clone(&link)))
+        } else {
+            let http2 = http2::start(dialled.io, Rc::clone(&link)).await;
+            Sender::Two(http2.map_err(|_| Failure::ConnectFailed)?)
+        };
         self.shared.borrow_mut().push(Shared { sender, link });
         Ok(())
     }
@@ -331,7 +353,7 @@ impl Lease {
         let Some(pool) = self.pool.take() else { return };
         self.link.last_used.set(Instant::now());
         match self.sender.take() {
-            Some(Sender::Two(_)) => self.end_stream(),
+            Some(sender) if sender.is_shared() => self.end_stream(),
             Some(sender) if !sender.is_closed() && !pool.retired.get() && !pool.is_spent(&self.link) => {
                 pool.idle.borrow_mut().push((sender, Rc::clone(&self.link)));
             }
@@ -341,7 +363,7 @@ impl Lease {
 
     /// The lease does not go back to the pool (upgrades, broken exchanges).
     pub fn keep_out(&mut self) {
-        if !matches!(self.sender, Some(Sender::Two(_))) {
+        if !self.sender.as_ref().is_some_and(Sender::is_shared) {
             self.pool = None;
         }
     }
@@ -354,7 +376,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(Sender::Two(_)) = self.sender {
+        if self.sender.as_ref().is_some_and(Sender::is_shared) {
             self.end_stream();
         }
     }

@@ -642,12 +642,6 @@ async fn a_permissive_port_takes_both() {
     let response = request_on(&mut http1(mesh.inbound()).await, get("/")).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert!(!response.headers().contains_key("x-echo-x-forwarded-client-cert"));
-    // What claims to come over the private protocol without it is not believed, and not passed on.
-    let mut request = get("/");
-    request.headers_mut().insert("x-mesh-protocol", http::HeaderValue::from_static("HTTP/1.0"));
-    let response = request_on(&mut http1(mesh.inbound()).await, request).await;
-    assert_eq!(response.headers()["x-version"], "HTTP/1.1");
-    assert!(!response.headers().contains_key("x-echo-x-mesh-protocol"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
