@@ -48,6 +48,9 @@ pub struct HttpConnection {
     pub authority: RefCell<HeaderValue>,
 }
 
+/// Larger heads are refused (Envoy `max_request_headers_kb`, by default 60).
+const LARGEST_HEAD: usize = 60 * 1024;
+
 /// The connection is to be closed without an answer.
 #[derive(Debug, thiserror::Error)]
 #[error("nobody is left to answer")]
@@ -93,6 +96,9 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
             HeaderValue::from_static("")
         }
     };
+    if rare.size > LARGEST_HEAD {
+        early = Some(Failure::HeadersTooLarge);
+    }
     let mut story = begin(connection, &head, &authority, version);
     if let Some(failure) = early {
         connection.worker.shard.process.bad_requests.add(1);

@@ -29,13 +29,16 @@ pub struct Rare {
     pub steering: bool,
     /// What the proxy on the other side says of itself.
     pub peer_metadata: bool,
+    /// All names and values together, in bytes.
+    pub size: usize,
 }
 
 impl Rare {
     /// Of these headers.
     pub fn of(headers: &HeaderMap) -> Self {
         let mut rare = Self::default();
-        for name in headers.keys() {
+        for (name, value) in headers {
+            rare.size += name.as_str().len() + value.len();
             match name.as_str() {
                 "connection" => rare.connection = true,
                 "upgrade" => (rare.upgrade, rare.hop_by_hop) = (true, true),

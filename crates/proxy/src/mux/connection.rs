@@ -25,6 +25,8 @@ const CONNECTION_WINDOW: usize = 16 << 20;
 const MOST_DATA: usize = 16 * 1024;
 /// Data of this size is not copied before it is written.
 const LARGE: usize = 8 * 1024;
+/// Pieces up to this size are put together while they wait for their reader.
+const SMALL: usize = 1024;
 /// Senders wait while so much has not been written yet.
 const ROOM: usize = 64 * 1024;
 /// Room for what is read at once.
@@ -513,6 +515,14 @@ impl Received {
     }
 }
 
+#[cfg(test)]
+impl Received {
+    /// All of it has come, read or not.
+    pub(super) fn received_all(&self) -> bool {
+        self.handle.shared.borrow_mut().stream(self.handle.id).is_some_and(|stream| stream.received_all)
+    }
+}
+
 impl Body for Received {
     type Data = Bytes;
     type Error = Broken;
@@ -658,10 +668,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             REQUEST if self.server => {
                 let head = self.decoder.request(bytes)?;
                 let (place, count) = (usize::from(id as u16), (id >> 16) as u16);
-                if place >= STREAMS || shared.stream(id).is_some() {
+                // Places are taken one after the other: a peer cannot make us hold many for few requests.
+                if place >= STREAMS || place > shared.streams.len() || shared.stream(id).is_some() {
                     return Err(Broken::Protocol);
                 }
-                while shared.streams.len() <= place {
+                if place == shared.streams.len() {
                     shared.streams.push(Stream::default());
                 }
                 // What is left here of the stream that was in this place before does not count any more.
@@ -674,7 +685,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
             RESPONSE if !self.server => {
                 let head = self.decoder.response(bytes)?;
-                let Some(stream) = shared.stream(id) else { return Ok(()) };
+                let Some(stream) = shared.stream(id).filter(|stream| !stream.received_all) else { return Ok(()) };
                 (stream.head, stream.received_all) = (Some(head), ends);
                 stream.reader.take().into_iter().for_each(Waker::wake);
             }
@@ -687,14 +698,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 };
                 stream.receive_window = stream.receive_window.checked_sub(length).ok_or(Broken::Protocol)?;
                 stream.received_all = ends;
-                if length > 0 {
-                    stream.data.push_back(bytes);
-                }
+                put_together(&mut stream.data, bytes);
                 stream.reader.take().into_iter().for_each(Waker::wake);
             }
             TRAILERS => {
                 let trailers = self.decoder.trailers(bytes)?;
-                let Some(stream) = shared.stream(id) else { return Ok(()) };
+                let Some(stream) = shared.stream(id).filter(|stream| !stream.received_all) else { return Ok(()) };
                 (stream.trailers, stream.received_all) = (Some(trailers), true);
                 stream.reader.take().into_iter().for_each(Waker::wake);
             }
@@ -778,6 +787,15 @@ impl Shared {
         self.out.frame(4, LEAVE | END, ALL);
         self.out.tail.put_u32(self.requests);
         self.out.queued += 4;
+    }
+}
+
+/// Small pieces that nobody has read yet become one: else a peer could make us hold many times what it sends.
+fn put_together(data: &mut VecDeque<Bytes>, bytes: Bytes) {
+    match data.back_mut() {
+        _ if bytes.is_empty() => {}
+        Some(last) if last.len() + bytes.len() <= SMALL => *last = [&last[..], &bytes].concat().into(),
+        _ => data.push_back(bytes),
     }
 }
 

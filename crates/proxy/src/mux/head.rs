@@ -91,8 +91,10 @@ const AGAIN: u8 = 0x80;
 const NAMED: u8 = 0x7f;
 /// Longer values are not kept.
 const LONGEST_KEPT: usize = 4096;
-/// A head takes at most so many bytes, as much as the proxy takes from clients over HTTP/2.
-pub const LONGEST: usize = 60 * 1024;
+/// A head takes at most so many bytes: more than the proxy takes from any client or application.
+pub const LONGEST: usize = 512 * 1024;
+/// In the place of a length: it follows in four bytes.
+const LONG: u16 = u16::MAX;
 
 const METHODS: [Method; 8] = [
     Method::GET,
@@ -225,11 +227,16 @@ fn keeps(number: usize, length: usize) -> bool {
     NAMES[number].1 && (1..=LONGEST_KEPT).contains(&length)
 }
 
-/// A text with its length. What is longer than a head may be is cut here, and the frame is too long for the peer anyway.
+/// A text with its length in front.
 fn put(out: &mut BytesMut, text: &[u8]) {
-    let text = &text[..text.len().min(usize::from(u16::MAX))];
-    out.reserve(text.len() + 2);
-    out.put_u16(text.len() as u16);
+    out.reserve(text.len() + 6);
+    match u16::try_from(text.len()) {
+        Ok(length) if length != LONG => out.put_u16(length),
+        _ => {
+            out.put_u16(LONG);
+            out.put_u32(text.len() as u32);
+        }
+    }
     out.put_slice(text);
 }
 
@@ -343,7 +350,11 @@ impl Text {
     }
 
     fn part(&mut self) -> Result<Bytes, Broken> {
-        let length = usize::from(u16::from_be_bytes([self.byte()?, self.byte()?]));
+        let mut length = u32::from(u16::from_be_bytes([self.byte()?, self.byte()?]));
+        if length == u32::from(LONG) {
+            length = u32::from_be_bytes([self.byte()?, self.byte()?, self.byte()?, self.byte()?]);
+        }
+        let length = length as usize;
         let end = self.at + length;
         if end > self.bytes.len() {
             return Err(Broken::Protocol);
@@ -369,6 +380,7 @@ mod tests {
             3 => "[a-c]{0,2}".prop_map(String::into_bytes),
             1 => proptest::collection::vec(prop_oneof![0x20u8..0x7f, 0x80u8..=0xff, Just(9u8)], 0..40),
             1 => (LONGEST_KEPT - 1..LONGEST_KEPT + 2).prop_map(|length| vec![b'x'; length]),
+            1 => (0xfffe_usize..0x1_0001).prop_map(|length| vec![b'x'; length]),
         ];
         (name, value)
     }

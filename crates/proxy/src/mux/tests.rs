@@ -291,7 +291,7 @@ async fn what_is_not_the_protocol_ends_the_connection() {
             b"GET / HTTP/1.1\r\n\r\n",
             &[0, 0, 0, 9, 0, 0, 0, 0],
             // A head that is too long, data that is too long, a reset without a code, a credit without a number.
-            &[1, 0, 0, 1, 0, 0, 0, 0],
+            &[8, 0, 1, 1, 0, 0, 0, 0],
             &[0, 0x40, 1, 3, 0, 0, 0, 0],
             &[0, 0, 0, 5, 0, 0, 0, 0],
             &[0, 0, 2, 6, 0, 0, 0, 0, 1, 1],
@@ -310,6 +310,34 @@ async fn what_is_not_the_protocol_ends_the_connection() {
             far.write_all(frame).await.unwrap();
             assert_eq!(get(&connection, "/").await.unwrap_err().why, Broken::Protocol, "{number}");
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn data_in_tiny_pieces_is_held_in_few() {
+    within(async {
+        let (mut near, far) = tokio::io::duplex(1 << 20);
+        let taken: Rc<RefCell<Vec<Request<Received>>>> = Rc::default();
+        let keeping = Rc::clone(&taken);
+        serve(far, 9, stays(), move |request| {
+            keeping.borrow_mut().push(request);
+            std::future::pending()
+        });
+        near.write_all(&[0, 0, 5, 1, 0, 0, 0, 0, 0, 1, 0, 1, b'/']).await.unwrap();
+        for _ in 0..5000 {
+            near.write_all(&[0, 0, 1, 3, 0, 0, 0, 0, b'x']).await.unwrap();
+        }
+        near.write_all(&[0, 0, 0, 0x83, 0, 0, 0, 0]).await.unwrap();
+        while taken.borrow().first().is_none_or(|request| !request.body().received_all()) {
+            tokio::task::yield_now().await;
+        }
+        let (mut pieces, mut bytes) = (0, 0);
+        let mut request = taken.borrow_mut().pop().unwrap();
+        while let Some(frame) = request.body_mut().frame().await {
+            (pieces, bytes) = (pieces + 1, bytes + frame.unwrap().into_data().unwrap().len());
+        }
+        assert_eq!((pieces, bytes), (5, 5000));
     })
     .await;
 }

@@ -197,7 +197,7 @@ mod tests {
         let mesh = terms(true, &["istio-peer-exchange", "istio", "h2"]);
         assert_eq!(
             protocols(&mesh, Offer::Http1 { mux: true, istio: true }),
-            ["istio-mux", "istio-http/1.1", "istio", "http/1.1"]
+            ["istio-mux/2", "istio-http/1.1", "istio", "http/1.1"]
         );
         assert_eq!(protocols(&mesh, Offer::Http2 { mux: false, istio: true }), ["istio-h2", "istio", "h2"]);
         assert_eq!(protocols(&mesh, Offer::Http1 { mux: false, istio: false }), ["istio", "http/1.1"]);

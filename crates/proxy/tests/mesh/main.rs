@@ -633,6 +633,22 @@ async fn the_listener_of_the_original_destination_takes_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_are_as_large_as_with_envoy_and_no_larger() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let mut client = http1(mesh.outbound()).await;
+    for (length, status) in [(55 << 10, 200), (61 << 10, 431)] {
+        let mut request = get("/");
+        for number in 0..2 {
+            let name = http::HeaderName::try_from(format!("x-large-{number}")).unwrap();
+            request.headers_mut().insert(name, http::HeaderValue::try_from("x".repeat(length / 2)).unwrap());
+        }
+        let response = request_on(&mut client, request).await;
+        assert_eq!(response.status().as_u16(), status, "{length}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_permissive_port_takes_both() {
     let app = App::echo().await;
     let mesh = Mesh::start(&app, Route::default()).await;
