@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::state::Published;
 
-/// Name of the lease (Istio's `istio-leader`).
+/// Name of the lease (Istio's `istio-leader`), followed by the revision if that is not the default: each writes of its own objects.
 const LEASE: &str = "istio-leader";
 /// A holder that is silent for so long has lost it. What is written twice is written the same, so it need not be long.
 const LEASE_SECONDS: u64 = 6;
@@ -27,6 +27,8 @@ pub struct Writers {
     pub client: Client,
     /// Where the control plane lives.
     pub namespace: String,
+    /// Revision of the control plane.
+    pub revision: String,
     /// Name of this replica.
     pub replica: String,
     /// What workloads trust, PEM.
@@ -41,14 +43,18 @@ impl Writers {
     /// # Errors
     /// The lease cannot be used at all.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
-        let manager = LeaseManagerBuilder::new(self.client.clone(), LEASE)
+        let lease = match self.revision.as_str() {
+            "default" => LEASE.to_owned(),
+            revision => format!("{LEASE}-{revision}"),
+        };
+        let manager = LeaseManagerBuilder::new(self.client.clone(), &lease)
             .with_namespace(&self.namespace)
             .with_identity(&self.replica)
             .with_duration(LEASE_SECONDS)
             .with_grace(LEASE_SECONDS / 3)
             .build()
             .await
-            .with_context(|| format!("the lease {}/{LEASE} cannot be used", self.namespace))?;
+            .with_context(|| format!("the lease {}/{lease} cannot be used", self.namespace))?;
         let (mut leads, task) = manager.watch().await;
         loop {
             let ended = tokio::select! {
@@ -59,12 +65,12 @@ impl Writers {
                 break;
             }
             tracing::info!(
-                lease = LEASE,
+                lease,
                 "this replica leads: it writes root certificates, CA bundles and the status of objects"
             );
             tokio::select! {
                 () = self.write() => {}
-                _ = leads.wait_for(|leads| !*leads) => tracing::info!(lease = LEASE, "this replica no longer leads"),
+                _ = leads.wait_for(|leads| !*leads) => tracing::info!(lease, "this replica no longer leads"),
                 () = shutdown.cancelled() => break,
             }
         }
