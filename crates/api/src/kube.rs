@@ -34,6 +34,12 @@ pub struct ServiceSpec {
     pub kind: String,
     /// DNS name behind an ExternalName service.
     pub external_name: String,
+    /// Endpoints count before they are ready.
+    pub publish_not_ready_addresses: bool,
+    /// PreferSameZone (or its older name PreferClose), PreferSameNode.
+    pub traffic_distribution: String,
+    /// Cluster, or Local: only endpoints of the caller's node.
+    pub internal_traffic_policy: String,
 }
 
 /// Port of a Service.

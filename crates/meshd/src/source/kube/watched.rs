@@ -62,7 +62,8 @@ impl Revisions {
 /// Everything that is planned from. `Endpoints` are left out: the API server mirrors them as EndpointSlices.
 pub(super) fn selections(root_namespace: &str, revisions: &Revisions) -> Vec<Selection> {
     let istio = KINDS.iter().filter(|row| row.strict).map(|row| row.kind);
-    let core = [Kind::Namespace, Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Secret, Kind::ConfigMap];
+    let core =
+        [Kind::Node, Kind::Namespace, Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Secret, Kind::ConfigMap];
     istio
         .chain(core)
         .map(|kind| Selection {
@@ -165,7 +166,7 @@ async fn watch(
                     watcher::Event::Delete(object) => Event::Gone(key(&object, selection.kind)),
                 }
             }
-            Err(error) if not_served(&error) => return Ended::Version,
+            Err(error) if not_served(&error, selection.kind) => return Ended::Version,
             Err(error) => {
                 // Said once for each time that it breaks, not for each attempt.
                 if !broken {
@@ -182,7 +183,8 @@ async fn watch(
     Ended::Listener
 }
 
-fn not_served(error: &Error) -> bool {
+/// Whether there is nothing to wait for. Of nodes only their places are read: who may not see them goes on without.
+fn not_served(error: &Error, kind: Kind) -> bool {
     let status = match error {
         Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
             status
@@ -190,7 +192,7 @@ fn not_served(error: &Error) -> bool {
         Error::WatchError(status) => status,
         _ => return false,
     };
-    status.code == 404
+    status.code == 404 || (status.code == 403 && kind == Kind::Node)
 }
 
 fn key(object: &DynamicObject, kind: Kind) -> ObjectKey {
@@ -224,13 +226,26 @@ fn document(object: DynamicObject, resource: &ApiResource, kind: Kind) -> Value 
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
-    if kind == Kind::Pod {
-        prune_pod(&mut document);
+    match kind {
+        Kind::Pod => prune_pod(&mut document),
+        Kind::Node => prune_node(&mut document, &mut metadata),
+        _ => {}
     }
     document.insert("apiVersion".to_owned(), json!(resource.api_version));
     document.insert("kind".to_owned(), json!(resource.kind));
     document.insert("metadata".to_owned(), metadata);
     Value::Object(document)
+}
+
+/// Keeps where the node is. The rest is large and changes by itself.
+fn prune_node(node: &mut Map<String, Value>, metadata: &mut Value) {
+    node.clear();
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.retain(|field, _| matches!(field.as_str(), "name" | "labels" | "uid" | "resourceVersion"));
+        if let Some(labels) = metadata.get_mut("labels").and_then(Value::as_object_mut) {
+            labels.retain(|key, _| key.starts_with("topology."));
+        }
+    }
 }
 
 /// Keeps what `api::kube::Pod` reads. A pod's status changes often for reasons that concern nobody here; without them those
@@ -314,6 +329,27 @@ mod tests {
         };
         assert!(seen(json!({})) && seen(json!({REVISION: "default"})) && seen(json!({REVISION: "prod"})));
         assert!(!seen(json!({REVISION: "canary"})));
+    }
+
+    #[test]
+    fn a_node_whose_state_was_told_is_the_same_node() {
+        let node = |time: &str| {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "metadata": {
+                    "name": "n", "labels": {"topology.kubernetes.io/zone": "a", "kubernetes.io/os": "linux"},
+                    "annotations": {"state": time},
+                },
+                "spec": {"podCIDR": time}, "status": {"conditions": [{"lastHeartbeatTime": time}]},
+            }))
+            .unwrap();
+            let Event::Seen(_, changes, _) = read(object, &resource(Kind::Node), &selection(Kind::Node)) else {
+                panic!("not seen")
+            };
+            let [Change::Upsert(object)] = changes.as_slice() else { panic!("{changes:?}") };
+            object.clone()
+        };
+        assert_eq!(node("1").digest, node("2").digest);
+        assert_eq!(node("1").meta.labels.len(), 1);
     }
 
     #[test]
