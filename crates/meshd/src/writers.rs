@@ -1,5 +1,6 @@
 //! What the control plane writes into the cluster. One replica does it, the one that holds the lease; all others wait for it.
 
+mod addresses;
 mod root_certificate;
 mod status;
 mod webhook_bundle;
@@ -8,7 +9,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use api::object::Kind;
 use kube::Client;
+use kube::api::ApiResource;
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -84,6 +87,7 @@ impl Writers {
         tokio::join!(
             again("root certificates", || root_certificate::keep(self)),
             again("CA bundles of webhooks", || webhook_bundle::keep(self)),
+            again("addresses of hosts", || addresses::keep(self)),
             again("status of objects", || status::keep(self)),
         );
     }
@@ -96,5 +100,17 @@ async fn again<F: Future<Output = Result<()>>>(what: &str, work: impl Fn() -> F)
             tracing::warn!(what, "could not be written, is tried again: {error:#}");
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+/// How the API server is asked for objects of a kind of ours.
+fn resource(kind: Kind) -> ApiResource {
+    let row = kind.row();
+    ApiResource {
+        group: row.group.to_owned(),
+        version: row.storage.to_owned(),
+        api_version: format!("{}/{}", row.group, row.storage),
+        kind: row.name.to_owned(),
+        plural: row.plural.to_owned(),
     }
 }
