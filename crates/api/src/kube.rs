@@ -170,6 +170,18 @@ pub struct PodSpec {
     pub host_network: bool,
     /// Containers.
     pub containers: Vec<Container>,
+    /// As whom they run, if they do not say themselves.
+    pub security_context: Option<SecurityContext>,
+}
+
+/// As whom a container runs.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecurityContext {
+    /// User's number; the image's if it is not said.
+    pub run_as_user: Option<i64>,
+    /// Group's number.
+    pub run_as_group: Option<i64>,
 }
 
 /// Container of a Pod.
@@ -180,6 +192,8 @@ pub struct Container {
     pub name: String,
     /// Ports.
     pub ports: Vec<ContainerPort>,
+    /// As whom it runs.
+    pub security_context: Option<SecurityContext>,
 }
 
 /// Port of a container.

@@ -374,3 +374,17 @@ fn a_workload_with_two_addresses_answers_once_in_a_family_that_the_caller_has() 
     assert_eq!(of("10.1.0.9,fd00::9"), expected(&["10.1.0.1:8080", "fd00::2:8080"], &["10.0.0.1_80", "fd01::1_80"]));
     assert_eq!(of("fd00::9,10.1.0.9"), expected(&["fd00::1:8080", "fd00::2:8080"], &["10.0.0.1_80", "fd01::1_80"]));
 }
+
+#[test]
+fn a_container_that_goes_around_its_sidecar_is_told() {
+    let pod = |annotations: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, annotations: {{{annotations}}}}}\nspec: {{containers: [{{name: app, securityContext: {{runAsUser: 1337}}}}]}}\n"
+        )
+    };
+    let told = |text: &str| snapshot(text).problems().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let problems = told(&pod("sidecar.istio.io/status: '{}'"));
+    assert!(problems.len() == 1 && problems[0].contains("Warning [MESH0009] (Pod shop/web"), "{problems:?}");
+    assert_eq!(told(&pod("")), [""; 0], "no sidecar");
+    assert_eq!(told(&pod("sidecar.istio.io/status: '{}', sidecar.istio.io/interceptionMode: NONE")), [""; 0]);
+}

@@ -253,11 +253,14 @@ fn prune_node(node: &mut Map<String, Value>, metadata: &mut Value) {
 fn prune_pod(pod: &mut Map<String, Value>) {
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
         spec.retain(|field, _| {
-            matches!(field.as_str(), "serviceAccountName" | "nodeName" | "hostNetwork" | "containers")
+            matches!(
+                field.as_str(),
+                "serviceAccountName" | "nodeName" | "hostNetwork" | "containers" | "securityContext"
+            )
         });
         for container in spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(container) = container.as_object_mut() {
-                container.retain(|field, _| matches!(field.as_str(), "name" | "ports"));
+                container.retain(|field, _| matches!(field.as_str(), "name" | "ports" | "securityContext"));
             }
         }
     }
