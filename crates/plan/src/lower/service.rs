@@ -239,6 +239,7 @@ fn external_endpoint(address: &str, port: &Port) -> Endpoint {
         weight: 0,
         tls: false,
         ready: true,
+        unheard: false,
     }
 }
 
@@ -277,6 +278,7 @@ fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpo
         weight: workload.weight,
         tls: workload.tls,
         ready: workload.ready,
+        unheard: workload.unheard,
     }
 }
 
@@ -369,6 +371,8 @@ fn listed(
         };
         // A pod that is not ready counts all the same where its service wants it to; slices say so of it.
         endpoint.ready = ready && (endpoint.ready || early);
+        let ends = place.conditions.as_ref().is_some_and(|conditions| conditions.terminating == Some(true));
+        endpoint.unheard &= !endpoint.ready && !ends;
         if endpoint.locality.is_empty() && !place.zone.is_empty() {
             endpoint.locality = format!("/{}", place.zone);
         }
