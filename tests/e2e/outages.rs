@@ -181,10 +181,11 @@ pub(crate) fn api_server(cluster: &Cluster) -> Result<String> {
     load.stop()?.nothing_lost()
 }
 
-/// Nobody gets an answer from the API server for half a minute, and nobody is told: packets are lost, connections stay. What is
-/// changed afterwards is followed. (After 40 seconds Kubernetes itself takes its nodes for dead, and all their pods.)
+/// Nobody gets an answer from the API server for a while, and nobody is told: packets are lost, connections stay. What is changed
+/// afterwards is followed. Not for long: Kubernetes takes nodes for dead that it has not heard of for 40 seconds, and its own
+/// proxies then refuse whoever comes from outside.
 pub(crate) fn api_server_out_of_reach(cluster: &Cluster) -> Result<String> {
-    const AWAY: Duration = Duration::from_secs(30);
+    const AWAY: Duration = Duration::from_secs(15);
     let load = Load::start(&gateway(cluster)?, HOST, USERS, cluster.rate);
     load.go_on(cluster.rate as usize)?;
     let lost = |what: &str| cluster.on_node(&format!("iptables {what} INPUT -p tcp --dport 6443 -j DROP"));

@@ -221,7 +221,7 @@ pub struct Workload {
     pub tls: bool,
     /// Whether it takes requests.
     pub ready: bool,
-    /// It is a pod that was ready, and only its node is no longer heard of.
+    /// It is a pod whose containers are ready: if it is not, its node is no longer heard of.
     pub unheard: bool,
     /// For ties.
     pub age: Age,
