@@ -11,6 +11,7 @@ mod pair;
 mod peer;
 mod process;
 mod report;
+mod webhook;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Bench {
     Pair(pair::Arguments),
     /// The control plane: many services, many proxies, and how fast a change arrives.
     Control(control::Arguments),
+    /// The injection webhook: reviews of pods at a fixed rate.
+    Webhook(webhook::Arguments),
     /// Two builds of ours against each other: what the new one costs, as a multiple of the old one.
     Compare(compare::Arguments),
     /// In a Kubernetes cluster: what the mesh adds to workloads there.
@@ -81,6 +84,7 @@ fn run(bench: Bench) -> Result<()> {
         Bench::Cluster(arguments) => in_folder(|folder| cluster::run(&arguments, folder)),
         Bench::Pod { role } => cluster::pod::run(&role),
         Bench::Control(arguments) => in_folder(|folder| control::run(&arguments, folder)),
+        Bench::Webhook(arguments) => in_folder(|folder| webhook::run(&arguments, folder)),
         Bench::Compare(arguments) => in_folder(|folder| compare::run(&arguments, folder)),
         Bench::Pair(arguments) => in_folder(|folder| pair::run(&arguments, folder)),
     }

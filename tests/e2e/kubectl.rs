@@ -76,12 +76,15 @@ impl Cluster {
 
     /// `kubectl apply -f -`
     pub(crate) fn apply(&self, yaml: &str) -> Result<String> {
-        again_while_unreached(|| {
-            let mut command = self.kubectl_command(&["apply", "-f", "-"]);
-            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-            child.stdin.take().context("kubectl takes no input")?.write_all(yaml.as_bytes())?;
-            printed(child.wait_with_output(), "kubectl apply")
-        })
+        again_while_unreached(|| self.once(&["apply"], yaml))
+    }
+
+    /// `kubectl WORDS -f -`, once: what is refused at first is refused.
+    pub(crate) fn once(&self, words: &[&str], yaml: &str) -> Result<String> {
+        let mut command = self.kubectl_command(&[words, &["-f", "-"]].concat());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("kubectl takes no input")?.write_all(yaml.as_bytes())?;
+        printed(child.wait_with_output(), &format!("kubectl {}", words.join(" ")))
     }
 
     /// `kubectl apply -f` of a file of the repository.
@@ -135,6 +138,15 @@ impl Cluster {
             self.script.as_ref().context("this cluster's parts cannot be killed: it was not made by tests/cluster")?;
         let words = ["restart", "--name", name, "--node", &node.to_string(), part].map(str::to_owned);
         printed(Command::new(script).args(words).stdin(Stdio::null()).output(), "cluster restart").map(drop)
+    }
+
+    /// Runs a program on the first node, where the API server is.
+    pub(crate) fn on_node(&self, words: &str) -> Result<String> {
+        let (script, name) =
+            self.script.as_ref().context("this cluster's nodes cannot be reached: it was not made by tests/cluster")?;
+        let mut command = Command::new(script);
+        command.args(["exec", "--name", name, "--"]).args(words.split_whitespace()).stdin(Stdio::null());
+        printed(command.output(), words)
     }
 
     /// Whether parts of the cluster can be killed.

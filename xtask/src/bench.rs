@@ -92,9 +92,10 @@ pub(crate) fn short(root: &Path, envoy: &Path) -> Result<()> {
     let program = repository::program(root, "bench")?;
     let target = repository::target(root)?;
     let builds = target.join("debug").into_os_string();
-    let lines: [&[OsString]; 3] = [
+    let lines: [&[OsString]; 4] = [
         &["pair".into(), "--peers".into(), "none,mesh,nginx,haproxy,envoy-http2".into()],
         &["control".into()],
+        &["webhook".into(), "--rates".into(), "50".into()],
         &["compare".into(), builds.clone(), builds, "--mode".into(), "http1".into()],
     ];
     for line in lines {

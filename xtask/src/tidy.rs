@@ -62,6 +62,7 @@ const FENCES: &[(&str, &[&str])] = &[
             "proxy/admin",
             "meshctl/fetch",
             "meshctl/demo",
+            "bench/webhook",
             "tests",
         ],
     ),

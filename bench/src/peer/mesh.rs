@@ -105,6 +105,8 @@ pub(crate) struct ControlPlane {
     pub(crate) grpc: String,
     /// xDS and certificates over TLS.
     pub(crate) secure_grpc: String,
+    /// Webhooks, over TLS.
+    pub(crate) webhook: String,
     folder: PathBuf,
 }
 
@@ -134,8 +136,13 @@ impl ControlPlane {
                 let _ = sender.send(line);
             });
         })?;
-        let mut started =
-            ControlPlane { process, grpc: String::new(), secure_grpc: String::new(), folder: folder.to_owned() };
+        let mut started = ControlPlane {
+            process,
+            grpc: String::new(),
+            secure_grpc: String::new(),
+            webhook: String::new(),
+            folder: folder.to_owned(),
+        };
         loop {
             let Ok(line) = lines.recv_timeout(started.patience()) else {
                 started.process.alive()?;
@@ -144,6 +151,7 @@ impl ControlPlane {
             match line.split_once('=') {
                 Some(("grpc", address)) => started.grpc = address.to_owned(),
                 Some(("secure-grpc", address)) => started.secure_grpc = address.to_owned(),
+                Some(("https", address)) => started.webhook = address.to_owned(),
                 _ if line == "ready" => return Ok(started),
                 _ => {}
             }
