@@ -235,6 +235,8 @@ pub struct Endpoint {
     pub tls: bool,
     /// Whether it takes requests.
     pub ready: bool,
+    /// Its own name below that of a headless service; empty if it has none.
+    pub hostname: String,
 }
 
 /// A service of the registry.
