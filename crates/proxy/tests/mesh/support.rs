@@ -158,6 +158,7 @@ fn settings(name: &str) -> Settings {
         workers: 2,
         drain: Duration::from_secs(10),
         drain_delay: Duration::ZERO,
+        dns: None,
         pod: Default::default(),
     }
 }
