@@ -11,6 +11,7 @@ use api::xds::{ResourceKind, core};
 use plan::{Change, ProxyIdentity, Scope, Snapshot, World};
 use serde_json::{Map, Value, json};
 
+/// The kinds that every proxy asks for.
 const KINDS: [(&str, ResourceKind); 5] = [
     ("clusters", ResourceKind::Cluster),
     ("endpoints", ResourceKind::Endpoint),
@@ -77,6 +78,11 @@ fn resources(scope: &Scope, snapshot: &Snapshot) -> Value {
     for (name, kind) in KINDS {
         let list: Vec<Value> = scope.generate(kind).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect();
         all.insert(name.into(), Value::Array(list));
+    }
+    // Nobody else asks for them.
+    if scope.captures_dns() {
+        let of = |one: &std::sync::Arc<plan::Named>| api::json::to_json(&one.body).unwrap();
+        all.insert("names".into(), scope.generate(ResourceKind::NameTable).iter().map(of).collect());
     }
     for text in snapshot.problems().iter().chain(scope.problems()).map(|problem| problem.message.as_str()) {
         assert!(text.starts_with(char::is_uppercase) && text.ends_with(['.', '?']), "{text:?} is not a sentence");

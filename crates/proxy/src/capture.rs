@@ -10,6 +10,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::dns::resolv_conf::{RESOLV_CONF, ResolvConf};
+
 pub use render::{Program, render};
 pub use rules::{Family, Options, Rule, rules};
 
@@ -19,6 +21,17 @@ pub use rules::{Family, Options, Rule, rules};
 /// A flag is wrong or not built, no program takes the rules, or they are not there afterwards.
 pub fn run(options: &Options) -> Result<()> {
     options.check().map_err(anyhow::Error::msg)?;
+    let mut options = options.clone();
+    if options.redirect_dns && options.name_servers.is_empty() {
+        let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+        options.name_servers = ResolvConf::parse(&text).servers;
+        if options.name_servers.is_empty() && !options.capture_all_dns {
+            eprintln!(
+                "{RESOLV_CONF} names no name server: no DNS query is captured; --capture-all-dns captures those to any"
+            );
+        }
+    }
+    let options = &options;
     let idle = options.without_effect();
     if !idle.is_empty() {
         eprintln!("taken, but without effect here: {}", idle.join(", "));
@@ -111,11 +124,16 @@ fn iptables(family: Family) -> &'static str {
 
 /// The jumps into our chains, which would double with each run.
 fn remove_jumps(family: Family) {
-    for (chain, rest) in
-        [("PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]), ("OUTPUT", &["-j", "ISTIO_OUTPUT"])]
-    {
+    for (table, chain, rest) in [
+        ("nat", "PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]),
+        ("nat", "OUTPUT", &["-j", "ISTIO_OUTPUT"]),
+        ("nat", "OUTPUT", &["-p", "udp", "-j", "ISTIO_OUTPUT_DNS"]),
+        ("raw", "OUTPUT", &["-p", "udp", "-j", "ISTIO_OUTPUT_DNS"]),
+        ("raw", "PREROUTING", &["-p", "udp", "-j", "ISTIO_PREROUTING_DNS"]),
+        ("mangle", "PREROUTING", &["-m", "conntrack", "--ctstate", "INVALID", "-j", "ISTIO_DROP"]),
+    ] {
         let mut command = Command::new(iptables(family));
-        let _ = command.args(["-w", "-t", "nat", "-D", chain]).args(rest).stderr(Stdio::null()).status();
+        let _ = command.args(["-w", "-t", table, "-D", chain]).args(rest).stderr(Stdio::null()).status();
     }
 }
 
@@ -127,9 +145,10 @@ fn clean() -> Result<()> {
         }
         remove_jumps(family);
         for action in ["-F", "-X"] {
-            for chain in ["ISTIO_OUTPUT", "ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT"] {
+            for (table, chain) in render::OURS {
                 let mut command = Command::new(iptables(family));
-                let _ = command.args(["-w", "-t", "nat", action, chain]).stderr(Stdio::null()).status();
+                let words = ["-w", "-t", table.word(), action, render::name(chain)];
+                let _ = command.args(words).stderr(Stdio::null()).status();
             }
         }
     }
