@@ -76,12 +76,15 @@ impl Cluster {
 
     /// `kubectl apply -f -`
     pub(crate) fn apply(&self, yaml: &str) -> Result<String> {
-        again_while_unreached(|| {
-            let mut command = self.kubectl_command(&["apply", "-f", "-"]);
-            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-            child.stdin.take().context("kubectl takes no input")?.write_all(yaml.as_bytes())?;
-            printed(child.wait_with_output(), "kubectl apply")
-        })
+        again_while_unreached(|| self.once(&["apply"], yaml))
+    }
+
+    /// `kubectl WORDS -f -`, once: what is refused at first is refused.
+    pub(crate) fn once(&self, words: &[&str], yaml: &str) -> Result<String> {
+        let mut command = self.kubectl_command(&[words, &["-f", "-"]].concat());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("kubectl takes no input")?.write_all(yaml.as_bytes())?;
+        printed(child.wait_with_output(), &format!("kubectl {}", words.join(" ")))
     }
 
     /// `kubectl apply -f` of a file of the repository.

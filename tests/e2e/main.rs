@@ -69,6 +69,8 @@ const SCENARIOS: &[Scenario] = &[
     scenario("metrics_of_application_and_proxy", pods::metrics),
     scenario("pod_killed_under_load", outages::pod),
     scenario("control_plane_killed_under_load", outages::control_plane),
+    scenario("control_plane_replaced_while_objects_are_written", outages::replaced_while_written),
+    scenario("two_replicas_share_proxies_and_one_writes", outages::two_replicas),
     breakage("api_server_restarted_under_load", outages::api_server),
     breakage("kubelet_restarted_under_load", outages::kubelet),
     scenario("python_client_writes_each_version", clients::python),

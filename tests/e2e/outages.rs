@@ -1,8 +1,11 @@
 //! Things that break while customers are served.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::kubectl::{Cluster, items};
@@ -41,6 +44,130 @@ pub(crate) fn control_plane(cluster: &Cluster) -> Result<String> {
     cluster.rolled_out("istio-system")?;
     followed(cluster, &load)?;
     load.stop()?.nothing_lost()
+}
+
+const WRITTEN: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: written, namespace: default}
+spec: {hosts: [written], http: [{name: round-ROUND, route: [{destination: {host: written}}]}]}
+";
+const CREATED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: created, namespace: ecommerce}
+spec: {containers: [{name: workload, image: 'mesh/workload:TAG'}]}
+";
+
+/// The only replica of the control plane is replaced, twice in order and once by taking it away, while somebody writes objects
+/// and makes pods: none is refused, and every pod gets its proxy.
+pub(crate) fn replaced_while_written(cluster: &Cluster) -> Result<String> {
+    let done = AtomicBool::new(false);
+    let (rounds, replaced) = thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until(cluster, &done));
+        let replaced = (0..3).try_for_each(|round| {
+            match round {
+                2 => cluster.kubectl("delete pod -n istio-system -l app=istiod --wait=false")?,
+                _ => cluster.kubectl("rollout restart -n istio-system deployment/istiod")?,
+            };
+            cluster.rolled_out("istio-system")
+        });
+        done.store(true, Ordering::Relaxed);
+        (writer.join().unwrap(), replaced)
+    });
+    replaced?;
+    let rounds = rounds?;
+    ensure!(rounds > 20, "only {rounds} rounds were written");
+    cluster.kubectl("delete virtualservice -n default written")?;
+    Ok(format!("{rounds} rounds of a VirtualService and a pod, 0 refused"))
+}
+
+/// Writes a VirtualService and has a pod made (which is thrown away) again and again; the first refusal ends it.
+fn write_until(cluster: &Cluster, done: &AtomicBool) -> Result<usize> {
+    let mut rounds = 0;
+    while !done.load(Ordering::Relaxed) {
+        rounds += 1;
+        cluster.once(&["apply"], &WRITTEN.replace("ROUND", &rounds.to_string()))?;
+        let pod = CREATED.replace("TAG", &cluster.tag);
+        let made = cluster.once(&["create", "--dry-run=server", "-o", "yaml"], &pod)?;
+        ensure!(made.contains("name: istio-proxy"), "a pod without its proxy: {made}");
+    }
+    Ok(rounds)
+}
+
+/// Two replicas: the same root, proxies at both, one of them writes; when that one dies the other writes in its place.
+pub(crate) fn two_replicas(cluster: &Cluster) -> Result<String> {
+    let root = || cluster.kubectl("get configmap -n ecommerce istio-ca-root-cert -o jsonpath={.data}");
+    let (before, all) = (root()?, connected(cluster)?);
+    let install = |replicas: usize| {
+        cluster.meshctl(&format!("install --set profile=demo --set values.pilot.replicaCount={replicas} -y"))?;
+        // Whoever was here stays where he is for long; all that begin now go to either.
+        cluster.kubectl("rollout restart -n istio-system deployment/istiod")?;
+        cluster.rolled_out("istio-system")
+    };
+    install(2)?;
+    ensure!(root()? == before, "the root certificate is another one");
+    let shares = cluster.until("all proxies are with two replicas", || {
+        let shares = shares(cluster)?;
+        ensure!(shares.len() == 2 && !shares.contains(&0), "proxies by replica: {shares:?}");
+        ensure!(connected(cluster)? == all, "not all are shown");
+        Ok(shares)
+    })?;
+
+    let holder = || {
+        let holder = "get lease -n istio-system istio-leader -o jsonpath={.spec.holderIdentity}";
+        let holder = cluster.kubectl(holder)?;
+        let pods = cluster.kubectl("get pods -n istio-system -l app=istiod -o name")?;
+        ensure!(pods.contains(&format!("pod/{holder}\n")), "{holder:?} holds the lease, of {pods}");
+        Ok(holder)
+    };
+    let first = cluster.until("a leader", holder)?;
+    let load = Load::start(&gateway(cluster)?, HOST, USERS, cluster.rate);
+    let started = Instant::now();
+    cluster.kubectl(&format!("delete pod -n istio-system {first} --force --grace-period=0"))?;
+    cluster.until("another leader", || {
+        let next = holder()?;
+        ensure!(next != first, "still {first}");
+        Ok(())
+    })?;
+    let vacant = started.elapsed();
+    ensure!(vacant < Duration::from_secs(20), "the lease was vacant for {vacant:?}");
+    // What only the leader does goes on.
+    cluster.apply(&WRITTEN.replace("ROUND", "after"))?;
+    cluster.until("the status of a new object", || {
+        let written = cluster.get("virtualservice -n default written")?;
+        ensure!(written["status"]["observedGeneration"] == written["metadata"]["generation"], "{}", written["status"]);
+        Ok(())
+    })?;
+    followed(cluster, &load)?;
+    let summary = load.stop()?.nothing_lost()?;
+    cluster.kubectl("delete virtualservice -n default written")?;
+    cluster.rolled_out("istio-system")?;
+    install(1)?;
+    cluster.until("all proxies are back", || {
+        ensure!(connected(cluster)? == all, "not all are shown");
+        Ok(())
+    })?;
+    Ok(format!("{shares:?} proxies by replica; another leader after {:.1} s; {summary}", vacant.as_secs_f64()))
+}
+
+/// Names of the proxies that `meshctl status` shows.
+fn connected(cluster: &Cluster) -> Result<BTreeSet<String>> {
+    let table = cluster.meshctl("status")?;
+    Ok(table.lines().skip(1).filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+/// How many proxies each replica of the control plane has.
+fn shares(cluster: &Cluster) -> Result<Vec<u64>> {
+    let pods = cluster.get("pods -n istio-system -l app=istiod")?;
+    let names = items(&pods).filter_map(|pod| pod["metadata"]["name"].as_str());
+    names
+        .map(|pod| {
+            let words = ["/usr/local/bin/pilot-discovery", "request", "GET", "/debug/connections"];
+            let page: Value = serde_json::from_str(&cluster.exec("istio-system", pod, "discovery", &words)?)?;
+            page["totalClients"].as_u64().with_context(|| format!("no list of proxies: {page}"))
+        })
+        .collect()
 }
 
 /// The API server dies and comes back; so do the control plane's watches.

@@ -40,10 +40,18 @@ impl ControlPlane {
         for (name, text) in files {
             std::fs::write(folder.path().join("config").join(name), text).unwrap();
         }
-        Self::start_in(folder).await
+        Self::start_in(folder, 0).await
     }
 
-    async fn start_in(folder: TempDir) -> ControlPlane {
+    /// The same, but it leaves in so many milliseconds, as in a cluster.
+    pub async fn start_that_leaves(files: &[(&str, &str)], milliseconds: u64) -> ControlPlane {
+        let mut control_plane = Self::start(files).await;
+        control_plane.end().await;
+        let folder = std::mem::replace(&mut control_plane.folder, tempfile::tempdir().unwrap());
+        Self::start_in(folder, milliseconds).await
+    }
+
+    async fn start_in(folder: TempDir, leave: u64) -> ControlPlane {
         let path = |below: &str| folder.path().join(below).display().to_string();
         let any = "127.0.0.1:0";
         let line = [
@@ -64,6 +72,8 @@ impl ControlPlane {
             any,
             "--https-addr",
             any,
+            "--leave-ms",
+            &leave.to_string(),
         ]
         .map(str::to_owned);
         let mut running = Running::start(Config::parse_from(line)).await.unwrap();
@@ -79,10 +89,20 @@ impl ControlPlane {
 
     /// Ends it and starts another on the same folders (and other ports).
     pub async fn restart(mut self) -> ControlPlane {
-        self.stop.take();
-        self.ended.take().unwrap().await.unwrap().unwrap();
+        self.end().await;
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
-        Self::start_in(folder).await
+        Self::start_in(folder, 0).await
+    }
+
+    /// Tells it to end, as SIGTERM does.
+    pub fn tell_to_end(&mut self) {
+        self.stop.take();
+    }
+
+    /// Ends it.
+    pub async fn end(&mut self) {
+        self.tell_to_end();
+        self.ended.take().unwrap().await.unwrap().unwrap();
     }
 
     /// A path in its folder.

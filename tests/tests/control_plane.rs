@@ -275,3 +275,33 @@ async fn debug_pages_are_for_callers_on_the_own_host_and_readiness_is_for_all() 
     assert_eq!(status, 403);
     assert!(body.contains("own host"), "{body}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_leaves_is_not_ready_and_serves_until_its_callers_have_gone() {
+    let mut control_plane = ControlPlane::start_that_leaves(&[("services.yaml", SERVICES)], 6_000).await;
+    let mut client = plaintext_client(&control_plane);
+    client.complete().await;
+    let address = control_plane.addresses.http.clone();
+    assert_eq!(get(&address, "/ready").await.0, 200);
+    control_plane.tell_to_end();
+    until("that nobody new is sent here", async || match get(&address, "/ready").await {
+        (503, text) if text.contains("leaving") => Ok(()),
+        other => Err(other),
+    })
+    .await;
+
+    // Whoever has not heard of it yet is served, and whoever is here gets what changes.
+    let mut late = plaintext_client(&control_plane);
+    late.complete().await;
+    control_plane.write("services.yaml", &SERVICES.replace("port: 80,", "port: 81,"));
+    until("a change", async || {
+        let names = client.names(ResourceKind::Cluster);
+        if names.iter().any(|name| name.starts_with("outbound|81|")) { Ok(()) } else { Err(names) }
+    })
+    .await;
+    assert!(client.state.borrow().connected, "nobody is sent away before others are found");
+
+    let gone = |client: &AdsClient| if client.state.borrow().connected { Err("connected") } else { Ok(()) };
+    until("the end of the streams", async || gone(&client).and(gone(&late))).await;
+    control_plane.end().await;
+}

@@ -26,6 +26,7 @@ keys! {
     VERSION = "version": "Version; fallback of the canonical revision.";
     APP_VERSION = "app.kubernetes.io/version": "Version; preferred over `version`.";
     EXPORT_TO = "networking.istio.io/exportTo": "Namespaces that may see a Service.";
+    AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip": "Label of a ServiceEntry: `false` if its hosts get no address from the mesh.";
     REGION = "topology.kubernetes.io/region": "Region of a node.";
     ZONE = "topology.kubernetes.io/zone": "Zone of a node.";
     SUBZONE = "topology.istio.io/subzone": "Sub-zone of a node.";

@@ -119,6 +119,8 @@ pub struct NodeMetadata {
     pub istio_version: String,
     /// `grpc` for clients without a proxy.
     pub generator: String,
+    /// `true` if the proxy answers the workload's DNS questions.
+    pub dns_capture: String,
     /// `true` asks for HTTP/1.0.
     pub http10: String,
     /// `true` where the proxy answers the DNS queries of its workload.
@@ -175,7 +177,7 @@ impl NodeMetadata {
         if !part.proxy_config.is_null() {
             self.proxy_config = part.proxy_config;
         }
-        take!(interception_mode, istio_version, generator, http10, mesh_admin_address, mesh_version);
+        take!(interception_mode, istio_version, generator, dns_capture, http10, mesh_admin_address, mesh_version);
     }
 }
 

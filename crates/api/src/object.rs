@@ -249,6 +249,10 @@ pub(crate) fn digest(kind: Kind, meta: &Metadata, raw: &Value) -> u64 {
         keys.sort();
         for key in keys {
             let status = key == "status" && kind != Kind::Pod;
+            // The one thing in a status of ours that is planned from.
+            if status && kind == Kind::ServiceEntry {
+                hash_value(&mut hasher, &map[key]["addresses"]);
+            }
             if !(status || key == "metadata" || key == "apiVersion" || key == "kind") {
                 hash_text(&mut hasher, key);
                 hash_value(&mut hasher, &map[key]);

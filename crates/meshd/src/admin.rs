@@ -15,6 +15,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::departure::Departure;
 use crate::serve::cache::Cache;
 use crate::serve::registry::{Connected, Registry};
 use crate::state::Published;
@@ -25,6 +26,8 @@ use crate::telemetry::{ISTIO_VERSION, Metrics};
 pub struct Pages {
     /// The configuration of now.
     pub published: watch::Receiver<Option<Published>>,
+    /// Whether this replica is leaving.
+    pub departure: Departure,
     /// Who is connected.
     pub registry: Arc<Registry>,
     /// Shared plans.
@@ -103,6 +106,9 @@ async fn only_own_host(ConnectInfo(caller): ConnectInfo<SocketAddr>, request: Re
 }
 
 async fn ready(State(pages): State<Pages>) -> Response {
+    if pages.departure.has_begun() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: this replica is leaving\n").into_response();
+    }
     if pages.published.borrow().is_some() {
         return (StatusCode::OK, "ready\n").into_response();
     }

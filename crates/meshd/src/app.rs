@@ -29,6 +29,7 @@ use crate::ca::grpc::CertificateService;
 use crate::ca::root::Root;
 use crate::ca::serving::Serving;
 use crate::config::Config;
+use crate::departure::{CONNECTION_AGE, Departure};
 use crate::serve::cache::Cache;
 use crate::serve::registry::Registry;
 use crate::serve::{DiscoveryService, connection};
@@ -46,6 +47,8 @@ pub struct Running {
     pub addresses: Addresses,
     /// The configuration of now; `None` until the first has been planned.
     pub published: watch::Receiver<Option<Published>>,
+    departure: Departure,
+    leave: Duration,
     shutdown: CancellationToken,
     tasks: JoinSet<Result<()>>,
 }
@@ -80,6 +83,8 @@ impl Running {
         let names = serving_names(&config);
         let serving = Serving::new(&root, &names)?;
 
+        let leave = config.leave();
+        let departure = Departure::within(leave);
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (publish, published) = watch::channel(None);
@@ -92,7 +97,7 @@ impl Running {
                 bundle: root.bundle.clone(),
                 published: published.clone(),
             };
-            tasks.spawn(writers.run(shutdown.clone()));
+            tasks.spawn(writers.run(departure.leaving().clone()));
         }
         tasks.spawn(objects.follow(config.root_namespace.clone(), config.revision.clone(), batches));
         let world = World::new(mesh, &config.domain).of_revision(&config.revision);
@@ -123,19 +128,19 @@ impl Running {
             metrics: metrics.clone(),
             work,
             proof_required: false,
-            shutdown: shutdown.clone(),
+            departure: departure.clone(),
         };
         let mut addresses = Addresses::default();
         if let Some((listener, address)) = bind(config.grpc_addr, "plaintext xDS").await? {
             addresses.grpc = address;
-            tasks.spawn(grpc(listener, None, discovery.clone(), None, shutdown.clone()));
+            tasks.spawn(grpc(listener, None, discovery.clone(), None, departure.moving().clone()));
         }
         if let Some((listener, address)) = bind(config.secure_grpc_addr, "xDS over TLS").await? {
             addresses.secure_grpc = address;
             let certificates = CertificateService { root: root.clone(), authenticator, metrics: metrics.clone() };
             let discovery = DiscoveryService { proof_required: true, ..discovery };
             let tls = serving.config(&root, &["h2"])?;
-            tasks.spawn(grpc(listener, Some(tls), discovery, Some(certificates), shutdown.clone()));
+            tasks.spawn(grpc(listener, Some(tls), discovery, Some(certificates), departure.moving().clone()));
         }
         let http = bind(config.http_addr, "readiness and debug pages").await?;
         let monitoring = bind(config.monitoring_addr, "metrics").await?;
@@ -145,7 +150,14 @@ impl Running {
         };
         (addresses.http, addresses.monitoring, addresses.webhook) =
             (shown(&http), shown(&monitoring), shown(&webhooks));
-        let pages = Pages { published: published.clone(), registry, cache, metrics, addresses: addresses.clone() };
+        let pages = Pages {
+            published: published.clone(),
+            departure: departure.clone(),
+            registry,
+            cache,
+            metrics,
+            addresses: addresses.clone(),
+        };
         for (listener, _) in http.into_iter().chain(monitoring) {
             let served =
                 axum::serve(listener, admin::router(pages.clone()).into_make_service_with_connect_info::<SocketAddr>())
@@ -162,9 +174,9 @@ impl Running {
             });
             let counters = Counters::new(&injections)?;
             let injector = Injector { settings: read, published: published.clone(), counters };
-            tasks.spawn(webhook::serve(listener, tls, injector, shutdown.clone()));
+            tasks.spawn(webhook::serve(listener, tls, injector, departure.clone(), shutdown.clone()));
         }
-        Ok(Running { addresses, published, shutdown, tasks })
+        Ok(Running { addresses, published, departure, leave, shutdown, tasks })
     }
 
     /// Waits until the first configuration has been planned.
@@ -175,7 +187,8 @@ impl Running {
         self.published.wait_for(Option::is_some).await.map(drop).context("the configuration could not be loaded")
     }
 
-    /// Runs until `end` completes or a part fails, then ends all within the given time.
+    /// Runs until `end` completes or a part fails. In the first case it leaves as [`Departure`] says; then all ends within the
+    /// given time.
     ///
     /// # Errors
     /// The part's.
@@ -184,6 +197,10 @@ impl Running {
             () = end => Ok(()),
             outcome = failed(&mut self.tasks) => outcome,
         };
+        if outcome.is_ok() {
+            tracing::info!(milliseconds = self.leave.as_millis() as u64, "leaving: not ready any more, still serving");
+            self.departure.run(self.leave).await;
+        }
         self.shutdown.cancel();
         let drained = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(patience, drained).await;
@@ -256,7 +273,7 @@ async fn grpc(
     tls: Option<Arc<ServerConfig>>,
     discovery: DiscoveryService,
     certificates: Option<CertificateService>,
-    shutdown: CancellationToken,
+    moving: CancellationToken,
 ) -> Result<()> {
     Server::builder()
         // Many small messages on one connection must not look like an attack to HTTP/2's guards.
@@ -264,9 +281,10 @@ async fn grpc(
         .initial_stream_window_size(4 << 20)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_connection_age(CONNECTION_AGE)
         .add_service(discovery)
         .add_optional_service(certificates.map(IstioCertificateServiceServer::new))
-        .serve_with_incoming_shutdown(connection::accept(listener, tls), shutdown.cancelled_owned())
+        .serve_with_incoming_shutdown(connection::accept(listener, tls), moving.cancelled_owned())
         .await
         .context("the xDS server ended")
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser;
 
@@ -61,6 +62,10 @@ pub struct Config {
     /// Host names and addresses to put into the certificate of the TLS ports, besides the usual ones.
     #[arg(long, env = "MESHD_SERVING_NAMES", value_delimiter = ',')]
     pub serving_names: Vec<String>,
+    /// After SIGTERM: not ready any more, but serving for this long, in milliseconds, so that callers find other replicas first;
+    /// 8,000 in a cluster, 0 with a folder. Less than the pod's grace period.
+    #[arg(long, env = "MESHD_LEAVE_MS")]
+    pub leave_ms: Option<u64>,
     /// Longest time that open streams and requests get after SIGTERM, in milliseconds.
     #[arg(long, env = "MESHD_SHUTDOWN_MS", default_value_t = 500)]
     pub shutdown_ms: u64,
@@ -70,6 +75,17 @@ pub struct Config {
     /// Log as JSON.
     #[arg(long, env = "MESHD_LOG_AS_JSON", visible_alias = "log_as_json")]
     pub log_as_json: bool,
+}
+
+/// Time for leaving in a cluster: a node hears of an endpoint that is gone within a second or two.
+const LEAVE: Duration = Duration::from_secs(8);
+
+impl Config {
+    /// How long leaving takes.
+    pub fn leave(&self) -> Duration {
+        let default = if self.config_dir.is_some() { Duration::ZERO } else { LEAVE };
+        self.leave_ms.map_or(default, Duration::from_millis)
+    }
 }
 
 /// Where to listen; `None` for an empty text: not at all.

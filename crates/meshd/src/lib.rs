@@ -12,6 +12,7 @@ pub mod state_folder;
 pub mod authn;
 pub mod ca;
 pub mod writers;
+pub mod departure;
 pub mod serve;
 pub mod webhook;
 pub mod admin;

@@ -21,7 +21,6 @@ use futures_util::{Stream, StreamExt};
 use plan::ProxyIdentity;
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio_util::sync::CancellationToken;
 use tonic::codec::{Codec, Streaming};
 use tonic::server::NamedService;
 use tonic::{Request, Status};
@@ -29,6 +28,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use crate::authn::{Authenticator, PeerCertificate};
+use crate::departure::Departure;
 use crate::state::Published;
 use crate::telemetry::Metrics;
 use cache::Cache;
@@ -55,8 +55,8 @@ pub struct DiscoveryService {
     pub metrics: Arc<Metrics>,
     /// Callers must prove themselves: the TLS port.
     pub proof_required: bool,
-    /// Ends all streams.
-    pub shutdown: CancellationToken,
+    /// Ends all streams, in turn.
+    pub departure: Departure,
     /// How many large pushes are under way at once: their bytes are in memory until the client has taken them.
     pub large_pushes: Arc<Semaphore>,
     /// Changes with each large push: what it took can be given back.
@@ -134,11 +134,11 @@ impl DiscoveryService {
         let (send, responses) = mpsc::channel::<Result<Push, Status>>(1);
         let stream =
             ProxyStream { service: self, caller, encrypted, session: Session::new(variant), row: None, large: None };
-        let shutdown = stream.service.shutdown.clone();
+        let departure = stream.service.departure.clone();
         tokio::spawn(async move {
             let outcome = tokio::select! {
                 outcome = stream.run(asks, &send) => outcome,
-                () = shutdown.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
+                reason = departure.turn() => Err(Status::unavailable(reason)),
             };
             if let Err(status) = outcome {
                 let _ = tokio::time::timeout(Duration::from_millis(100), send.send(Err(status))).await;

@@ -22,12 +22,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use crate::departure::Departure;
 use crate::serve::connection;
 use crate::state::Published;
 use inject::Injector;
 
-/// Serves until told to stop.
+/// Serves until told to stop. Whoever is connected when this replica moves its callers away is told to connect anew, which leads
+/// elsewhere by then; the API server keeps its connections for long.
 ///
 /// # Errors
 /// None at the moment: broken connections end alone.
@@ -35,6 +38,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     injector: Injector,
+    departure: Departure,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let router = Router::new()
@@ -45,20 +49,35 @@ pub async fn serve(
         .with_state(injector.published.clone())
         .merge(inject::router(injector));
     let mut connections = connection::accept(listener, Some(tls));
+    let served = TaskTracker::new();
     loop {
         let connection = tokio::select! {
             connection = connections.next() => connection,
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => break,
         };
-        let Some(Ok(connection)) = connection else { return Ok(()) };
+        let Some(Ok(connection)) = connection else { break };
         let service = TowerToHyperService::new(router.clone());
-        tokio::spawn(async move {
-            let served = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(connection), service).await;
-            if let Err(error) = served {
+        // Who comes later has not heard of the others yet, and is served to the end.
+        let late = departure.moving().is_cancelled();
+        let end = if late { shutdown.clone() } else { departure.moving().clone() };
+        served.spawn(async move {
+            let builder = Builder::new(TokioExecutor::new());
+            let mut serving = std::pin::pin!(builder.serve_connection(TokioIo::new(connection), service));
+            let outcome = tokio::select! {
+                outcome = serving.as_mut() => outcome,
+                () = end.cancelled() => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
+            };
+            if let Err(error) = outcome {
                 tracing::debug!(error, "a webhook connection ended");
             }
         });
     }
+    served.close();
+    served.wait().await;
+    Ok(())
 }
 
 /// `admission.k8s.io/v1 AdmissionReview`: refuses objects that are wrong in themselves, warns of the rest. What an object

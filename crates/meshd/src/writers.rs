@@ -17,8 +17,8 @@ use crate::state::Published;
 
 /// Name of the lease (Istio's `istio-leader`).
 const LEASE: &str = "istio-leader";
-/// A holder that is silent for so long has lost it.
-const LEASE_SECONDS: u64 = 15;
+/// A holder that is silent for so long has lost it. What is written twice is written the same, so it need not be long.
+const LEASE_SECONDS: u64 = 6;
 
 /// What is written.
 #[derive(Clone)]

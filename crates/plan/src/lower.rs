@@ -1,6 +1,7 @@
 //! Objects become the model: workloads first, then services with their endpoints.
 
 mod workload;
+mod allocate;
 mod service;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use api::problem::Problem;
 use crate::model::{Digested, Service, Workload};
 use crate::world::World;
 
+pub(crate) use allocate::Allocated;
 pub(crate) use workload::locality_parts;
 
 /// The registry.
@@ -21,6 +23,8 @@ pub(crate) struct Registry {
     pub(crate) services: Vec<Digested<Service>>,
     /// All that runs.
     pub(crate) workloads: Vec<Arc<Workload>>,
+    /// Addresses that the mesh gives to hosts of ServiceEntries.
+    pub(crate) allocated: Allocated,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -53,6 +57,7 @@ impl<'a> ByKind<'a> {
 /// Makes the registry.
 pub(crate) fn registry(world: &World, by_kind: &ByKind<'_>) -> Registry {
     let mut registry = Registry { workloads: workload::all(by_kind), ..Registry::default() };
+    registry.allocated = allocate::all(by_kind, &mut registry.problems);
     service::all(world, by_kind, &mut registry);
     registry
 }

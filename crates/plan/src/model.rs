@@ -258,6 +258,9 @@ pub struct Service {
     pub headless: bool,
     /// Virtual addresses: IP or CIDR.
     pub addresses: Vec<String>,
+    /// IP addresses that the mesh has given it, as it has none of its own; only proxies that answer DNS use them. One of each
+    /// family, the older family first.
+    pub auto_addresses: Vec<String>,
     /// Ports.
     pub ports: Vec<Port>,
     /// How endpoints are found.

@@ -80,6 +80,8 @@ pub struct ProxyIdentity {
     pub proxyless: bool,
     /// How traffic gets here.
     pub interception: Interception,
+    /// Whether it answers the workload's DNS questions, and so uses the addresses that the mesh gives to names.
+    pub dns_capture: bool,
     /// Whether HTTP/1 header names keep their spelling; the mesh's `defaultConfig` counts if the node does not say.
     pub preserve_header_case: Option<bool>,
     /// Filters built in.
@@ -140,6 +142,7 @@ impl ProxyIdentity {
                 other => return Err(format!("there is no generator {other:?}: \"grpc\" is the only one besides none")),
             },
             interception: Interception::named(&metadata.interception_mode).unwrap_or_default(),
+            dns_capture: metadata.dns_capture == "true",
             preserve_header_case: preserve_http1_header_case(&metadata.proxy_config),
             extensions: Extensions {
                 metadata_exchange: has_extension(node, "istio.metadata_exchange"),

@@ -299,7 +299,7 @@ impl Scope {
     /// Digest of all that is of matter of a proxy for the clusters and endpoints outside of its workload, besides its view.
     pub(crate) fn kin(&self) -> u64 {
         let proxy = &self.proxy;
-        let own = (proxy.role, proxy.interception, &proxy.cluster_id);
+        let own = (proxy.role, proxy.interception, &proxy.cluster_id, proxy.dns_capture);
         digest_of(&(self.snapshot.mesh_digest, own, proxy.preserve_header_case, proxy.extensions.peer_exchange))
     }
 
@@ -318,6 +318,17 @@ impl Scope {
         ];
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
         digest_of(&parts)
+    }
+
+    /// The addresses by which this proxy's workload may call a service: those that the mesh gave it only if it has none of its
+    /// own and the proxy answers DNS, in the families that the workload has.
+    pub(crate) fn addresses<'s>(&self, service: &'s Service) -> Vec<&'s str> {
+        if !service.addresses.is_empty() || !self.proxy.dns_capture {
+            return service.addresses.iter().map(String::as_str).collect();
+        }
+        let families = self.proxy.any_addresses();
+        let given = service.auto_addresses.iter().map(String::as_str);
+        given.filter(|address| families.iter().any(|family| family.contains(':') == address.contains(':'))).collect()
     }
 
     /// The service of a host as this proxy sees it.

@@ -5,6 +5,7 @@ mod held;
 pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::crd;
@@ -93,6 +94,7 @@ pub struct Snapshot {
     shape: u64,
     /// Subsets for which rules keep the routes they had.
     pub(crate) awaited: BTreeSet<held::Awaited>,
+    allocated: lower::Allocated,
     problems: Vec<Problem>,
 }
 
@@ -149,6 +151,7 @@ impl Snapshot {
             views: view::Views::default(),
             shape: 0,
             awaited: BTreeSet::new(),
+            allocated: registry.allocated,
             problems: registry.problems,
         };
         if let Some(previous) = previous {
@@ -185,6 +188,12 @@ impl Snapshot {
         &self.problems
     }
 
+    /// The addresses that the mesh gives to hosts of ServiceEntries, by object: what `status.addresses` should say. Objects
+    /// whose hosts need none are not among them.
+    pub fn allocated(&self) -> impl Iterator<Item = (&ObjectKey, &[(String, Vec<IpAddr>)])> {
+        self.allocated.iter().map(|(key, hosts)| (key, hosts.as_slice()))
+    }
+
     /// Whether some DestinationRule is for chosen workloads only.
     pub(crate) fn rules_select(&self) -> bool {
         self.destination_rules.values().flatten().any(|rule| rule.spec.workload_selector.is_some())
@@ -217,7 +226,7 @@ impl Snapshot {
                 .collect();
             json!({
                 "hostname": service.host.as_str(), "namespace": service.namespace, "name": service.name,
-                "addresses": service.addresses, "ports": ports, "resolution": format!("{:?}", service.resolution),
+                "addresses": service.addresses, "autoAddresses": service.auto_addresses, "ports": ports, "resolution": format!("{:?}", service.resolution),
                 "external": service.external, "object": service.object.to_string(), "endpoints": endpoints,
             })
         };

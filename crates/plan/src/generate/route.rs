@@ -101,7 +101,7 @@ fn virtual_hosts(scope: &Scope, egress: &Egress, which: &Which) -> Vec<VirtualHo
     let mut hosts = Vec::new();
     let listed_port = matches!(which, Which::Port(_)) && egress.port.is_some();
     for service in &egress.services {
-        for port in service.ports.iter().filter(|port| wanted(which, listed_port, service, port)) {
+        for port in service.ports.iter().filter(|port| wanted(scope, which, listed_port, service, port)) {
             let rules = routing.find(&service.host);
             let routes = match rules {
                 Some(rules) if !rules.spec.http.is_empty() => http_routes(scope, rules, port.number, "mesh"),
@@ -156,19 +156,21 @@ fn push_host(
     }
 }
 
-fn wanted(which: &Which, listed_port: bool, service: &Service, port: &Port) -> bool {
+fn wanted(scope: &Scope, which: &Which, listed_port: bool, service: &Service, port: &Port) -> bool {
     let speaks_http = port.protocol.is_http() || port.protocol == Protocol::Sniffed;
     match which {
         // A Sidecar's own egress port shows the services with that port.
-        Which::Port(number) => port.number == *number && (listed_port && speaks_http || is_shared_http(service, port)),
+        Which::Port(number) => {
+            port.number == *number && (listed_port && speaks_http || is_shared_http(scope, service, port))
+        }
         Which::One(host, number) => service.host == *host && port.number == *number,
         Which::Any => speaks_http,
     }
 }
 
 /// Whether a port's routes are among those that all HTTP services of that number share.
-pub(super) fn is_shared_http(service: &Service, port: &Port) -> bool {
-    port.protocol.is_http() || (port.protocol == Protocol::Sniffed && service.addresses.is_empty())
+pub(super) fn is_shared_http(scope: &Scope, service: &Service, port: &Port) -> bool {
+    port.protocol.is_http() || (port.protocol == Protocol::Sniffed && scope.addresses(service).is_empty())
 }
 
 /// The VirtualService of each host: the oldest with that very host, else the one with the most specific wildcard.
@@ -217,11 +219,11 @@ pub(super) fn domains(scope: &Scope, service: &Service, port: u16, with_port_onl
         names.extend([format!("{name}.{namespace}"), format!("{name}.{namespace}.svc")]);
     }
     names.extend(
-        service
-            .addresses
-            .iter()
+        scope
+            .addresses(service)
+            .into_iter()
             .filter(|address| address.parse::<std::net::IpAddr>().is_ok())
-            .map(|address| if address.contains(':') { format!("[{address}]") } else { address.clone() }),
+            .map(|address| if address.contains(':') { format!("[{address}]") } else { address.to_owned() }),
     );
     // The pods of a StatefulSet have names of their own below that of their service, which has no address.
     if service.kubernetes && service.headless {

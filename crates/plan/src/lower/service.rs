@@ -101,6 +101,7 @@ fn of_kubernetes(
         external: external_name,
         headless,
         addresses,
+        auto_addresses: Vec::new(),
         ports,
         resolution: if external_name { Resolution::Dns } else { Resolution::Static },
         exports: Exports::of(exports.split(','), &world.mesh().default_service_export_to, namespace),
@@ -342,6 +343,9 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
     if let Some(selector) = &entry.workload_selector {
         endpoints.extend(selected(&selector.labels, own, &ports, true));
     }
+    let given = registry.allocated.get(&object.key()).into_iter().flatten();
+    let allocated: BTreeMap<&String, Vec<String>> =
+        given.map(|(host, addresses)| (host, addresses.iter().map(ToString::to_string).collect())).collect();
     let service = |text: &String| {
         let host = Hostname::new(text);
         let mut endpoints = endpoints.clone();
@@ -368,6 +372,7 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
             external: entry.location == Location::MeshExternal,
             headless: false,
             addresses: entry.addresses.clone(),
+            auto_addresses: allocated.get(text).cloned().unwrap_or_default(),
             ports: ports.clone(),
             resolution: if host.is_wildcard() && resolution == Resolution::Dns {
                 Resolution::Passthrough

@@ -149,18 +149,19 @@ fn hear(
     map: &mut BTreeMap<(String, u16), Heard>,
 ) {
     const ANY: &str = "0.0.0.0";
-    if route::is_shared_http(service, port) {
+    if route::is_shared_http(scope, service, port) {
         let heard = map.entry((ANY.into(), port.number)).or_default();
         heard.routes = Some(port.number.to_string());
         // Other connections to this port go where they were sent.
         heard.sniffed = true;
         return;
     }
-    let addresses: Vec<&String> =
-        service.addresses.iter().filter(|address| address.parse::<std::net::IpAddr>().is_ok()).collect();
-    let subnets: Vec<String> = service.addresses.iter().filter(|address| address.contains('/')).cloned().collect();
+    let all = scope.addresses(service);
+    let addresses: Vec<&str> =
+        all.iter().copied().filter(|address| address.parse::<std::net::IpAddr>().is_ok()).collect();
+    let subnets: Vec<&str> = all.into_iter().filter(|address| address.contains('/')).collect();
     for address in &addresses {
-        let heard = map.entry(((*address).clone(), port.number)).or_default();
+        let heard = map.entry(((*address).to_owned(), port.number)).or_default();
         if port.protocol == Protocol::Sniffed {
             heard.routes = Some(format!("{}:{}", service.host, port.number));
             heard.sniffed = true;
