@@ -123,8 +123,6 @@ pub struct NodeMetadata {
     pub dns_capture: String,
     /// `true` asks for HTTP/1.0.
     pub http10: String,
-    /// `true` where the proxy answers the DNS queries of its workload.
-    pub dns_capture: String,
     /// The proxy's own settings, with the fields of the mesh's `defaultConfig`; null if there are none.
     #[serde(skip_serializing_if = "serde_json::Value::is_null")]
     pub proxy_config: serde_json::Value,

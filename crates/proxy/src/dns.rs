@@ -28,6 +28,7 @@ use crate::go_value::{parse_bool, parse_duration};
 
 /// Settings of the capture of DNS. Variables and defaults are Istio's.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "dns")]
 pub struct Arguments {
     /// Answer the workload's DNS queries, which `proxy init --redirect-dns` sends here.
     #[arg(long, env = "ISTIO_META_DNS_CAPTURE", num_args = 0..=1, default_value = "false", default_missing_value = "true",

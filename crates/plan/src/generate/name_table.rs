@@ -27,14 +27,14 @@ pub(super) fn all(scope: &Scope) -> Resources {
         return Resources::default();
     }
     let families = Families::of(&scope.proxy.addresses);
-    let shared = scope.view.list(ResourceKind::NameTable, digest_of(&families), || {
+    let shared = scope.view.list(ResourceKind::NameTable, digest_of(&(&families, scope.proxy.dns_capture)), || {
         let services = || scope.view.services.values();
         // Where the endpoints of others are is of no matter.
         let inputs: Vec<u64> =
             services().map(|service| if service.headless { service.digest } else { service.shape }).collect();
-        let key = digest_of(&(NAME, &families, inputs));
+        let key = digest_of(&(NAME, &families, scope.proxy.dns_capture, inputs));
         let made = scope.snapshot.made.get(key, || {
-            let names = services().flat_map(|service| of_service(service, &families));
+            let names = services().flat_map(|service| of_service(scope, service, &families));
             vec![named(NAME, &NameTable { table: names.collect() })]
         });
         made.to_vec()
@@ -62,11 +62,11 @@ impl Families {
 }
 
 /// The names of one service. Without an address there is none: then other name servers are asked, as without a mesh.
-fn of_service(service: &Service, families: &Families) -> BTreeMap<String, NameInfo> {
+fn of_service(scope: &Scope, service: &Service, families: &Families) -> BTreeMap<String, NameInfo> {
     let mut names = BTreeMap::new();
     let addresses: Vec<&str> = match service.headless {
         true => endpoints(service).map(|endpoint| endpoint.address.as_str()).collect(),
-        false => service.addresses.iter().map(String::as_str).collect(),
+        false => scope.addresses(service),
     };
     if let Some(info) = info(service, &service.name, addresses, families) {
         names.insert(service.host.to_string(), info);
