@@ -389,6 +389,27 @@ async fn applications_that_know_nothing_speak_mutual_tls() {
     .await;
 }
 
+/// The rules are tried: outbound as anybody, inbound as the proxy's user; without them, the program says so.
+#[test]
+fn rules_are_tried_with_a_connection() {
+    let network = Network::new(1);
+    let proxy = network.copy_of(&program("proxy"));
+    let validate = |user: &str, words: &[&str]| {
+        let proxy = proxy.to_str().unwrap();
+        let line = ["--reuid", user, "--regid", user, "--clear-groups", proxy, "init", "--run-validation"];
+        let output = network.output(CALLER, Path::new("setpriv"), &[&line[..], words].concat());
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for user in ["0", "1337"] {
+        let (code, told) = validate(user, &["--skip-rule-apply", "--probe-timeout", "300ms"]);
+        assert!(code == 126 && told.contains("do not work"), "{user}: {code} {told}");
+    }
+    let (code, told) = validate("0", &[]);
+    assert!(code == 0 && told.matches("comes to port 15001").count() == 2, "{code} {told}");
+    let (code, told) = validate("1337", &["--skip-rule-apply"]);
+    assert!(code == 0 && told.matches("comes to port 15006").count() == 2, "{code} {told}");
+}
+
 #[test]
 fn installing_twice_is_installing_once_and_cleaning_removes_everything() {
     let network = Network::new(1);

@@ -3,6 +3,7 @@
 
 mod rules;
 mod render;
+mod validate;
 pub mod check;
 
 use std::io::Write;
@@ -14,11 +15,12 @@ use crate::dns::resolv_conf::{RESOLV_CONF, ResolvConf};
 
 pub use render::{Program, render};
 pub use rules::{Family, Options, Rule, rules};
+pub use validate::{EXIT_CODE, Invalid};
 
 /// Installs the rules, or prints them with `--dry-run`. Doing it twice is doing it once.
 ///
 /// # Errors
-/// A flag is wrong or not built, no program takes the rules, or they are not there afterwards.
+/// A flag is wrong or not built, no program takes the rules, or they are not there afterwards; [`Invalid`] if they do not work.
 pub fn run(options: &Options) -> Result<()> {
     options.check().map_err(anyhow::Error::msg)?;
     let mut options = options.clone();
@@ -42,9 +44,13 @@ pub fn run(options: &Options) -> Result<()> {
     for family in families() {
         if options.dry_run {
             print!("{}", render(options, Program::Nft, family));
-        } else {
+        } else if !options.skip_rule_apply {
             install(options, family)?;
         }
+    }
+    if options.run_validation && !options.dry_run {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(validate::validate(options, &families()))?;
     }
     Ok(())
 }

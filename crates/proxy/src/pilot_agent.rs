@@ -553,7 +553,7 @@ mod tests {
             panic!("no capture")
         };
         assert_eq!(options.check(), Ok(()));
-        assert_eq!(options.without_effect(), ["--log_output_level", "--iptables-probe-port"]);
+        assert_eq!(options.without_effect(), ["--log_output_level"]);
         assert!(!options.redirect_dns);
         let line = "pilot-agent istio-iptables --redirect-dns --capture-all-dns=true --cni-mode";
         let AgentCommand::IstioIptables(options) = PilotAgent::try_parse_from(line.split(' ')).unwrap().command else {

@@ -1,11 +1,12 @@
 //! Which packets go where: pure, in the order in which they are asked.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use clap::Args;
 use ipnet::IpNet;
 
-use crate::go_value::parse_bool;
+use crate::go_value::{parse_bool, parse_duration};
 
 /// What is captured. Flags and defaults are Istio's.
 #[derive(Clone, Debug, Args)]
@@ -73,6 +74,20 @@ pub struct Options {
     /// Remove the rules.
     #[arg(long)]
     pub cleanup_only: bool,
+    /// Try the rules with a connection through them; if they do not work, end with 126.
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true",
+          value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub run_validation: bool,
+    /// Install nothing: whoever else does has done so.
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true",
+          value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub skip_rule_apply: bool,
+    /// Port that the rules are tried with.
+    #[arg(long = "iptables-probe-port", default_value_t = 15002)]
+    pub probe_port: u16,
+    /// How long the rules may take to work.
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    pub probe_timeout: Duration,
     /// Flags of Istio's that do nothing here.
     #[command(flatten)]
     pub idle: Idle,
@@ -90,12 +105,6 @@ pub struct Idle {
     /// As above.
     #[arg(long = "log_as_json", hide = true, num_args = 0..=1, default_missing_value = "true")]
     log_as_json: Option<String>,
-    /// Rules are verified by reading them back.
-    #[arg(long, hide = true)]
-    iptables_probe_port: Option<String>,
-    /// As above.
-    #[arg(long, hide = true)]
-    probe_timeout: Option<String>,
     /// Rules that differ are always replaced.
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     reconcile: Option<String>,
@@ -122,12 +131,6 @@ pub struct Idle {
 /// Flags of Istio's `istio-iptables` that are refused.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NotBuilt {
-    /// Validation apart from installation, which a CNI plugin needs.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    run_validation: Option<bool>,
-    /// As above.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    skip_rule_apply: Option<bool>,
     /// Work from outside of the pod.
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     cni_mode: Option<bool>,
@@ -139,8 +142,6 @@ pub struct NotBuilt {
 impl NotBuilt {
     fn asked(&self) -> Option<&'static str> {
         let flags = [
-            ("--run-validation", self.run_validation),
-            ("--skip-rule-apply", self.skip_rule_apply),
             ("--cni-mode", self.cni_mode),
             ("--network-namespace", self.network_namespace.as_ref().map(|name| !name.is_empty())),
         ];
@@ -158,7 +159,10 @@ impl Options {
             return Err(format!("{flag}: this is not built"));
         }
         if self.mode != "REDIRECT" {
-            return Err(format!("-m {}: only REDIRECT is built; TPROXY is not yet", self.mode));
+            return Err(format!(
+                "-m {}: only REDIRECT is built; with TPROXY the application would see the address of its caller",
+                self.mode
+            ));
         }
         let lists = [
             ("-b", &self.inbound_ports),
@@ -193,8 +197,6 @@ impl Options {
         let flags = [
             ("--log_output_level", &idle.log_output_level),
             ("--log_as_json", &idle.log_as_json),
-            ("--iptables-probe-port", &idle.iptables_probe_port),
-            ("--probe-timeout", &idle.probe_timeout),
             ("--reconcile", &idle.reconcile),
             ("--force-apply", &idle.force_apply),
             ("--native-nftables", &idle.native_nftables),
@@ -208,7 +210,7 @@ impl Options {
 }
 
 /// A list on the command line may be empty text.
-fn given(list: &[String]) -> impl Iterator<Item = &str> {
+pub(super) fn given(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().map(|word| word.trim()).filter(|word| !word.is_empty())
 }
 
