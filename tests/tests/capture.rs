@@ -234,14 +234,14 @@ async fn names_of_the_mesh_are_found_by_programs_that_know_nothing() {
     };
     let proxy = network.folder.path().join("proxy");
     let forwarded = || mesh.metric_of(CALLER, "15020", &["istio_agent_dns_upstream_requests_total"]);
-    for program in ["nft", "iptables"] {
-        if program == "iptables" {
+    for program in ["nft", "iptables", "iptables-legacy"] {
+        if program != "nft" {
             let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             network.set_resolv_conf(CALLER, RESOLV_CONF);
-            install_with_iptables(network, CALLER, &proxy, &["--redirect-dns"]);
-            install_with_iptables(network, CALLER, &proxy, &["--redirect-dns"]);
-            let raw = network.output(CALLER, Path::new("iptables"), &["-t", "raw", "-S"]);
+            install_with_iptables(network, CALLER, &proxy, program, &["--redirect-dns"]);
+            install_with_iptables(network, CALLER, &proxy, program, &["--redirect-dns"]);
+            let raw = network.output(CALLER, Path::new(program), &["-t", "raw", "-S"]);
             let raw = String::from_utf8_lossy(&raw.stdout).into_owned();
             assert_eq!(raw.matches("-A OUTPUT").count(), 1, "{raw}");
         }
@@ -275,11 +275,12 @@ async fn names_of_the_mesh_are_found_by_programs_that_know_nothing() {
     }
 }
 
-/// With a system that has no nft.
-fn install_with_iptables(network: &Network, machine: usize, proxy: &Path, words: &[&str]) {
-    let folder = network.folder.path().join("only-iptables");
+/// With a system that has no nft, and one kind of iptables.
+fn install_with_iptables(network: &Network, machine: usize, proxy: &Path, program: &str, words: &[&str]) {
+    let folder = network.folder.path().join(format!("only-{program}"));
     let _ = std::fs::create_dir(&folder);
-    for name in ["iptables", "ip6tables", "iptables-restore", "ip6tables-restore", "ip"] {
+    let six = program.replace("ip", "ip6");
+    for name in [program, &six, &format!("{program}-restore"), &format!("{six}-restore"), "ip"] {
         let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name));
         let _ = std::os::unix::fs::symlink(found.into_iter().find(|path| path.exists()).unwrap(), folder.join(name));
     }
@@ -287,7 +288,7 @@ fn install_with_iptables(network: &Network, machine: usize, proxy: &Path, words:
     let words = [&[path.as_str(), proxy.to_str().unwrap(), "init"], words].concat();
     let output = network.output(machine, Path::new("env"), &words);
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && told.contains("with iptables-restore"), "{told}");
+    assert!(output.status.success() && told.contains(&format!("with {program}-restore")), "{told}");
 }
 
 fn install(network: &Network, machine: usize, proxy: &Path) {

@@ -14,6 +14,8 @@ pub enum Program {
     Nft,
     /// `iptables-restore --noflush`, `ip6tables-restore --noflush`
     Iptables,
+    /// The same for kernels without nf_tables, under the name that distributions give it.
+    IptablesLegacy,
 }
 
 impl Program {
@@ -23,6 +25,19 @@ impl Program {
             (Program::Nft, _) => "nft",
             (Program::Iptables, Family::Four) => "iptables-restore",
             (Program::Iptables, Family::Six) => "ip6tables-restore",
+            (Program::IptablesLegacy, Family::Four) => "iptables-legacy-restore",
+            (Program::IptablesLegacy, Family::Six) => "ip6tables-legacy-restore",
+        }
+    }
+
+    /// The program that takes and shows single rules.
+    pub(super) fn single(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Program::Nft, _) => "nft",
+            (Program::Iptables, Family::Four) => "iptables",
+            (Program::Iptables, Family::Six) => "ip6tables",
+            (Program::IptablesLegacy, Family::Four) => "iptables-legacy",
+            (Program::IptablesLegacy, Family::Six) => "ip6tables-legacy",
         }
     }
 }
@@ -107,7 +122,7 @@ pub fn render(options: &Options, program: Program, family: Family) -> String {
     let rules = rules(options, family);
     match program {
         Program::Nft => nft(&rules, family),
-        Program::Iptables => iptables(&rules),
+        Program::Iptables | Program::IptablesLegacy => iptables(&rules),
     }
 }
 
