@@ -65,15 +65,15 @@ impl Mesh {
         }
     }
 
-    /// A page of each replica of the control plane.
-    async fn pages(&self, path: &str) -> Result<Vec<Value>> {
+    /// A page of each replica of the control plane, with the replica's name or address.
+    async fn pages(&self, path: &str) -> Result<Vec<(String, Value)>> {
         let read = |answer: Answer| serde_json::from_slice(&answer.body).with_context(|| format!("{path} is not JSON"));
         match &self.way {
             Way::Direct(address) => {
                 let answer = fetch::get(address, path).await.with_context(|| {
                     format!("the control plane was asked at {address}; set --meshd or the variable MESHD to its debug port, or name a cluster with --kubeconfig")
                 })?;
-                Ok(vec![read(answer)?])
+                Ok(vec![(address.clone(), read(answer)?)])
             }
             Way::Pods(cluster, namespace) => {
                 let pods = cluster.running(Some(namespace), "app=istiod").await?;
@@ -85,7 +85,8 @@ impl Mesh {
                 }
                 let mut pages = Vec::new();
                 for (namespace, pod) in pods {
-                    pages.push(read(cluster.fetch(&namespace, &pod, DEBUG, Method::GET, path).await?)?);
+                    let page = read(cluster.fetch(&namespace, &pod, DEBUG, Method::GET, path).await?)?;
+                    pages.push((pod, page));
                 }
                 Ok(pages)
             }
@@ -97,7 +98,8 @@ impl Mesh {
     /// # Errors
     /// It cannot be reached, or does not have the page.
     pub async fn page(&self, path: &str) -> Result<Value> {
-        self.pages(path).await?.into_iter().next().context("the control plane has no replica")
+        let first = self.pages(path).await?.into_iter().next();
+        first.map(|(_, page)| page).context("the control plane has no replica")
     }
 
     /// All connected proxies, of all replicas.
@@ -106,8 +108,9 @@ impl Mesh {
     /// See [`Mesh::page`].
     pub async fn proxies(&self) -> Result<Vec<SyncStatus>> {
         let mut all: Vec<SyncStatus> = Vec::new();
-        for page in self.pages("/debug/syncz").await? {
-            all.extend(serde_json::from_value::<Vec<SyncStatus>>(page).context("the list of proxies cannot be read")?);
+        for (replica, page) in self.pages("/debug/syncz").await? {
+            let rows: Vec<SyncStatus> = serde_json::from_value(page).context("the list of proxies cannot be read")?;
+            all.extend(rows.into_iter().map(|row| SyncStatus { control_plane: replica.clone(), ..row }));
         }
         all.sort_by(|a, b| a.proxy.cmp(&b.proxy));
         Ok(all)
@@ -119,6 +122,7 @@ impl Mesh {
     /// None or several have the name.
     pub async fn proxy(&self, name: &str) -> Result<SyncStatus> {
         let mut proxies = self.proxies().await?;
+        let name = name.strip_prefix("pod/").unwrap_or(name);
         let exact = proxies.iter().position(|row| row.proxy == name);
         let place = match exact {
             Some(place) => place,

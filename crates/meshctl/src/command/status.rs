@@ -27,13 +27,13 @@ pub(super) async fn run(mesh: &Mesh, proxy: Option<&str>, output: Format) -> Res
     };
     let kinds: Vec<String> = rows[0].types.iter().map(|kind| kind.kind.clone()).filter(|kind| is_shown(kind)).collect();
     let heading: Vec<&str> =
-        ["NAME", "CLUSTER"].into_iter().chain(kinds.iter().map(String::as_str)).chain(["VERSION"]).collect();
+        ["NAME", "CLUSTER"].into_iter().chain(kinds.iter().map(String::as_str)).chain(["ISTIOD", "VERSION"]).collect();
     let cells = |row: &SyncStatus| {
         let states = row.types.iter().filter(|one| kinds.contains(&one.kind)).map(|one| one.state.clone());
         [row.proxy.clone(), row.cluster_id.clone()]
             .into_iter()
             .chain(states)
-            .chain([row.proxy_version.clone()])
+            .chain([row.control_plane.clone(), row.proxy_version.clone()])
             .collect()
     };
     let mut text = table(&heading, &rows.iter().map(cells).collect::<Vec<_>>());
