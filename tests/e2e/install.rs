@@ -42,6 +42,34 @@ pub(crate) fn again(cluster: &Cluster) -> Result<String> {
     Ok(String::new())
 }
 
+const TAGGED: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: tagged, namespace: default, labels: {istio.io/rev: prod}}
+spec: {hosts: [tagged.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}
+";
+
+/// An object that is labelled with a tag belongs to the revision that the tag stands for, as long as it does.
+pub(crate) fn tagged(cluster: &Cluster) -> Result<String> {
+    let words = "exec -n istio-system deploy/istiod -- /usr/local/bin/pilot-discovery request GET /debug/configz?kind=serviceentry";
+    let known = || Ok::<_, anyhow::Error>(cluster.kubectl(words)?.contains("tagged.example.com"));
+    cluster.apply(TAGGED)?;
+    cluster.meshctl("tag set prod --revision default")?;
+    cluster.until("the object is this revision's", || {
+        ensure!(known()?, "it is not");
+        let entry = cluster.get("serviceentry -n default tagged")?;
+        ensure!(entry["status"]["observedGeneration"] == 1, "status {}", entry["status"]);
+        Ok(())
+    })?;
+    cluster.meshctl("tag remove prod -y")?;
+    cluster.until("the object is another's", || {
+        ensure!(!known()?, "it is not");
+        Ok(())
+    })?;
+    cluster.kubectl("delete serviceentry -n default tagged")?;
+    Ok(String::new())
+}
+
 /// What has been added since before the installation, and what is still named after the mesh.
 pub(crate) fn remains(cluster: &Cluster) -> Result<Vec<String>> {
     let empty = BTreeSet::new();

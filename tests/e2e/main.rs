@@ -73,6 +73,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("control_plane_killed_under_load", outages::control_plane),
     scenario("control_plane_replaced_while_objects_are_written", outages::replaced_while_written),
     scenario("two_replicas_share_proxies_and_one_writes", outages::two_replicas),
+    scenario("objects_of_a_tag_are_its_revisions", install::tagged),
     breakage("api_server_restarted_under_load", outages::api_server),
     breakage("kubelet_restarted_under_load", outages::kubelet),
     scenario("python_client_writes_each_version", clients::python),

@@ -26,6 +26,9 @@ keys! {
     VERSION = "version": "Version; fallback of the canonical revision.";
     APP_VERSION = "app.kubernetes.io/version": "Version; preferred over `version`.";
     EXPORT_TO = "networking.istio.io/exportTo": "Namespaces that may see a Service.";
+    TRAFFIC_DISTRIBUTION = "networking.istio.io/traffic-distribution": "Annotation of a Service, ServiceEntry or namespace: PreferSameZone, PreferClose or PreferSameNode.";
+    TOPOLOGY_MODE = "service.kubernetes.io/topology-mode": "Annotation of a Service for kube-proxy; the mesh has `trafficDistribution` for it.";
+    HOSTNAME = "kubernetes.io/hostname": "Node of a workload that is not a pod.";
     AUTO_ALLOCATE = "networking.istio.io/enable-autoallocate-ip": "Label of a ServiceEntry: `false` if its hosts get no address from the mesh.";
     REGION = "topology.kubernetes.io/region": "Region of a node.";
     ZONE = "topology.kubernetes.io/zone": "Zone of a node.";

@@ -34,6 +34,12 @@ pub struct ServiceSpec {
     pub kind: String,
     /// DNS name behind an ExternalName service.
     pub external_name: String,
+    /// Endpoints count before they are ready.
+    pub publish_not_ready_addresses: bool,
+    /// PreferSameZone (or its older name PreferClose), PreferSameNode.
+    pub traffic_distribution: String,
+    /// Cluster, or Local: only endpoints of the caller's node.
+    pub internal_traffic_policy: String,
 }
 
 /// Port of a Service.
@@ -166,6 +172,18 @@ pub struct PodSpec {
     pub host_network: bool,
     /// Containers.
     pub containers: Vec<Container>,
+    /// As whom they run, if they do not say themselves.
+    pub security_context: Option<SecurityContext>,
+}
+
+/// As whom a container runs.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SecurityContext {
+    /// User's number; the image's if it is not said.
+    pub run_as_user: Option<i64>,
+    /// Group's number.
+    pub run_as_group: Option<i64>,
 }
 
 /// Container of a Pod.
@@ -176,6 +194,8 @@ pub struct Container {
     pub name: String,
     /// Ports.
     pub ports: Vec<ContainerPort>,
+    /// As whom it runs.
+    pub security_context: Option<SecurityContext>,
 }
 
 /// Port of a container.

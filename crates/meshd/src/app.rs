@@ -93,6 +93,7 @@ impl Running {
             let writers = Writers {
                 client,
                 namespace: config.root_namespace.clone(),
+                revision: config.revision.clone(),
                 replica: config.replica.clone(),
                 bundle: root.bundle.clone(),
                 published: published.clone(),

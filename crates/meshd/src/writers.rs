@@ -1,5 +1,6 @@
 //! What the control plane writes into the cluster. One replica does it, the one that holds the lease; all others wait for it.
 
+mod addresses;
 mod root_certificate;
 mod status;
 mod webhook_bundle;
@@ -8,14 +9,16 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use api::object::Kind;
 use kube::Client;
+use kube::api::ApiResource;
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::state::Published;
 
-/// Name of the lease (Istio's `istio-leader`).
+/// Name of the lease (Istio's `istio-leader`), followed by the revision if that is not the default: each writes of its own objects.
 const LEASE: &str = "istio-leader";
 /// A holder that is silent for so long has lost it. What is written twice is written the same, so it need not be long.
 const LEASE_SECONDS: u64 = 6;
@@ -27,6 +30,8 @@ pub struct Writers {
     pub client: Client,
     /// Where the control plane lives.
     pub namespace: String,
+    /// Revision of the control plane.
+    pub revision: String,
     /// Name of this replica.
     pub replica: String,
     /// What workloads trust, PEM.
@@ -41,14 +46,18 @@ impl Writers {
     /// # Errors
     /// The lease cannot be used at all.
     pub async fn run(self, shutdown: CancellationToken) -> Result<()> {
-        let manager = LeaseManagerBuilder::new(self.client.clone(), LEASE)
+        let lease = match self.revision.as_str() {
+            "default" => LEASE.to_owned(),
+            revision => format!("{LEASE}-{revision}"),
+        };
+        let manager = LeaseManagerBuilder::new(self.client.clone(), &lease)
             .with_namespace(&self.namespace)
             .with_identity(&self.replica)
             .with_duration(LEASE_SECONDS)
             .with_grace(LEASE_SECONDS / 3)
             .build()
             .await
-            .with_context(|| format!("the lease {}/{LEASE} cannot be used", self.namespace))?;
+            .with_context(|| format!("the lease {}/{lease} cannot be used", self.namespace))?;
         let (mut leads, task) = manager.watch().await;
         loop {
             let ended = tokio::select! {
@@ -59,12 +68,12 @@ impl Writers {
                 break;
             }
             tracing::info!(
-                lease = LEASE,
+                lease,
                 "this replica leads: it writes root certificates, CA bundles and the status of objects"
             );
             tokio::select! {
                 () = self.write() => {}
-                _ = leads.wait_for(|leads| !*leads) => tracing::info!(lease = LEASE, "this replica no longer leads"),
+                _ = leads.wait_for(|leads| !*leads) => tracing::info!(lease, "this replica no longer leads"),
                 () = shutdown.cancelled() => break,
             }
         }
@@ -78,6 +87,7 @@ impl Writers {
         tokio::join!(
             again("root certificates", || root_certificate::keep(self)),
             again("CA bundles of webhooks", || webhook_bundle::keep(self)),
+            again("addresses of hosts", || addresses::keep(self)),
             again("status of objects", || status::keep(self)),
         );
     }
@@ -90,5 +100,17 @@ async fn again<F: Future<Output = Result<()>>>(what: &str, work: impl Fn() -> F)
             tracing::warn!(what, "could not be written, is tried again: {error:#}");
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+}
+
+/// How the API server is asked for objects of a kind of ours.
+fn resource(kind: Kind) -> ApiResource {
+    let row = kind.row();
+    ApiResource {
+        group: row.group.to_owned(),
+        version: row.storage.to_owned(),
+        api_version: format!("{}/{}", row.group, row.storage),
+        kind: row.name.to_owned(),
+        plural: row.plural.to_owned(),
     }
 }

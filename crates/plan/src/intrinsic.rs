@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use api::annotation;
 use api::crd;
 use api::crd::destination_rule::{
     ClientTlsMode, ConnectionPoolSettings, LoadBalancerSettings, OutlierDetection, SimpleLb, TrafficPolicy,
@@ -14,6 +15,7 @@ use api::object::{Body, Object};
 use api::problem::{Code, Problem, Severity};
 use api::value::{Duration, StringMatch};
 
+use crate::bypass::bypassing;
 use crate::model::{Protocol, grpc_status};
 
 /// A problem of an object.
@@ -46,6 +48,12 @@ pub fn intrinsic(object: &Object) -> Vec<Problem> {
             told.warn("spec.address", Code::MissingField, "The workload has no address; it is nobody's endpoint.");
         }
         Body::PeerAuthentication(spec) => peer_authentication(&mut told, spec),
+        // Pods without a proxy, and those whose traffic is not captured, have nothing to go around.
+        Body::Pod(pod) if is_captured(object) => {
+            for (field, sentence) in bypassing(&pod.spec) {
+                told.warn(&field, Code::SidecarBypassed, &sentence);
+            }
+        }
         Body::AuthorizationPolicy(_) | Body::RequestAuthentication(_) => {
             told.error(
                 "",
@@ -64,6 +72,12 @@ pub fn intrinsic(object: &Object) -> Vec<Problem> {
         _ => {}
     }
     told.problems
+}
+
+fn is_captured(pod: &Object) -> bool {
+    let annotations = &pod.meta.annotations;
+    let mode = annotations.get(annotation::INTERCEPTION_MODE).map_or("", String::as_str);
+    annotations.contains_key(annotation::SIDECAR_STATUS) && mode != "NONE"
 }
 
 /// Problems as they are found.

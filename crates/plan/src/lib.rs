@@ -9,6 +9,7 @@ pub mod proxy;
 pub mod model;
 mod resources;
 mod made;
+mod bypass;
 mod intrinsic;
 mod mesh_settings;
 pub mod world;
@@ -20,6 +21,7 @@ mod generate;
 pub mod go_template;
 pub mod inject;
 
+pub use bypass::bypassing;
 pub use intrinsic::intrinsic;
 pub use model::Named;
 pub use proxy::ProxyIdentity;

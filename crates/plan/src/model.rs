@@ -138,6 +138,30 @@ pub enum Resolution {
     Passthrough,
 }
 
+/// Which endpoints a caller is sent to first; others only as far as those cannot take all (Istio `TrafficDistribution`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Distribution {
+    /// All are equal.
+    #[default]
+    Any,
+    /// Those of the caller's zone, then of its region.
+    SameZone,
+    /// Those of the caller's node, then of its sub-zone, zone and region.
+    SameNode,
+}
+
+impl Distribution {
+    /// By the name that users write.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name.to_ascii_lowercase().as_str() {
+            "" => Self::Any,
+            "preferclose" | "prefersamezone" => Self::SameZone,
+            "prefersamenode" => Self::SameNode,
+            _ => return None,
+        })
+    }
+}
+
 /// Who sees an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Exports {
@@ -187,6 +211,8 @@ pub struct Workload {
     pub service_account: String,
     /// `region/zone/subzone`.
     pub locality: String,
+    /// Name of its node; empty if it is not known.
+    pub node: String,
     /// Share among the endpoints; 0 is 1.
     pub weight: u32,
     /// Ports by name.
@@ -197,6 +223,15 @@ pub struct Workload {
     pub ready: bool,
     /// For ties.
     pub age: Age,
+}
+
+/// Where a workload is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Place {
+    /// `region/zone/subzone`.
+    pub(crate) locality: String,
+    /// Name of the node; empty unless some service asks for it.
+    pub(crate) node: String,
 }
 
 /// Which kind of thing a workload is.
@@ -229,6 +264,8 @@ pub struct Endpoint {
     pub service_account: String,
     /// `region/zone/subzone`.
     pub locality: String,
+    /// Name of its node; empty if it is not known.
+    pub node: String,
     /// Share; 0 is 1.
     pub weight: u32,
     /// Whether it accepts mutual TLS.
@@ -267,6 +304,10 @@ pub struct Service {
     pub resolution: Resolution,
     /// Who sees it.
     pub exports: Exports,
+    /// Which endpoints are preferred.
+    pub distribution: Distribution,
+    /// Only endpoints of the caller's own node count (`internalTrafficPolicy: Local`).
+    pub node_local: bool,
     /// Names the server must have, if the object says.
     pub subject_alt_names: Vec<String>,
     /// For ties.
@@ -289,6 +330,11 @@ impl Service {
         let listed = self.resolution == Resolution::Static || self.resolution == Resolution::Passthrough;
         let shape = digest_of(&(&self, accounts, (!listed).then_some(&endpoints)));
         Self { endpoints, shape, ..self }
+    }
+
+    /// Whether callers of different places are sent to different endpoints.
+    pub fn depends_on_place(&self) -> bool {
+        self.node_local || self.distribution != Distribution::Any
     }
 
     /// A port by its number.

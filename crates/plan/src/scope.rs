@@ -16,7 +16,7 @@ use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 use api::selector::selects;
 use api::value::Labels;
 
-use crate::model::{Digested, Named, Protocol, Service, digest_of};
+use crate::model::{Digested, Named, Place, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::resources::ordered;
 use crate::snapshot::view::{View, sidecar_of};
@@ -35,6 +35,8 @@ pub struct Scope {
     pub(crate) view: Arc<View>,
     pub(crate) inbound: Vec<Inbound>,
     pub(crate) gateways: Vec<Arc<Plain<crd::Gateway>>>,
+    /// Where the workload is, if that is of matter for some service.
+    pub(crate) place: Option<Place>,
     /// For a gateway: ports of services that select it, and the port that the gateway itself listens on.
     pub(crate) target_ports: BTreeMap<u16, BTreeSet<u16>>,
     key: u64,
@@ -78,8 +80,10 @@ impl Scope {
         let proxy = ProxyIdentity { interception: proxy.interception.or_of(&snapshot.mesh), ..proxy.clone() };
         let sidecar = (proxy.role == Role::Sidecar).then(|| sidecar_of(snapshot, &proxy.namespace, &labels)).flatten();
         let view = View::shared(snapshot, &proxy, &labels, sidecar.as_deref());
+        let place = workload.as_ref().and_then(|workload| snapshot.place(workload));
         let mut scope = Scope {
             snapshot: snapshot.clone(),
+            place,
             proxy,
             labels,
             view,
@@ -281,6 +285,7 @@ impl Scope {
             self.snapshot.mesh_digest,
             digest_of(&proxy),
             digest_of(&self.labels),
+            digest_of(&self.place),
             sidecar.map_or(0, |sidecar| sidecar.digest),
             digest_of(&self.inbound),
             digest_of(&self.target_ports),
@@ -300,7 +305,8 @@ impl Scope {
     pub(crate) fn kin(&self) -> u64 {
         let proxy = &self.proxy;
         let own = (proxy.role, proxy.interception, &proxy.cluster_id, proxy.dns_capture);
-        digest_of(&(self.snapshot.mesh_digest, own, proxy.preserve_header_case, proxy.extensions.peer_exchange))
+        let place = (proxy.any_addresses(), &self.place);
+        digest_of(&(self.snapshot.mesh_digest, own, place, proxy.preserve_header_case, proxy.extensions.peer_exchange))
     }
 
     /// Digest of all that outbound listeners and routes, and a gateway's routes, are made from. The workload's labels are
@@ -320,15 +326,17 @@ impl Scope {
         digest_of(&parts)
     }
 
-    /// The addresses by which this proxy's workload may call a service: those that the mesh gave it only if it has none of its
-    /// own and the proxy answers DNS, in the families that the workload has.
+    /// The addresses by which this proxy's workload may call a service, in the families that it has: those that the mesh gave the
+    /// service only if it has none of its own and the proxy answers DNS.
     pub(crate) fn addresses<'s>(&self, service: &'s Service) -> Vec<&'s str> {
-        if !service.addresses.is_empty() || !self.proxy.dns_capture {
-            return service.addresses.iter().map(String::as_str).collect();
-        }
         let families = self.proxy.any_addresses();
-        let given = service.auto_addresses.iter().map(String::as_str);
-        given.filter(|address| families.iter().any(|family| family.contains(':') == address.contains(':'))).collect()
+        let reached = |address: &&String| families.iter().any(|family| family.contains(':') == address.contains(':'));
+        if service.addresses.is_empty() && self.proxy.dns_capture {
+            return service.auto_addresses.iter().filter(reached).map(String::as_str).collect();
+        }
+        // A service that has none in the workload's families is still no service without address.
+        let all = !service.addresses.iter().any(|address| reached(&address));
+        service.addresses.iter().filter(|address| all || reached(address)).map(String::as_str).collect()
     }
 
     /// The service of a host as this proxy sees it.

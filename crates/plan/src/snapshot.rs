@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 
 use crate::lower::{self, ByKind};
 use crate::made::Made;
-use crate::model::{Age, Digested, Exports, Service, Workload, digest_of};
+use crate::model::{Age, Digested, Distribution, Exports, Place, Service, Workload, digest_of};
 use crate::world::World;
 
 /// A VirtualService with its names resolved.
@@ -95,6 +95,8 @@ pub struct Snapshot {
     /// Subsets for which rules keep the routes they had.
     pub(crate) awaited: BTreeSet<held::Awaited>,
     allocated: lower::Allocated,
+    /// Some service asks where its callers are; and on which node.
+    asks_place: (bool, bool),
     problems: Vec<Problem>,
 }
 
@@ -152,11 +154,19 @@ impl Snapshot {
             shape: 0,
             awaited: BTreeSet::new(),
             allocated: registry.allocated,
+            asks_place: (false, false),
             problems: registry.problems,
         };
         if let Some(previous) = previous {
             snapshot.hold_routes(previous);
         }
+        snapshot.asks_place = (
+            snapshot.services.iter().any(|service| service.depends_on_place()),
+            snapshot
+                .services
+                .iter()
+                .any(|service| service.node_local || service.distribution == Distribution::SameNode),
+        );
         snapshot.shape = snapshot.shape_digest();
         match previous.filter(|previous| previous.shape == snapshot.shape) {
             Some(previous) => snapshot.views = view::Views::after(previous, &snapshot),
@@ -192,6 +202,16 @@ impl Snapshot {
     /// whose hosts need none are not among them.
     pub fn allocated(&self) -> impl Iterator<Item = (&ObjectKey, &[(String, Vec<IpAddr>)])> {
         self.allocated.iter().map(|(key, hosts)| (key, hosts.as_slice()))
+    }
+
+    /// Where a workload is, as far as some service asks: workloads of one zone, or of one node, are told the same.
+    pub(crate) fn place(&self, workload: &Workload) -> Option<Place> {
+        let (locality, node) = self.asks_place;
+        let place = || Place {
+            locality: workload.locality.clone(),
+            node: if node { workload.node.clone() } else { String::new() },
+        };
+        locality.then(place)
     }
 
     /// Whether some DestinationRule is for chosen workloads only.

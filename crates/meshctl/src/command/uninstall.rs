@@ -89,12 +89,16 @@ async fn of_everybody(cluster: &Cluster, namespace: &str) -> Result<Vec<Value>> 
     }));
     let named = format!("metadata.name={ROOT_CERTIFICATE}");
     found.extend(cluster.list("v1", "ConfigMap", None, "", &named).await?);
-    for (version, kind, name) in
-        [("v1", "Secret", "istio-ca-secret"), ("coordination.k8s.io/v1", "Lease", "istio-leader")]
-    {
-        let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}});
-        found.extend(cluster.get(&object).await?.map(|_| object));
-    }
+    let key =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "istio-ca-secret", "namespace": namespace}});
+    found.extend(cluster.get(&key).await?.map(|_| key));
+    // One for each revision, those that are gone too.
+    let leases = cluster.list("coordination.k8s.io/v1", "Lease", Some(namespace), "", "").await?;
+    let ours = |lease: &Value| {
+        let name = lease["metadata"]["name"].as_str().and_then(|name| name.strip_prefix("istio-leader"));
+        name.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    found.extend(leases.into_iter().filter(ours));
     found.extend(cluster.list("v1", "Namespace", None, &format!("{OWNED}={OWNER}"), "").await?);
     Ok(found)
 }

@@ -1,6 +1,7 @@
 //! Objects of a cluster: one watch a kind, all of them in one stream of batches. A watch that breaks is begun again from a
 //! whole list; until then what was seen last stays in effect, however long the API server is away.
 
+mod tags;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +11,10 @@ use api::object::{Kind, ObjectKey};
 use api::problem::Problem;
 use kube::Client;
 use plan::Change;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Batch;
-use watched::{follow, selections};
+use watched::{Revisions, follow, selections};
 
 /// Most events that one batch takes.
 const MOST: usize = 4_096;
@@ -34,7 +35,9 @@ enum Event {
 /// from a half.
 pub async fn run(client: Client, root_namespace: String, revision: String, batches: mpsc::Sender<Batch>) {
     let (send, mut events) = mpsc::channel(MOST);
-    let selections = selections(&root_namespace, &revision);
+    let (tell, tags) = watch::channel(None);
+    tokio::spawn(tags::follow(client.clone(), revision.clone(), tell));
+    let selections = selections(&root_namespace, &Revisions::new(revision, tags));
     let mut unlisted: BTreeSet<Kind> = selections.iter().map(|selection| selection.kind).collect();
     for selection in selections {
         tokio::spawn(follow(client.clone(), selection, send.clone()));

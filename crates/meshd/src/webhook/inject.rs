@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use api::annotation;
 use api::object::{Kind, ObjectKey};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -11,6 +12,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use plan::bypassing;
 use plan::inject::{Context, Outcome, Settings, inject, patch};
 use prometheus::{Histogram, HistogramOpts, IntCounter, Registry};
 use serde_json::{Value, json};
@@ -127,7 +129,8 @@ fn respond(injector: &Injector, path: &str, review: &Value) -> Result<Value, (St
         .find_map(|key| pod.pointer(&format!("/metadata/{key}"))?.as_str())
         .unwrap_or_default();
     Ok(match inject(&pod, &context, &settings) {
-        Outcome::Injected { pod: injected, warnings } => {
+        Outcome::Injected { pod: injected, mut warnings } => {
+            warnings.extend(gone_around(&injected));
             injector.counters.success.inc();
             tracing::debug!(namespace, name, "injected");
             let mut response = json!({"uid": uid, "allowed": true});
@@ -152,6 +155,15 @@ fn respond(injector: &Injector, path: &str, review: &Value) -> Result<Value, (St
             json!({"uid": uid, "allowed": false, "status": {"code": 422, "reason": "Invalid", "message": sentence}})
         }
     })
+}
+
+/// Containers that go around the proxy that the pod has got, one sentence each.
+fn gone_around(injected: &Value) -> Vec<String> {
+    let mode = injected["metadata"]["annotations"][annotation::INTERCEPTION_MODE].as_str();
+    match serde_json::from_value(injected["spec"].clone()) {
+        Ok(spec) if mode != Some("NONE") => bypassing(&spec).into_iter().map(|(_, sentence)| sentence).collect(),
+        _ => Vec::new(),
+    }
 }
 
 fn labels_of(injector: &Injector, namespace: &str) -> plan::inject::Texts {
@@ -250,6 +262,18 @@ mod tests {
         ] {
             assert!(metrics.contains(line), "{line} is not in {metrics}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_would_go_around_his_proxy_is_warned() {
+        let mut bypassing = pod(json!({}));
+        bypassing["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 1337});
+        let (_, answer, _) = ask(Some(settings()), "/inject", review(bypassing.clone())).await;
+        let warnings = answer["response"]["warnings"].as_array().unwrap();
+        assert!(warnings.len() == 1 && warnings[0].as_str().unwrap().contains("1337"), "{warnings:?}");
+        bypassing["metadata"]["annotations"] = json!({"sidecar.istio.io/interceptionMode": "NONE"});
+        let (_, answer, _) = ask(Some(settings()), "/inject", review(bypassing)).await;
+        assert!(answer["response"]["warnings"].is_null(), "{answer}");
     }
 
     #[tokio::test]

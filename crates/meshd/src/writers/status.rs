@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use api::object::{KINDS, Kind, ObjectKey};
+use api::object::{KINDS, ObjectKey};
 use api::problem::{ObjectRef, Problem, Severity};
-use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::Writers;
+use super::{Writers, resource};
 use crate::state::Published;
 
 /// Pause between two writes: at most 20 a second.
@@ -127,17 +127,6 @@ async fn say(client: &Client, key: &ObjectKey, verdict: &Verdict) -> Result<()> 
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-fn resource(kind: Kind) -> ApiResource {
-    let row = kind.row();
-    ApiResource {
-        group: row.group.to_owned(),
-        version: row.storage.to_owned(),
-        api_version: format!("{}/{}", row.group, row.storage),
-        kind: row.name.to_owned(),
-        plural: row.plural.to_owned(),
     }
 }
 

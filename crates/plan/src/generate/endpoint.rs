@@ -1,6 +1,6 @@
 //! EDS: the endpoints of each cluster that takes them from here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::annotation;
@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{cluster, named, wire};
 use crate::lower::locality_parts;
 use crate::model::Named;
-use crate::model::{Endpoint, Protocol, Service};
+use crate::model::{Distribution, Endpoint, Protocol, Service};
 use crate::resources::Resources;
 use crate::scope::Scope;
 
@@ -67,21 +67,25 @@ pub(super) fn assignment(
     port: u16,
     labels: &Labels,
 ) -> ClusterLoadAssignment {
-    let mut localities: BTreeMap<&str, Vec<&Endpoint>> = BTreeMap::new();
-    for endpoint in service
+    let chosen: Vec<&Endpoint> = service
         .endpoints
         .iter()
         .filter(|endpoint| endpoint.service_port == port && endpoint.ready && selects(labels, &endpoint.labels))
-    {
-        localities.entry(&endpoint.locality).or_default().push(endpoint);
+        .collect();
+    let mut localities: BTreeMap<(u32, &str), Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in reached(scope, service, chosen) {
+        localities.entry((distance(scope, service, endpoint), &endpoint.locality)).or_default().push(endpoint);
     }
-    let group = |(locality, endpoints): (&str, Vec<&Endpoint>)| {
+    // Priorities follow each other without gaps.
+    let distances: BTreeSet<u32> = localities.keys().map(|(distance, _)| *distance).collect();
+    let group = |((distance, locality), endpoints): ((u32, &str), Vec<&Endpoint>)| {
         let weight: u32 = endpoints.iter().map(|endpoint| endpoint.weight.max(1)).sum();
         let [region, zone, sub_zone] = locality_parts(locality).map(str::to_owned);
         LocalityLbEndpoints {
             locality: Some(Locality { region, zone, sub_zone }),
             lb_endpoints: endpoints.iter().map(|endpoint| lb_endpoint(scope, endpoint)).collect(),
             load_balancing_weight: wire::some_u32(weight),
+            priority: distances.range(..distance).count() as u32,
             ..LocalityLbEndpoints::default()
         }
     };
@@ -90,6 +94,49 @@ pub(super) fn assignment(
         endpoints: localities.into_iter().map(group).collect(),
         ..ClusterLoadAssignment::default()
     }
+}
+
+/// The endpoints that this proxy may be sent to: of a workload that is listed with an address of each family, one that the proxy
+/// can reach, and only those of its own node where the service says so.
+fn reached<'a>(scope: &Scope, service: &Service, mut endpoints: Vec<&'a Endpoint>) -> Vec<&'a Endpoint> {
+    if let Some(place) = scope.place.as_ref().filter(|place| service.node_local && !place.node.is_empty()) {
+        endpoints.retain(|endpoint| endpoint.node == place.node);
+    }
+    let is_v6 = |endpoint: &Endpoint| endpoint.address.contains(':');
+    if endpoints.iter().all(|endpoint| is_v6(endpoint) == is_v6(endpoints[0])) {
+        return endpoints;
+    }
+    let families = scope.proxy.any_addresses();
+    // The proxy's first family comes first.
+    let order = |endpoint: &Endpoint| families.iter().position(|family| family.contains(':') == is_v6(endpoint));
+    let mut best: BTreeMap<(&str, &str, u16), usize> = BTreeMap::new();
+    for endpoint in endpoints.iter().filter(|endpoint| !endpoint.workload.is_empty()) {
+        if let Some(order) = order(endpoint) {
+            let known = best.entry((&endpoint.namespace, &endpoint.workload, endpoint.port)).or_insert(order);
+            *known = order.min(*known);
+        }
+    }
+    endpoints.retain(|endpoint| {
+        let best = best.get(&(endpoint.namespace.as_str(), endpoint.workload.as_str(), endpoint.port));
+        order(endpoint).is_some_and(|order| best.is_none_or(|best| *best == order))
+    });
+    endpoints
+}
+
+/// How far an endpoint is: the number of parts in which its place differs, from the first that differs on (Istio's
+/// `failoverPriority` over region, zone, and for nodes sub-zone and node).
+fn distance(scope: &Scope, service: &Service, endpoint: &Endpoint) -> u32 {
+    let Some(place) = &scope.place else { return 0 };
+    let parts = match service.distribution {
+        Distribution::Any => return 0,
+        Distribution::SameZone => 2,
+        Distribution::SameNode => 4,
+    };
+    let [region, zone, sub_zone] = locality_parts(&endpoint.locality);
+    let [own_region, own_zone, own_sub_zone] = locality_parts(&place.locality);
+    let pairs = [(region, own_region), (zone, own_zone), (sub_zone, own_sub_zone), (&*endpoint.node, &*place.node)];
+    let same = pairs.iter().take(parts).take_while(|(one, other)| one == other).count();
+    (parts - same) as u32
 }
 
 fn lb_endpoint(scope: &Scope, endpoint: &Endpoint) -> LbEndpoint {

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use api::annotation;
 use api::crd::service_entry::{Location, Resolution as Written};
-use api::kube::{EndpointPort, ServicePort};
+use api::kube::{EndpointPort, ServicePort, SliceEndpoint};
 use api::name::Hostname;
-use api::object::{Body, Kind, Object};
+use api::object::{Body, Kind, Object, ObjectKey};
 use api::problem::{Code, Problem, Severity};
 use api::selector::selects;
 use api::value::{Labels, NumberOrName};
 
 use super::{ByKind, Registry, workload};
 use crate::intrinsic::problem;
-use crate::model::{Age, Digested, Endpoint, Exports, Port, Protocol, Resolution, Service, Workload, WorkloadSource};
+use crate::model::{
+    Age, Digested, Distribution, Endpoint, Exports, Port, Protocol, Resolution, Service, Workload, WorkloadSource,
+};
 use crate::world::World;
 
 /// Makes all services; adds inline endpoints to the workloads.
@@ -29,11 +31,12 @@ pub(super) fn all(world: &World, by_kind: &ByKind<'_>, registry: &mut Registry) 
         let own = by_namespace.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
         services.push(of_kubernetes(world, by_kind, object, own, &mut registry.problems));
     }
+    alias(by_kind, &mut services);
     let known: BTreeMap<Hostname, usize> =
         services.iter().enumerate().map(|(index, service)| (service.host.clone(), index)).collect();
     for object in by_kind.all(Kind::ServiceEntry) {
         let own = by_namespace.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
-        for service in of_entry(world, object, own, registry) {
+        for service in of_entry(world, by_kind, object, own, registry) {
             // A ServiceEntry with the host of a Kubernetes Service only decorates it.
             match known.get(&service.host) {
                 Some(index) => {
@@ -105,6 +108,8 @@ fn of_kubernetes(
         ports,
         resolution: if external_name { Resolution::Dns } else { Resolution::Static },
         exports: Exports::of(exports.split(','), &world.mesh().default_service_export_to, namespace),
+        distribution: distribution(by_kind, object, &written.traffic_distribution, problems),
+        node_local: written.internal_traffic_policy == "Local",
         subject_alt_names: Vec::new(),
         age: Age::of(object),
         endpoints: Vec::new(),
@@ -125,6 +130,11 @@ fn of_kubernetes(
             ));
         }
     }
+    if object.meta.annotations.get(annotation::TOPOLOGY_MODE).is_some_and(|mode| mode.eq_ignore_ascii_case("auto")) {
+        let field = format!("metadata.annotations[{}]", annotation::TOPOLOGY_MODE);
+        let message = "Hints of topology have no effect in the mesh; spec.trafficDistribution: PreferSameZone keeps requests in a zone.";
+        problems.push(problem(object, &field, Code::MeaningTaken, Severity::Info, message.to_owned()));
+    }
     if external_name {
         service.endpoints = service.ports.iter().map(|port| external_endpoint(&written.external_name, port)).collect();
         return service;
@@ -134,9 +144,72 @@ fn of_kubernetes(
     service.endpoints = listed.unwrap_or_default();
     if !written.selector.is_empty() {
         let mut endpoints = selected(&written.selector, own, &service.ports, pods_too);
+        if written.publish_not_ready_addresses {
+            endpoints.iter_mut().for_each(|endpoint| endpoint.ready = true);
+        }
         service.endpoints.append(&mut endpoints);
     }
     service
+}
+
+/// Which endpoints are preferred: the field counts over the object's annotation, and that over the namespace's.
+fn distribution(by_kind: &ByKind<'_>, object: &Object, field: &str, problems: &mut Vec<Problem>) -> Distribution {
+    let annotated = |object: &Object| object.meta.annotations.get(annotation::TRAFFIC_DISTRIBUTION).cloned();
+    let namespace = || by_kind.within(Kind::Namespace, "").iter().find(|one| one.meta.name == object.meta.namespace);
+    let key = format!("metadata.annotations[{}]", annotation::TRAFFIC_DISTRIBUTION);
+    let (path, written) = match (field, annotated(object)) {
+        ("", Some(written)) => (key, written),
+        ("", None) => (String::new(), namespace().and_then(|namespace| annotated(namespace)).unwrap_or_default()),
+        _ => ("spec.trafficDistribution".to_owned(), field.to_owned()),
+    };
+    Distribution::named(&written).unwrap_or_else(|| {
+        let message = format!(
+            "{written:?} is none of PreferSameZone, PreferClose and PreferSameNode; requests go to all endpoints alike."
+        );
+        problems.push(problem(object, &path, Code::MeaningTaken, Severity::Warning, message));
+        Distribution::Any
+    })
+}
+
+/// An ExternalName that is the name of a Service of the cluster is another name for it (Istio
+/// `ENABLE_EXTERNAL_NAME_ALIAS`): requests go to its endpoints, with mutual TLS where they take it. Connections of other kinds
+/// are told by the address that the name leads to, which is that Service's own.
+fn alias(by_kind: &ByKind<'_>, services: &mut [Service]) {
+    let places: BTreeMap<Hostname, usize> =
+        services.iter().enumerate().map(|(place, service)| (service.host.clone(), place)).collect();
+    let names: BTreeMap<ObjectKey, Hostname> = by_kind
+        .all(Kind::Service)
+        .filter_map(|object| match &object.body {
+            Body::Service(body) if body.spec.kind == "ExternalName" => {
+                Some((object.key(), Hostname::new(body.spec.external_name.trim_end_matches('.'))))
+            }
+            _ => None,
+        })
+        .collect();
+    for (key, name) in &names {
+        let own = services.iter().position(|service| service.object == *key);
+        let (Some(own), Some(target)) = (own, places.get(name)) else { continue };
+        let target = services[*target].clone();
+        // Names of names are left to DNS.
+        if target.external {
+            continue;
+        }
+        let service = &mut services[own];
+        if service.ports.is_empty() {
+            service.ports.clone_from(&target.ports);
+        }
+        let spoken = |port: &&Port| port.protocol.is_http() || port.protocol == Protocol::Sniffed;
+        let ports: Vec<Port> =
+            service.ports.iter().filter(spoken).filter(|port| target.port(port.number).is_some()).cloned().collect();
+        service.external = false;
+        service.headless = target.headless;
+        service.resolution = target.resolution;
+        service.distribution = service.distribution.max(target.distribution);
+        service.node_local = target.node_local;
+        let listed = |endpoint: &&Endpoint| ports.iter().any(|port| port.number == endpoint.service_port);
+        service.endpoints = target.endpoints.iter().filter(listed).cloned().collect();
+        service.ports = ports;
+    }
 }
 
 fn port_of(port: &ServicePort) -> Port {
@@ -162,6 +235,7 @@ fn external_endpoint(address: &str, port: &Port) -> Endpoint {
         namespace: String::new(),
         service_account: String::new(),
         locality: String::new(),
+        node: String::new(),
         weight: 0,
         tls: false,
         ready: true,
@@ -200,6 +274,7 @@ fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpo
         namespace: workload.namespace.clone(),
         service_account: workload.service_account.clone(),
         locality: workload.locality.clone(),
+        node: workload.node.clone(),
         weight: workload.weight,
         tls: workload.tls,
         ready: workload.ready,
@@ -210,6 +285,7 @@ fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpo
 /// Endpoints of the service's slices; `None` if there are no slices.
 fn of_slices(by_kind: &ByKind<'_>, object: &Object, service: &Service, own: &[Arc<Workload>]) -> Option<Vec<Endpoint>> {
     let mut found = None;
+    let early = matches!(&object.body, Body::Service(body) if body.spec.publish_not_ready_addresses);
     for slice in by_kind.within(Kind::EndpointSlice, &object.meta.namespace) {
         let Body::EndpointSlice(body) = &slice.body else { continue };
         if slice.meta.labels.get(annotation::SERVICE_NAME) != Some(&object.meta.name) {
@@ -221,9 +297,9 @@ fn of_slices(by_kind: &ByKind<'_>, object: &Object, service: &Service, own: &[Ar
             let ready = conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false);
             let Some(address) = one.addresses.first() else { continue };
             let pod = one.target_ref.as_ref().map(|target| target.name.as_str());
-            let listed = listed(service, own, address, pod, &body.ports, ready, &one.zone);
-            endpoints
-                .extend(listed.into_iter().map(|endpoint| Endpoint { hostname: one.hostname.clone(), ..endpoint }));
+            let listed = listed(service, own, address, pod, &body.ports, (ready, early), one);
+            let named = |endpoint| Endpoint { hostname: one.hostname.clone(), ..endpoint };
+            endpoints.extend(listed.into_iter().map(named));
         }
     }
     found
@@ -245,7 +321,15 @@ fn of_endpoints(
     for subset in &body.subsets {
         for one in &subset.addresses {
             let pod = one.target_ref.as_ref().map(|target| target.name.as_str());
-            endpoints.extend(listed(service, own, &one.ip, pod, &subset.ports, true, ""));
+            endpoints.extend(listed(
+                service,
+                own,
+                &one.ip,
+                pod,
+                &subset.ports,
+                (true, true),
+                &SliceEndpoint::default(),
+            ));
         }
     }
     Some(endpoints)
@@ -257,8 +341,8 @@ fn listed(
     address: &str,
     pod: Option<&str>,
     ports: &[EndpointPort],
-    ready: bool,
-    zone: &str,
+    (ready, early): (bool, bool),
+    place: &SliceEndpoint,
 ) -> Vec<Endpoint> {
     let by_address = || {
         own.iter()
@@ -287,16 +371,26 @@ fn listed(
                 ..external_endpoint(address, port)
             },
         };
-        endpoint.ready &= ready;
-        if endpoint.locality.is_empty() && !zone.is_empty() {
-            endpoint.locality = format!("/{zone}");
+        // A pod that is not ready counts all the same where its service wants it to; slices say so of it.
+        endpoint.ready = ready && (endpoint.ready || early);
+        if endpoint.locality.is_empty() && !place.zone.is_empty() {
+            endpoint.locality = format!("/{}", place.zone);
+        }
+        if endpoint.node.is_empty() {
+            endpoint.node.clone_from(&place.node_name);
         }
         endpoints.push(endpoint);
     }
     endpoints
 }
 
-fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mut Registry) -> Vec<Service> {
+fn of_entry(
+    world: &World,
+    by_kind: &ByKind<'_>,
+    object: &Object,
+    own: &[Arc<Workload>],
+    registry: &mut Registry,
+) -> Vec<Service> {
     let Body::ServiceEntry(entry) = &object.body else { return Vec::new() };
     let namespace = &object.meta.namespace;
     let ports: Vec<Port> = entry
@@ -346,6 +440,7 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
     let given = registry.allocated.get(&object.key()).into_iter().flatten();
     let allocated: BTreeMap<&String, Vec<String>> =
         given.map(|(host, addresses)| (host, addresses.iter().map(ToString::to_string).collect())).collect();
+    let distribution = distribution(by_kind, object, "", &mut registry.problems);
     let service = |text: &String| {
         let host = Hostname::new(text);
         let mut endpoints = endpoints.clone();
@@ -384,6 +479,8 @@ fn of_entry(world: &World, object: &Object, own: &[Arc<Workload>], registry: &mu
                 &world.mesh().default_service_export_to,
                 namespace,
             ),
+            distribution,
+            node_local: false,
             subject_alt_names: entry.subject_alt_names.clone(),
             age: Age::of(object),
             endpoints,

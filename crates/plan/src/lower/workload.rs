@@ -1,5 +1,6 @@
 //! Pods and WorkloadEntries become workloads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::annotation;
@@ -12,8 +13,10 @@ use super::ByKind;
 use crate::model::{Age, Workload, WorkloadSource};
 
 pub(super) fn all(by_kind: &ByKind<'_>) -> Vec<Arc<Workload>> {
+    let nodes: BTreeMap<&str, &Labels> =
+        by_kind.all(Kind::Node).map(|node| (node.meta.name.as_str(), &node.meta.labels)).collect();
     let pods = by_kind.all(Kind::Pod).filter_map(|object| match &object.body {
-        Body::Pod(pod) => Some(of_pod(object, pod)),
+        Body::Pod(pod) => Some(of_pod(object, pod, &nodes)),
         _ => None,
     });
     let entries = by_kind.all(Kind::WorkloadEntry).filter_map(|object| match &object.body {
@@ -23,7 +26,7 @@ pub(super) fn all(by_kind: &ByKind<'_>) -> Vec<Arc<Workload>> {
     pods.chain(entries).filter(|workload| !workload.addresses.is_empty()).map(Arc::new).collect()
 }
 
-fn of_pod(object: &Object, pod: &Pod) -> Workload {
+fn of_pod(object: &Object, pod: &Pod, nodes: &BTreeMap<&str, &Labels>) -> Workload {
     let mut addresses: Vec<String> = pod.status.pod_ips.iter().map(|pod_ip| pod_ip.ip.clone()).collect();
     if !pod.status.pod_ip.is_empty() && !addresses.contains(&pod.status.pod_ip) {
         addresses.insert(0, pod.status.pod_ip.clone());
@@ -36,13 +39,17 @@ fn of_pod(object: &Object, pod: &Pod) -> Workload {
     let ready = pod.status.conditions.iter().all(|condition| condition.kind != "Ready" || condition.status == "True");
     let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
     let labels = object.meta.labels.clone();
+    // What the pod says of itself, else where its node is.
+    let locality = Some(locality_of(&labels)).filter(|own| !own.is_empty());
+    let of_node = || nodes.get(pod.spec.node_name.as_str()).map(|labels| locality_of(labels)).unwrap_or_default();
     Workload {
         source: WorkloadSource::Pod,
         name: object.meta.name.clone(),
         namespace: object.meta.namespace.clone(),
         addresses,
         service_account: or_default(&pod.spec.service_account_name),
-        locality: locality_of(&labels),
+        locality: locality.unwrap_or_else(of_node),
+        node: pod.spec.node_name.clone(),
         weight: 0,
         ports: ports
             .filter(|port| !port.name.is_empty())
@@ -65,6 +72,7 @@ fn of_entry(object: &Object, entry: &WorkloadEntry) -> Workload {
         addresses: Some(entry.address.clone()).filter(|address| !address.is_empty()).into_iter().collect(),
         service_account: or_default(&entry.service_account),
         locality: if entry.locality.is_empty() { locality_of(&labels) } else { entry.locality.clone() },
+        node: labels.get(annotation::HOSTNAME).cloned().unwrap_or_default(),
         weight: entry.weight,
         ports: entry.ports.clone(),
         tls: accepts_tls(&labels),
@@ -82,6 +90,7 @@ pub(super) fn of_inline(object: &Object, index: usize, entry: &WorkloadEntry) ->
         labels: entry.labels.clone(),
         service_account: entry.service_account.clone(),
         locality: entry.locality.clone(),
+        node: entry.labels.get(annotation::HOSTNAME).cloned().unwrap_or_default(),
         tls: accepts_tls(&entry.labels),
         ..of_entry(object, entry)
     }

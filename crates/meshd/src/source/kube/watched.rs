@@ -13,8 +13,10 @@ use kube::{Client, ResourceExt};
 use plan::Change;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::watch;
 
 use super::Event;
+use super::tags::REVISION;
 
 /// Objects that a list brings at a time.
 const PAGE: u32 = 500;
@@ -32,31 +34,56 @@ pub(super) struct Selection {
     /// Only these, by field.
     fields: Option<&'static str>,
     /// Not those that are labelled for another revision of the control plane.
-    revision: String,
+    revisions: Revisions,
 }
 
-/// Label by which an object is for one revision only.
-const REVISION: &str = "istio.io/rev";
+/// Under which names objects are for this control plane.
+#[derive(Clone, Debug)]
+pub(super) struct Revisions {
+    own: String,
+    /// Tags that stand for it now; `None` while they are not known.
+    tags: watch::Receiver<Option<BTreeSet<String>>>,
+}
+
+impl Revisions {
+    /// A revision and its tags.
+    pub(super) fn new(own: String, tags: watch::Receiver<Option<BTreeSet<String>>>) -> Self {
+        Self { own, tags }
+    }
+
+    /// Whether an object with this label is ours; one without is everybody's (Istio `LabelsInRevisionOrTags`).
+    fn include(&self, label: Option<&str>) -> bool {
+        label.is_none_or(|label| {
+            label == self.own || self.tags.borrow().as_ref().is_some_and(|tags| tags.contains(label))
+        })
+    }
+}
 
 /// Everything that is planned from. `Endpoints` are left out: the API server mirrors them as EndpointSlices.
-pub(super) fn selections(root_namespace: &str, revision: &str) -> Vec<Selection> {
+pub(super) fn selections(root_namespace: &str, revisions: &Revisions) -> Vec<Selection> {
     let istio = KINDS.iter().filter(|row| row.strict).map(|row| row.kind);
-    let core = [Kind::Namespace, Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Secret, Kind::ConfigMap];
+    let core =
+        [Kind::Node, Kind::Namespace, Kind::Service, Kind::EndpointSlice, Kind::Pod, Kind::Secret, Kind::ConfigMap];
     istio
         .chain(core)
         .map(|kind| Selection {
             kind,
             namespace: (kind == Kind::ConfigMap).then(|| root_namespace.to_owned()),
             fields: (kind == Kind::Secret).then_some(SECRETS),
-            revision: revision.to_owned(),
+            revisions: revisions.clone(),
         })
         .collect()
 }
 
-/// Follows one kind until nobody listens. A version that the API server does not serve is followed by the next older one.
-pub(super) async fn follow(client: Client, selection: Selection, events: Sender<Event>) {
+/// Follows one kind until nobody listens. Whose an object is, is known only with the tags, and other tags make others ours: then
+/// the kind is listed anew. A version that the API server does not serve is followed by the next older one.
+pub(super) async fn follow(client: Client, mut selection: Selection, events: Sender<Event>) {
     let row = selection.kind.row();
-    for version in row.versions.iter().cycle() {
+    if row.strict && selection.revisions.tags.wait_for(Option::is_some).await.is_err() {
+        return;
+    }
+    let mut versions = row.versions.iter().cycle().peekable();
+    while let Some(version) = versions.peek().copied() {
         let resource = ApiResource {
             group: row.group.to_owned(),
             version: (*version).to_owned(),
@@ -68,9 +95,11 @@ pub(super) async fn follow(client: Client, selection: Selection, events: Sender<
             Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
             None => Api::all_with(client.clone(), &resource),
         };
-        if watch(api, &resource, &selection, &events).await == Ended::Listener {
-            return;
-        }
+        match watch(api, &resource, &mut selection, &events).await {
+            Ended::Listener => return,
+            Ended::Tags => continue,
+            Ended::Version => versions.next(),
+        };
         // Every version was asked for: the kind is not installed. It may be later.
         if version == row.versions.last().unwrap_or(version) {
             let listed = events.send(Event::Listed(selection.kind, BTreeSet::new())).await;
@@ -88,12 +117,14 @@ enum Ended {
     Listener,
     /// The API server does not serve this kind in this version.
     Version,
+    /// The tags of this revision are others.
+    Tags,
 }
 
 async fn watch(
     api: Api<DynamicObject>,
     resource: &ApiResource,
-    selection: &Selection,
+    selection: &mut Selection,
     events: &Sender<Event>,
 ) -> Ended {
     let mut config = Config::default().page_size(PAGE);
@@ -103,7 +134,15 @@ async fn watch(
     let mut stream = pin!(watcher(api, config).default_backoff());
     let mut listed = BTreeSet::new();
     let mut broken = false;
-    while let Some(event) = stream.next().await {
+    let heeds_tags = selection.kind.row().strict;
+    let mut tags = selection.revisions.tags.clone();
+    tags.mark_unchanged();
+    loop {
+        let event = tokio::select! {
+            event = stream.next() => event,
+            Ok(()) = tags.changed(), if heeds_tags => return Ended::Tags,
+        };
+        let Some(event) = event else { break };
         let told = match event {
             Ok(event) => {
                 if broken {
@@ -127,7 +166,7 @@ async fn watch(
                     watcher::Event::Delete(object) => Event::Gone(key(&object, selection.kind)),
                 }
             }
-            Err(error) if not_served(&error) => return Ended::Version,
+            Err(error) if not_served(&error, selection.kind) => return Ended::Version,
             Err(error) => {
                 // Said once for each time that it breaks, not for each attempt.
                 if !broken {
@@ -144,7 +183,8 @@ async fn watch(
     Ended::Listener
 }
 
-fn not_served(error: &Error) -> bool {
+/// Whether there is nothing to wait for. Of nodes only their places are read: who may not see them goes on without.
+fn not_served(error: &Error, kind: Kind) -> bool {
     let status = match error {
         Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
             status
@@ -152,7 +192,7 @@ fn not_served(error: &Error) -> bool {
         Error::WatchError(status) => status,
         _ => return false,
     };
-    status.code == 404
+    status.code == 404 || (status.code == 403 && kind == Kind::Node)
 }
 
 fn key(object: &DynamicObject, kind: Kind) -> ObjectKey {
@@ -163,8 +203,8 @@ fn key(object: &DynamicObject, kind: Kind) -> ObjectKey {
 fn read(object: DynamicObject, resource: &ApiResource, selection: &Selection) -> Event {
     let kind = selection.kind;
     let key = key(&object, kind);
-    let meant = object.metadata.labels.as_ref().and_then(|labels| labels.get(REVISION));
-    if kind.row().strict && meant.is_some_and(|meant| *meant != selection.revision) {
+    let meant = object.metadata.labels.as_ref().and_then(|labels| labels.get(REVISION)).map(String::as_str);
+    if kind.row().strict && !selection.revisions.include(meant) {
         return Event::Gone(key);
     }
     let Decoded { objects, problems, rejected } = decode::object(&document(object, resource, kind), "", "default");
@@ -186,8 +226,10 @@ fn document(object: DynamicObject, resource: &ApiResource, kind: Kind) -> Value 
         Value::Object(fields) => fields,
         _ => Map::new(),
     };
-    if kind == Kind::Pod {
-        prune_pod(&mut document);
+    match kind {
+        Kind::Pod => prune_pod(&mut document),
+        Kind::Node => prune_node(&mut document, &mut metadata),
+        _ => {}
     }
     document.insert("apiVersion".to_owned(), json!(resource.api_version));
     document.insert("kind".to_owned(), json!(resource.kind));
@@ -195,16 +237,30 @@ fn document(object: DynamicObject, resource: &ApiResource, kind: Kind) -> Value 
     Value::Object(document)
 }
 
+/// Keeps where the node is. The rest is large and changes by itself.
+fn prune_node(node: &mut Map<String, Value>, metadata: &mut Value) {
+    node.clear();
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.retain(|field, _| matches!(field.as_str(), "name" | "labels" | "uid" | "resourceVersion"));
+        if let Some(labels) = metadata.get_mut("labels").and_then(Value::as_object_mut) {
+            labels.retain(|key, _| key.starts_with("topology."));
+        }
+    }
+}
+
 /// Keeps what `api::kube::Pod` reads. A pod's status changes often for reasons that concern nobody here; without them those
 /// changes are none.
 fn prune_pod(pod: &mut Map<String, Value>) {
     if let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) {
         spec.retain(|field, _| {
-            matches!(field.as_str(), "serviceAccountName" | "nodeName" | "hostNetwork" | "containers")
+            matches!(
+                field.as_str(),
+                "serviceAccountName" | "nodeName" | "hostNetwork" | "containers" | "securityContext"
+            )
         });
         for container in spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
             if let Some(container) = container.as_object_mut() {
-                container.retain(|field, _| matches!(field.as_str(), "name" | "ports"));
+                container.retain(|field, _| matches!(field.as_str(), "name" | "ports" | "securityContext"));
             }
         }
     }
@@ -259,20 +315,44 @@ mod tests {
     }
 
     fn selection(kind: Kind) -> Selection {
-        selections("istio-system", "default").into_iter().find(|selection| selection.kind == kind).unwrap()
+        let tags = BTreeSet::from(["prod".to_owned()]);
+        let revisions = Revisions::new("default".to_owned(), watch::channel(Some(tags)).1);
+        selections("istio-system", &revisions).into_iter().find(|selection| selection.kind == kind).unwrap()
     }
 
     #[test]
-    fn an_object_for_another_revision_is_not_there() {
+    fn an_object_for_another_revision_is_not_there_and_one_for_a_tag_of_ours_is() {
         let row = ApiResource { api_version: "networking.istio.io/v1".into(), ..resource(Kind::VirtualService) };
-        let seen = |revision: &str| {
+        let seen = |labels: Value| {
             let object: DynamicObject = serde_json::from_value(json!({
-                "metadata": {"name": "a", "namespace": "shop", "labels": {"istio.io/rev": revision}}, "spec": {"hosts": ["a"]},
+                "metadata": {"name": "a", "namespace": "shop", "labels": labels}, "spec": {"hosts": ["a"]},
             }))
             .unwrap();
             matches!(read(object, &row, &selection(Kind::VirtualService)), Event::Seen(..))
         };
-        assert!(seen("default") && !seen("canary"));
+        assert!(seen(json!({})) && seen(json!({REVISION: "default"})) && seen(json!({REVISION: "prod"})));
+        assert!(!seen(json!({REVISION: "canary"})));
+    }
+
+    #[test]
+    fn a_node_whose_state_was_told_is_the_same_node() {
+        let node = |time: &str| {
+            let object: DynamicObject = serde_json::from_value(json!({
+                "metadata": {
+                    "name": "n", "labels": {"topology.kubernetes.io/zone": "a", "kubernetes.io/os": "linux"},
+                    "annotations": {"state": time},
+                },
+                "spec": {"podCIDR": time}, "status": {"conditions": [{"lastHeartbeatTime": time}]},
+            }))
+            .unwrap();
+            let Event::Seen(_, changes, _) = read(object, &resource(Kind::Node), &selection(Kind::Node)) else {
+                panic!("not seen")
+            };
+            let [Change::Upsert(object)] = changes.as_slice() else { panic!("{changes:?}") };
+            object.clone()
+        };
+        assert_eq!(node("1").digest, node("2").digest);
+        assert_eq!(node("1").meta.labels.len(), 1);
     }
 
     #[test]
