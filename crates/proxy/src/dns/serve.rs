@@ -20,6 +20,8 @@ const CONNECTIONS: usize = 1_000;
 const IDLE: Duration = Duration::from_secs(10);
 /// Most bytes of a question over UDP.
 const MOST_BYTES: usize = 4_096;
+/// How many ports are tried where any will do.
+const PORTS: usize = 16;
 /// What is waited after a socket has failed, so that it cannot take the whole thread.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -37,13 +39,25 @@ impl Serving {
     }
 
     pub(super) async fn add(&mut self, dns: &Arc<Dns>, address: SocketAddr) -> std::io::Result<()> {
-        let datagrams = UdpSocket::bind(address).await?;
-        let address = datagrams.local_addr()?;
-        let connections = TcpListener::bind(address).await?;
-        self.addresses.push(address);
+        let (datagrams, connections) = open(address).await?;
+        self.addresses.push(datagrams.local_addr()?);
         self.tasks.spawn(serve_datagrams(Arc::clone(dns), Arc::new(datagrams)));
         self.tasks.spawn(serve_connections(Arc::clone(dns), connections));
         Ok(())
+    }
+}
+
+/// One port for both transports. One that the system chooses for the first may be taken for the second.
+pub(super) async fn open(address: SocketAddr) -> std::io::Result<(UdpSocket, TcpListener)> {
+    let mut left = if address.port() == 0 { PORTS } else { 1 };
+    loop {
+        left -= 1;
+        let datagrams = UdpSocket::bind(address).await?;
+        match TcpListener::bind(datagrams.local_addr()?).await {
+            Ok(connections) => return Ok((datagrams, connections)),
+            Err(error) if left == 0 => return Err(error),
+            Err(_) => {}
+        }
     }
 }
 

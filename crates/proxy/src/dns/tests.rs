@@ -10,7 +10,7 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, TXT};
 use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::UdpSocket;
 
 use super::forward::{read_message, write_message};
 use super::*;
@@ -198,9 +198,8 @@ async fn only_the_server_that_was_asked_is_believed() {
 
 /// A name server that says the same over TCP as it cuts off over UDP.
 async fn cutting_server() -> SocketAddr {
-    let datagrams = UdpSocket::bind(LOCAL).await.unwrap();
+    let (datagrams, connections) = serve::open(LOCAL.into()).await.unwrap();
     let at = datagrams.local_addr().unwrap();
-    let connections = TcpListener::bind(at).await.unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 512];
         while let Ok((length, from)) = datagrams.recv_from(&mut buffer).await {
