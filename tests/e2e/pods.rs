@@ -350,3 +350,17 @@ pub(crate) fn metrics(cluster: &Cluster) -> Result<String> {
     })?;
     Ok(String::new())
 }
+
+/// What proxies and the control plane print is had without knowing their pods.
+pub(crate) fn logs(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    for of in ["deployment/caller", "service/caller", "caller"] {
+        let text = cluster.meshctl(&format!("logs {of} -n {NAMESPACE} --tail -1"))?;
+        ensure!(text.contains("connected to the xDS server"), "{of}: {text}");
+    }
+    let text = cluster.meshctl("logs --tail -1")?;
+    ensure!(text.contains("caller-"), "the control plane: {text}");
+    let unknown = cluster.meshctl("logs deployment/nobody -n pods").err().map(|error| format!("{error:#}"));
+    ensure!(unknown.as_ref().is_some_and(|told| told.contains("there is no pod or workload")), "{unknown:?}");
+    Ok(String::new())
+}

@@ -251,6 +251,21 @@ async fn a_dead_server_is_passed_over_and_not_asked_first_again() {
 }
 
 #[tokio::test]
+async fn all_servers_are_asked_at_once_where_that_is_wanted() {
+    let dead = UdpSocket::bind(LOCAL).await.unwrap();
+    let mut settings = settings(vec![dead.local_addr().unwrap(), cutting_server().await]);
+    settings.parallel = true;
+    // The dead one is not waited for: its time would be longer than the client's.
+    settings.timeout = Duration::from_secs(60);
+    let (dns, serving) = Dns::start(settings).await.unwrap();
+    dns.set_names(&names()).unwrap();
+    let at = serving.addresses()[0];
+    assert_eq!(addresses(&ask(at, "a.example.org.", RecordType::A).await), ["192.0.2.9"]);
+    let mut buffer = [0; 512];
+    assert!(dead.try_recv(&mut buffer).is_ok(), "it was not asked");
+}
+
+#[tokio::test]
 async fn questions_without_number_neither_fill_memory_nor_stop_the_mesh() {
     let silent = UdpSocket::bind(LOCAL).await.unwrap();
     let (dns, serving) = start(vec![silent.local_addr().unwrap()]).await;
