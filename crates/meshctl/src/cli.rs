@@ -58,7 +58,7 @@ pub enum Command {
     /// What each proxy holds, compared with what it should hold.
     #[command(visible_aliases = ["proxy-status", "ps"])]
     Status {
-        /// Only this proxy: NAME, or NAME.NAMESPACE.
+        /// Only this proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
         proxy: Option<String>,
         /// How to print.
         #[arg(short, long, default_value = "table")]
@@ -174,7 +174,7 @@ pub enum ManifestCommand {
 /// Of which proxy, and how to print.
 #[derive(Debug, Args)]
 pub struct OfProxy {
-    /// The proxy: NAME, or NAME.NAMESPACE.
+    /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
     pub proxy: String,
     /// How to print.
     #[arg(short, long, default_value = "table")]
@@ -238,7 +238,7 @@ pub enum ConfigCommand {
     /// The level of the proxy's log, or another one from now on.
     #[command(visible_aliases = ["o"])]
     Log {
-        /// The proxy: NAME, or NAME.NAMESPACE.
+        /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
         proxy: String,
         /// trace, debug, info, warning, error, or off; or a filter such as `info,proxy::tls=debug`.
         #[arg(long)]

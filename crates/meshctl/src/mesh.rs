@@ -9,9 +9,11 @@ use api::problem::nearest;
 use hyper::Method;
 use serde_json::Value;
 
+use crate::chart::key;
 use crate::cli::Reach;
 use crate::cluster::Cluster;
 use crate::fetch::{self, Answer, Connection};
+use crate::workload::{Whose, pods};
 
 /// Port of the control plane's debug pages (Istio `--httpAddr`).
 const DEBUG: u16 = 8080;
@@ -116,13 +118,15 @@ impl Mesh {
         Ok(all)
     }
 
-    /// The proxy that a user names: NAME.NAMESPACE, or NAME if only one proxy has it.
+    /// The proxy that a user names: NAME.NAMESPACE, NAME if only one proxy has it, or KIND/NAME.NAMESPACE of a workload.
     ///
     /// # Errors
     /// None or several have the name.
     pub async fn proxy(&self, name: &str) -> Result<SyncStatus> {
         let mut proxies = self.proxies().await?;
-        let name = name.strip_prefix("pod/").unwrap_or(name);
+        if name.contains('/') {
+            return self.proxy_of(&Whose::parse(name, "default")?, proxies).await;
+        }
         let exact = proxies.iter().position(|row| row.proxy == name);
         let place = match exact {
             Some(place) => place,
@@ -137,6 +141,23 @@ impl Mesh {
             }
         };
         Ok(proxies.swap_remove(place))
+    }
+
+    /// One of the proxies of a workload: all have the same configuration.
+    async fn proxy_of(&self, whose: &Whose, proxies: Vec<SyncStatus>) -> Result<SyncStatus> {
+        let cluster = self.cluster().context("KIND/NAME is for clusters; name a proxy: NAME, or NAME.NAMESPACE")?;
+        let names: Vec<String> = pods(cluster, whose)
+            .await?
+            .iter()
+            .map(|pod| {
+                let (_, namespace, name) = key(pod);
+                format!("{name}.{namespace}")
+            })
+            .collect();
+        let found = proxies.into_iter().find(|row| names.contains(&row.proxy));
+        found.with_context(|| {
+            format!("no proxy of {} in {} is connected; its pods: {}", whose.name, whose.namespace, names.join(", "))
+        })
     }
 
     /// A page of a proxy's admin interface.
