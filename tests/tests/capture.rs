@@ -269,6 +269,20 @@ async fn names_of_the_mesh_are_found_by_programs_that_know_nothing() {
                 assert!(forwarded() > before);
             }
         }
+        // Whatever the name server, where that is asked for.
+        let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        network.set_resolv_conf(CALLER, "nameserver 10.99.99.99\n");
+        let all = ["--redirect-dns", "--capture-all-dns"];
+        match program {
+            "nft" => install_with(network, CALLER, &proxy, &all),
+            other => install_with_iptables(network, CALLER, &proxy, other, &all),
+        }
+        network.set_resolv_conf(CALLER, RESOLV_CONF);
+        for transport in ["attempts:1", "use-vc"] {
+            assert_eq!(find(transport, "user"), ["10.96.0.10", "fd96::10"], "{program} {transport}");
+            assert_eq!(find(transport, "elsewhere.example.org."), [OUTSIDE], "{program} {transport}");
+        }
         // The address that nobody has leads to the workload behind the name.
         let text = mesh.get(CALLER, "invented.example.com:80", "invented.example.com").unwrap();
         assert!(text.starts_with("HTTP/1.1 200") && text.contains("host: invented.example.com"), "{text}");
