@@ -140,6 +140,15 @@ impl Cluster {
         printed(Command::new(script).args(words).stdin(Stdio::null()).output(), "cluster restart").map(drop)
     }
 
+    /// Runs a program on the first node, where the API server is.
+    pub(crate) fn on_node(&self, words: &str) -> Result<String> {
+        let (script, name) =
+            self.script.as_ref().context("this cluster's nodes cannot be reached: it was not made by tests/cluster")?;
+        let mut command = Command::new(script);
+        command.args(["exec", "--name", name, "--"]).args(words.split_whitespace()).stdin(Stdio::null());
+        printed(command.output(), words)
+    }
+
     /// Whether parts of the cluster can be killed.
     pub(crate) fn has_parts(&self) -> bool {
         self.script.is_some()

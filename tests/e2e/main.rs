@@ -76,6 +76,8 @@ const SCENARIOS: &[Scenario] = &[
     scenario("two_replicas_share_proxies_and_one_writes", outages::two_replicas),
     scenario("objects_of_a_tag_are_its_revisions", install::tagged),
     breakage("api_server_restarted_under_load", outages::api_server),
+    breakage("api_server_out_of_reach_under_load", outages::api_server_out_of_reach),
+    breakage("watches_that_are_too_old_begin_anew", outages::watches_too_old),
     breakage("kubelet_restarted_under_load", outages::kubelet),
     scenario("python_client_writes_each_version", clients::python),
     scenario("manifests_injected_by_hand", clients::inject),

@@ -181,6 +181,101 @@ pub(crate) fn api_server(cluster: &Cluster) -> Result<String> {
     load.stop()?.nothing_lost()
 }
 
+/// Nobody gets an answer from the API server for half a minute, and nobody is told: packets are lost, connections stay. What is
+/// changed afterwards is followed. (After 40 seconds Kubernetes itself takes its nodes for dead, and all their pods.)
+pub(crate) fn api_server_out_of_reach(cluster: &Cluster) -> Result<String> {
+    const AWAY: Duration = Duration::from_secs(30);
+    let load = Load::start(&gateway(cluster)?, HOST, USERS, cluster.rate);
+    load.go_on(cluster.rate as usize)?;
+    let lost = |what: &str| cluster.on_node(&format!("iptables {what} INPUT -p tcp --dport 6443 -j DROP"));
+    lost("-I")?;
+    let begun = Instant::now();
+    while begun.elapsed() < AWAY {
+        load.go_on(cluster.rate as usize)?;
+    }
+    lost("-D")?;
+    cluster.until("the API server is back", || cluster.kubectl("get --raw /readyz"))?;
+    let back = Instant::now();
+    followed(cluster, &load)?;
+    let followed = back.elapsed().as_secs_f64();
+    Ok(format!("two changes were followed after {followed:.1} s; {}", load.stop()?.nothing_lost()?))
+}
+
+/// The control plane alone loses the API server, for more than a minute and without a word. Meanwhile objects come, change and go,
+/// and the API server starts anew, so that it no longer knows what the control plane has not seen: its watches are too old (410)
+/// and begin with whole lists.
+pub(crate) fn watches_too_old(cluster: &Cluster) -> Result<String> {
+    const AWAY: Duration = Duration::from_secs(75);
+    cluster.apply(&(entry("old-goes", 80) + &entry("old-changes", 80)))?;
+    expect_entries(cluster, &[("old-goes", 80), ("old-changes", 80)])?;
+    weigh(cluster, 10)?;
+    let load = Load::start(&gateway(cluster)?, HOST, USERS, cluster.rate);
+    share_of_second(&load, 10.0)?;
+
+    let pod = cluster.get("pods -n istio-system -l app=istiod")?;
+    let address = pod["items"][0]["status"]["podIP"].as_str().context("the control plane has no address")?.to_owned();
+    let cut = |what: &str| {
+        cluster.on_node(&format!("iptables {what} INPUT -p tcp -s {address} --dport 6443 -j DROP"))?;
+        cluster.on_node(&format!("iptables {what} OUTPUT -p tcp -d {address} --sport 6443 -j DROP"))
+    };
+    cut("-I")?;
+    let begun = Instant::now();
+    // The API server asks the webhook all the while: that is another port.
+    cluster.apply(&(entry("old-comes", 80) + &entry("old-changes", 81)))?;
+    cluster.kubectl("delete serviceentry -n default old-goes")?;
+    weigh(cluster, 60)?;
+    cluster.restart_part("apiserver", 1)?;
+    cluster.until("the API server is back", || cluster.kubectl("get --raw /readyz"))?;
+    while begun.elapsed() < AWAY {
+        load.go_on(cluster.rate as usize)?;
+    }
+    let before = BTreeSet::from([("old-goes".to_owned(), 80), ("old-changes".to_owned(), 80)]);
+    ensure!(entries(cluster)? == before, "it was not cut off");
+    cut("-D")?;
+    let back = Instant::now();
+    expect_entries(cluster, &[("old-comes", 80), ("old-changes", 81)])?;
+    let after = back.elapsed();
+    ensure!(after < Duration::from_secs(20), "it took {after:?}");
+    share_of_second(&load, 60.0)?;
+    let log = cluster.kubectl("logs -n istio-system deploy/istiod --since=5m")?;
+    ensure!(log.contains("too old for the API server"), "no watch was too old");
+    cluster.kubectl("delete serviceentry -n default old-comes old-changes")?;
+    weigh(cluster, 10)?;
+    let summary = load.stop()?.nothing_lost()?;
+    Ok(format!("all is as it should be {:.1} s after the API server was found again; {summary}", after.as_secs_f64()))
+}
+
+fn entry(name: &str, port: u16) -> String {
+    format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: {name}, namespace: default}}
+spec: {{hosts: [{name}.example.com], ports: [{{number: {port}, name: http, protocol: HTTP}}], resolution: DNS}}
+"
+    )
+}
+
+/// Names and ports of the entries of that scenario, as the control plane knows them.
+fn entries(cluster: &Cluster) -> Result<BTreeSet<(String, u64)>> {
+    let words = "exec -n istio-system deploy/istiod -- /usr/local/bin/pilot-discovery request GET /debug/configz?kind=serviceentry";
+    let page: Value = serde_json::from_str(&cluster.kubectl(words)?)?;
+    let one = |entry: &Value| {
+        let name = entry["metadata"]["name"].as_str().filter(|name| name.starts_with("old-"))?;
+        Some((name.to_owned(), entry["spec"]["ports"][0]["number"].as_u64()?))
+    };
+    Ok(page.as_array().into_iter().flatten().filter_map(one).collect())
+}
+
+fn expect_entries(cluster: &Cluster, wanted: &[(&str, u64)]) -> Result<()> {
+    let wanted: BTreeSet<(String, u64)> = wanted.iter().map(|(name, port)| ((*name).to_owned(), *port)).collect();
+    cluster.until("the objects as they are", || {
+        let found = entries(cluster)?;
+        ensure!(found == wanted, "{found:?}");
+        Ok(())
+    })
+}
+
 /// The kubelets die and come back, one node after the other. A kubelet calls its pods not ready until it has probed them again
 /// (Kubernetes does so by itself), so whoever wants to be served has another pod on another node; no container starts anew.
 pub(crate) fn kubelet(cluster: &Cluster) -> Result<String> {

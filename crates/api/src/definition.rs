@@ -82,7 +82,7 @@ fn schema(row: &KindRow) -> Value {
     })
 }
 
-/// The spec; of kinds that nothing reads yet, whatever the user wrote.
+/// The spec.
 fn spec(kind: Kind) -> Value {
     match kind {
         Kind::VirtualService => schema_of::<crd::VirtualService>(),
@@ -96,7 +96,12 @@ fn spec(kind: Kind) -> Value {
         Kind::ProxyConfig => schema_of::<crd::ProxyConfig>(),
         Kind::RequestAuthentication => schema_of::<crd::RequestAuthentication>(),
         Kind::AuthorizationPolicy => schema_of::<crd::AuthorizationPolicy>(),
-        _ => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        Kind::EnvoyFilter => schema_of::<crd::EnvoyFilter>(),
+        Kind::Telemetry => schema_of::<crd::Telemetry>(),
+        Kind::WasmPlugin => schema_of::<crd::WasmPlugin>(),
+        Kind::TrafficExtension => schema_of::<crd::TrafficExtension>(),
+        // Others have no definition.
+        _ => json!({"type": "object"}),
     }
 }
 
@@ -298,6 +303,10 @@ mod tests {
             Kind::ProxyConfig => crd::ProxyConfig::deserialize(value).is_ok(),
             Kind::RequestAuthentication => crd::RequestAuthentication::deserialize(value).is_ok(),
             Kind::AuthorizationPolicy => crd::AuthorizationPolicy::deserialize(value).is_ok(),
+            Kind::EnvoyFilter => crd::EnvoyFilter::deserialize(value).is_ok(),
+            Kind::Telemetry => crd::Telemetry::deserialize(value).is_ok(),
+            Kind::WasmPlugin => crd::WasmPlugin::deserialize(value).is_ok(),
+            Kind::TrafficExtension => crd::TrafficExtension::deserialize(value).is_ok(),
             _ => true,
         }
     }

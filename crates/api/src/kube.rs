@@ -172,6 +172,8 @@ pub struct PodSpec {
     pub host_network: bool,
     /// Containers.
     pub containers: Vec<Container>,
+    /// Further conditions that others decide before the pod is ready.
+    pub readiness_gates: Vec<serde_json::Value>,
     /// As whom they run, if they do not say themselves.
     pub security_context: Option<SecurityContext>,
 }

@@ -231,7 +231,9 @@ impl Objects {
                 "there is neither a folder of objects (--config-dir) nor a cluster (--kubeconfig, or a pod's service account)",
             )?,
         };
-        Ok(Objects::Cluster(Client::try_from(read).context("the cluster cannot be reached with these settings")?))
+        Ok(Objects::Cluster(
+            source::kube::server::client(read).context("the cluster cannot be reached with these settings")?,
+        ))
     }
 
     /// What injection must know of the cluster.

@@ -221,6 +221,8 @@ pub struct Workload {
     pub tls: bool,
     /// Whether it takes requests.
     pub ready: bool,
+    /// It is a pod that was ready, and only its node is no longer heard of.
+    pub unheard: bool,
     /// For ties.
     pub age: Age,
 }
@@ -274,6 +276,8 @@ pub struct Endpoint {
     pub ready: bool,
     /// Its own name below that of a headless service; empty if it has none.
     pub hostname: String,
+    /// Not ready only because its node is not heard of: better than nobody.
+    pub unheard: bool,
 }
 
 /// A service of the registry.

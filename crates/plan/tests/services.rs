@@ -388,3 +388,33 @@ fn a_container_that_goes_around_its_sidecar_is_told() {
     assert_eq!(told(&pod("")), [""; 0], "no sidecar");
     assert_eq!(told(&pod("sidecar.istio.io/status: '{}', sidecar.istio.io/interceptionMode: NONE")), [""; 0]);
 }
+
+#[test]
+fn pods_whose_nodes_are_not_heard_of_are_better_than_nobody() {
+    // As the node controller leaves them: the kubelet's last word was that the containers are ready.
+    let unheard = |name: &str, address: &str| {
+        pod(name, address, "n", false)
+            .replace("conditions: [", "conditions: [{type: ContainersReady, status: 'True'}, ")
+    };
+    let listed = |conditions: &str| {
+        let one = |address: &str, name: &str, conditions: &str| {
+            format!("{{addresses: [{address}], targetRef: {{kind: Pod, name: {name}}}, conditions: {{{conditions}}}}}")
+        };
+        slice(
+            "user-1",
+            "IPv4",
+            8080,
+            &[one("10.1.0.1", "user-1", conditions), one("10.1.0.2", "user-2", "ready: false")].join(", "),
+        )
+    };
+    let spec = service(&format!("clusterIP: 10.0.0.1, {PORTS}"));
+    let of = |text: &str| endpoints(&snapshot(&(spec.clone() + text)), &web(), 80, USER);
+    let both = unheard("user-1", "10.1.0.1") + &unheard("user-2", "10.1.0.2");
+    assert_eq!(of(&(both.clone() + &listed("ready: false, serving: false"))), ["10.1.0.1:8080", "10.1.0.2:8080"]);
+    // One that is ready is enough; one that ends is nobody; one whose own probe fails is not ready.
+    let ready = pod("user-1", "10.1.0.1", "n", true) + &unheard("user-2", "10.1.0.2");
+    assert_eq!(of(&(ready + &listed("ready: true"))), ["10.1.0.1:8080"]);
+    assert_eq!(of(&(both + &listed("ready: false, serving: false, terminating: true"))), ["10.1.0.2:8080"]);
+    let failing = pod("user-1", "10.1.0.1", "n", false) + &pod("user-2", "10.1.0.2", "n", false);
+    assert_eq!(of(&(failing + &listed("ready: false"))), [""; 0]);
+}

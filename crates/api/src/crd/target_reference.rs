@@ -10,10 +10,13 @@ use serde_json::{Value, json};
 #[schemars(extend("required" = ["kind", "name"]))]
 pub struct PolicyTargetReference {
     /// API group; empty for Service.
+    #[schemars(extend("maxLength" = 253))]
     pub group: String,
     /// Kind: Gateway, GatewayClass, Service, ServiceEntry.
+    #[schemars(extend("minLength" = 1, "maxLength" = 63))]
     pub kind: String,
     /// Name.
+    #[schemars(extend("minLength" = 1, "maxLength" = 253))]
     pub name: String,
     /// Must be empty: the object is in the policy's namespace.
     #[schemars(extend("x-kubernetes-validations" = json!([

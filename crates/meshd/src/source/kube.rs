@@ -1,6 +1,7 @@
 //! Objects of a cluster: one watch a kind, all of them in one stream of batches. A watch that breaks is begun again from a
 //! whole list; until then what was seen last stays in effect, however long the API server is away.
 
+pub mod server;
 mod tags;
 mod watched;
 

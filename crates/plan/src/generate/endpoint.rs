@@ -67,11 +67,11 @@ pub(super) fn assignment(
     port: u16,
     labels: &Labels,
 ) -> ClusterLoadAssignment {
-    let chosen: Vec<&Endpoint> = service
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.service_port == port && endpoint.ready && selects(labels, &endpoint.labels))
-        .collect();
+    let own = |endpoint: &&Endpoint| endpoint.service_port == port && selects(labels, &endpoint.labels);
+    let mut chosen: Vec<&Endpoint> = service.endpoints.iter().filter(own).filter(|endpoint| endpoint.ready).collect();
+    if chosen.is_empty() {
+        chosen = service.endpoints.iter().filter(own).filter(|endpoint| endpoint.unheard).collect();
+    }
     let mut localities: BTreeMap<(u32, &str), Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in reached(scope, service, chosen) {
         localities.entry((distance(scope, service, endpoint), &endpoint.locality)).or_default().push(endpoint);

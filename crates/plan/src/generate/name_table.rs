@@ -65,7 +65,7 @@ impl Families {
 fn of_service(scope: &Scope, service: &Service, families: &Families) -> BTreeMap<String, NameInfo> {
     let mut names = BTreeMap::new();
     let addresses: Vec<&str> = match service.headless {
-        true => endpoints(service).map(|endpoint| endpoint.address.as_str()).collect(),
+        true => endpoints(service).into_iter().map(|endpoint| endpoint.address.as_str()).collect(),
         false => scope.addresses(service),
     };
     if let Some(info) = info(service, &service.name, addresses, families) {
@@ -73,7 +73,7 @@ fn of_service(scope: &Scope, service: &Service, families: &Families) -> BTreeMap
     }
     if service.headless {
         let mut by_name: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for endpoint in endpoints(service).filter(|endpoint| !endpoint.hostname.is_empty()) {
+        for endpoint in endpoints(service).into_iter().filter(|endpoint| !endpoint.hostname.is_empty()) {
             by_name.entry(&endpoint.hostname).or_default().push(&endpoint.address);
         }
         for (name, addresses) in by_name {
@@ -86,8 +86,13 @@ fn of_service(scope: &Scope, service: &Service, families: &Families) -> BTreeMap
     names
 }
 
-fn endpoints(service: &Service) -> impl Iterator<Item = &Endpoint> {
-    service.endpoints.iter().filter(|endpoint| endpoint.ready)
+/// Those that requests are sent to: where nobody is ready, those whose node is not heard of.
+fn endpoints(service: &Service) -> Vec<&Endpoint> {
+    let ready: Vec<_> = service.endpoints.iter().filter(|endpoint| endpoint.ready).collect();
+    match ready.is_empty() {
+        true => service.endpoints.iter().filter(|endpoint| endpoint.unheard).collect(),
+        false => ready,
+    }
 }
 
 fn info(service: &Service, short: &str, addresses: Vec<&str>, families: &Families) -> Option<NameInfo> {

@@ -240,6 +240,7 @@ fn external_endpoint(address: &str, port: &Port) -> Endpoint {
         tls: false,
         ready: true,
         hostname: String::new(),
+        unheard: false,
     }
 }
 
@@ -279,6 +280,7 @@ fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpo
         tls: workload.tls,
         ready: workload.ready,
         hostname: String::new(),
+        unheard: workload.unheard,
     }
 }
 
@@ -373,6 +375,8 @@ fn listed(
         };
         // A pod that is not ready counts all the same where its service wants it to; slices say so of it.
         endpoint.ready = ready && (endpoint.ready || early);
+        let ends = place.conditions.as_ref().is_some_and(|conditions| conditions.terminating == Some(true));
+        endpoint.unheard &= !endpoint.ready && !ends;
         if endpoint.locality.is_empty() && !place.zone.is_empty() {
             endpoint.locality = format!("/{}", place.zone);
         }

@@ -57,9 +57,17 @@ fn of_pod(object: &Object, pod: &Pod, nodes: &BTreeMap<&str, &Labels>) -> Worklo
             .collect(),
         tls: accepts_tls(&labels),
         ready,
+        unheard: !ready && is_unheard(pod),
         age: Age::of(object),
         labels,
     }
+}
+
+/// A node that is silent for a while is taken for dead, and its pods with it; but it may be the API server that nobody can reach.
+/// The kubelet's own last word, that the containers are ready, still stands in the pod.
+fn is_unheard(pod: &Pod) -> bool {
+    let says = |kind: &str| pod.status.conditions.iter().any(|one| one.kind == kind && one.status == "True");
+    says("ContainersReady") && pod.spec.readiness_gates.is_empty()
 }
 
 fn of_entry(object: &Object, entry: &WorkloadEntry) -> Workload {
@@ -77,6 +85,7 @@ fn of_entry(object: &Object, entry: &WorkloadEntry) -> Workload {
         ports: entry.ports.clone(),
         tls: accepts_tls(&labels),
         ready: true,
+        unheard: false,
         age: Age::of(object),
         labels,
     }

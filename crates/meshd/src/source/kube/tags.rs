@@ -11,6 +11,8 @@ use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 
+use super::server::Pauses;
+
 /// Label with the name of the tag.
 const TAG: &str = "istio.io/tag";
 /// Label with the revision that it stands for; and on objects, for which revision or tag they are.
@@ -19,7 +21,7 @@ pub(super) const REVISION: &str = "istio.io/rev";
 /// Follows the tags of one revision until nobody listens. `None` until all have been listed.
 pub(super) async fn follow(client: Client, revision: String, tell: watch::Sender<Option<BTreeSet<String>>>) {
     let api: Api<MutatingWebhookConfiguration> = Api::all(client);
-    let mut events = pin!(watcher(api, Config::default().labels(TAG)).default_backoff());
+    let mut events = pin!(watcher(api, Config::default().labels(TAG)).backoff(Pauses::default()));
     let mut known = BTreeMap::new();
     let mut listed = false;
     while let Some(event) = events.next().await {

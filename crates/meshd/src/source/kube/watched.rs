@@ -7,6 +7,7 @@ use api::decode::{self, Decoded};
 use api::object::{KINDS, Kind, ObjectKey};
 use futures_util::StreamExt;
 use kube::api::{Api, ApiResource, DynamicObject};
+use kube::core::Status;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Config, Error, watcher};
 use kube::{Client, ResourceExt};
@@ -16,6 +17,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 
 use super::Event;
+use super::server::Pauses;
 use super::tags::REVISION;
 
 /// Objects that a list brings at a time.
@@ -131,7 +133,7 @@ async fn watch(
     if let Some(fields) = selection.fields {
         config = config.fields(fields);
     }
-    let mut stream = pin!(watcher(api, config).default_backoff());
+    let mut stream = pin!(watcher(api, config).backoff(Pauses::default()));
     let mut listed = BTreeSet::new();
     let mut broken = false;
     let heeds_tags = selection.kind.row().strict;
@@ -167,6 +169,10 @@ async fn watch(
                 }
             }
             Err(error) if not_served(&error, selection.kind) => return Ended::Version,
+            Err(error) if status(&error).is_some_and(|status| status.code == 410) => {
+                tracing::info!(kind = resource.kind, "the watch is too old for the API server, all are listed anew");
+                continue;
+            }
             Err(error) => {
                 // Said once for each time that it breaks, not for each attempt.
                 if !broken {
@@ -183,16 +189,20 @@ async fn watch(
     Ended::Listener
 }
 
+/// What the API server said.
+fn status(error: &Error) -> Option<&Status> {
+    match error {
+        Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
+            Some(status)
+        }
+        Error::WatchError(status) => Some(status),
+        _ => None,
+    }
+}
+
 /// Whether there is nothing to wait for. Of nodes only their places are read: who may not see them goes on without.
 fn not_served(error: &Error, kind: Kind) -> bool {
-    let status = match error {
-        Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => {
-            status
-        }
-        Error::WatchError(status) => status,
-        _ => return false,
-    };
-    status.code == 404 || (status.code == 403 && kind == Kind::Node)
+    status(error).is_some_and(|status| status.code == 404 || (status.code == 403 && kind == Kind::Node))
 }
 
 fn key(object: &DynamicObject, kind: Kind) -> ObjectKey {
@@ -255,7 +265,7 @@ fn prune_pod(pod: &mut Map<String, Value>) {
         spec.retain(|field, _| {
             matches!(
                 field.as_str(),
-                "serviceAccountName" | "nodeName" | "hostNetwork" | "containers" | "securityContext"
+                "serviceAccountName" | "nodeName" | "hostNetwork" | "containers" | "securityContext" | "readinessGates"
             )
         });
         for container in spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten() {
@@ -267,7 +277,7 @@ fn prune_pod(pod: &mut Map<String, Value>) {
     if let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) {
         status.retain(|field, _| matches!(field.as_str(), "podIP" | "podIPs" | "phase" | "conditions"));
         if let Some(conditions) = status.get_mut("conditions").and_then(Value::as_array_mut) {
-            conditions.retain(|condition| condition["type"] == "Ready");
+            conditions.retain(|condition| condition["type"] == "Ready" || condition["type"] == "ContainersReady");
             for condition in conditions.iter_mut().filter_map(Value::as_object_mut) {
                 condition.retain(|field, _| matches!(field.as_str(), "type" | "status"));
             }
