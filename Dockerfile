@@ -16,9 +16,9 @@ COPY --from=build /out/meshd /usr/local/bin/pilot-discovery
 USER 1337:1337
 ENTRYPOINT ["/usr/local/bin/meshd"]
 
-# The proxy hands its rules to nft, which needs the libraries of a distribution.
+# The proxy hands its rules to nft, or to iptables where the kernel has no nf_tables; they need the libraries of a distribution.
 FROM debian:bookworm-slim AS proxy
-RUN apt-get update && apt-get install -y --no-install-recommends nftables iproute2 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends nftables iptables iproute2 && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/proxy /usr/local/bin/proxy
 RUN ln -s proxy /usr/local/bin/pilot-agent
 USER 1337:1337

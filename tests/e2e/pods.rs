@@ -169,61 +169,58 @@ pub(crate) fn ring(cluster: &Cluster) -> Result<String> {
 }
 
 const PROBES: &str = "
-apiVersion: v1
-kind: Pod
+apiVersion: apps/v1
+kind: Deployment
 metadata: {name: probed, namespace: pods}
 spec:
-  containers:
-  - name: workload
-    image: mesh/workload:TAG
-    args: [serve]
-    startupProbe: {tcpSocket: {port: 7070}, periodSeconds: 1}
-    livenessProbe: {grpc: {port: 9090}, periodSeconds: 1, failureThreshold: 2}
-    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: refused-http, namespace: pods}
-spec:
-  containers:
-  - name: workload
-    image: mesh/workload:TAG
-    args: [serve]
-    readinessProbe: {httpGet: {path: /healthz, port: 8081}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: refused-tcp, namespace: pods}
-spec:
-  containers:
-  - name: workload
-    image: mesh/workload:TAG
-    args: [serve]
-    readinessProbe: {tcpSocket: {port: 7071}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: refused-grpc, namespace: pods}
-spec:
-  containers:
-  - name: workload
-    image: mesh/workload:TAG
-    args: [serve]
-    readinessProbe: {grpc: {port: 9091}, periodSeconds: 1}
+  selector: {matchLabels: {app: probed}}
+  template:
+    metadata: {labels: {app: probed}}
+    spec:
+      containers:
+      - name: workload
+        image: mesh/workload:TAG
+        args: [serve]
+        startupProbe: {tcpSocket: {port: 7070}, periodSeconds: 1}
+        livenessProbe: {grpc: {port: 9090}, periodSeconds: 1, failureThreshold: 2}
+        readinessProbe: {httpGet: {path: /healthz, port: 8443, scheme: HTTPS}, periodSeconds: 1}
 ";
-const UNWELL: &[&str] = &["refused-http", "refused-tcp", "refused-grpc"];
+/// A pod that is up, with a probe of something that is not.
+const REFUSED: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, namespace: pods}
+spec:
+  containers:
+  - name: workload
+    image: mesh/workload:TAG
+    args: [serve]
+    readinessProbe: {PROBE, periodSeconds: 1}
+---";
+/// Nobody listens there, or whoever listens says that it is not well.
+const UNWELL: [(&str, &str); 7] = [
+    ("refused-http", "httpGet: {path: /healthz, port: 8081}"),
+    ("refused-https", "httpGet: {path: /healthz, port: 8444, scheme: HTTPS}"),
+    ("refused-tcp", "tcpSocket: {port: 7071}"),
+    ("refused-grpc", "grpc: {port: 9091}"),
+    ("unwell-http", "httpGet: {path: /unwell, port: 8080}"),
+    ("unwell-https", "httpGet: {path: /unwell, port: 8443, scheme: HTTPS}"),
+    ("unwell-grpc", "grpc: {port: 9090, service: unwell}"),
+];
 
-/// Probes of all kinds reach the application behind STRICT, and those of ports that nobody serves fail.
+/// Probes of all kinds reach the application behind STRICT, and those of what is not well fail.
 pub(crate) fn probes(cluster: &Cluster) -> Result<String> {
     start_caller(cluster)?;
-    cluster.kubectl(&format!("delete pod -n pods probed {} --ignore-not-found", UNWELL.join(" ")))?;
-    cluster.apply(&PROBES.replace("TAG", &cluster.tag))?;
-    cluster.kubectl("wait -n pods --for=condition=Ready pod/probed --timeout=60s")?;
+    let unwell = UNWELL.map(|(name, _)| name).join(" ");
+    cluster.kubectl(&format!("delete pod -n pods {unwell} --ignore-not-found"))?;
+    let refused = UNWELL.map(|(name, probe)| REFUSED.replace("NAME", name).replace("PROBE", probe)).concat();
+    cluster.apply(&(refused + PROBES).replace("TAG", &cluster.tag))?;
+    cluster.kubectl("rollout status -n pods deployment/probed --timeout=60s")?;
     // Each readiness probe is a request: after so many the liveness probes, which come as often, have had their say.
     cluster.until("the application has been probed", || {
         let text = cluster.exec(
             NAMESPACE,
-            "probed",
+            "deploy/probed",
             "workload",
             &["/usr/local/bin/workload", "get", "http://127.0.0.1:8080/metrics"],
         )?;
@@ -231,9 +228,10 @@ pub(crate) fn probes(cluster: &Cluster) -> Result<String> {
         ensure!(probes > Some(8), "probes: {probes:?}");
         Ok(())
     })?;
-    let pod = cluster.get("pod -n pods probed")?;
-    ensure!(pod["status"]["containerStatuses"][0]["restartCount"] == 0, "the liveness probe failed: {}", pod["status"]);
-    for name in UNWELL {
+    let pods = cluster.get("pods -n pods -l app=probed")?;
+    let status = &pods["items"][0]["status"];
+    ensure!(status["containerStatuses"][0]["restartCount"] == 0, "the liveness probe failed: {status}");
+    for (name, _) in UNWELL {
         cluster.until(&format!("the probe of {name} fails"), || {
             let events = cluster.kubectl(&format!("events -n pods --for=pod/{name} --types=Warning"))?;
             ensure!(events.contains("Readiness probe failed"), "{events}");
@@ -242,10 +240,92 @@ pub(crate) fn probes(cluster: &Cluster) -> Result<String> {
         let pod = cluster.get(&format!("pod -n pods {name}"))?;
         let app = pod["status"]["containerStatuses"].as_array().into_iter().flatten();
         if app.clone().any(|status| status["name"] == "workload" && status["ready"] == true) {
-            bail!("{name} is ready though nobody listens there");
+            bail!("{name} is ready though it is not well");
         }
     }
-    cluster.kubectl(&format!("delete pod -n pods {} --wait=false", UNWELL.join(" ")))?;
+    cluster.kubectl(&format!("delete pod -n pods {unwell} --wait=false"))?;
+    Ok(String::new())
+}
+
+const NAMES: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: asker, namespace: pods}
+spec:
+  selector: {matchLabels: {app: asker}}
+  template:
+    metadata:
+      labels: {app: asker}
+      annotations: {proxy.istio.io/config: '{\"proxyMetadata\": {\"ISTIO_META_DNS_CAPTURE\": \"true\"}}'}
+    spec:
+      containers: [{name: workload, image: 'mesh/workload:TAG', args: [serve]}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: invented, namespace: pods}
+spec:
+  hosts: [invented.example.com]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  ports: [{number: 80, targetPort: 8080, name: http, protocol: HTTP}]
+  workloadSelector: {labels: {app: caller}}
+";
+
+/// A pod whose proxy captures DNS reaches a host that no name server knows; other names are found as before.
+pub(crate) fn names(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.apply(&NAMES.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("rollout status -n pods deployment/asker --timeout=90s")?;
+    let ask = |url: &str| {
+        let words = ["/usr/local/bin/workload", "get", url];
+        cluster.exec(NAMESPACE, "deploy/asker", "workload", &words)
+    };
+    cluster.until("a host that no name server knows", || {
+        let text = ask("http://invented.example.com/")?;
+        ensure!(text.contains("pod: caller-") && text.contains("ns/pods/sa/default"), "{text}");
+        Ok(())
+    })?;
+    for url in ["http://caller:8080/", "http://caller.pods.svc:8080/"] {
+        let text = ask(url)?;
+        ensure!(text.contains("pod: caller-"), "{url}: {text}");
+    }
+    // What the mesh does not know is for the cluster's name server to say.
+    let unknown = ask("http://nowhere.example.com/").err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(unknown.contains("lookup"), "a name that nobody has: {unknown}");
+    let words = ["pilot-agent", "request", "--debug-port=15020", "GET", "stats/prometheus"];
+    let metrics = cluster.exec(NAMESPACE, "deploy/asker", "istio-proxy", &words)?;
+    let counted = metrics.lines().find_map(|line| line.strip_prefix("istio_agent_dns_upstream_requests_total "));
+    ensure!(counted.is_some_and(|count| count != "0"), "nobody was asked: {counted:?}");
+    Ok(String::new())
+}
+
+const CRON_JOB: &str = "
+apiVersion: batch/v1
+kind: CronJob
+metadata: {name: nightly, namespace: pods}
+spec:
+  schedule: '0 3 1 1 *'
+  jobTemplate:
+    spec:
+      backoffLimit: 0
+      template:
+        spec:
+          restartPolicy: Never
+          containers: [{name: workload, image: 'mesh/workload:TAG', args: [get, 'http://caller:8080/']}]
+";
+
+/// What a CronJob starts has a sidecar, calls, and ends.
+pub(crate) fn cron_job(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.kubectl("delete job -n pods nightly-now --ignore-not-found")?;
+    cluster.apply(&CRON_JOB.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("create job -n pods --from=cronjob/nightly nightly-now")?;
+    cluster.kubectl("wait -n pods --for=condition=Complete job/nightly-now --timeout=60s")?;
+    let pods = cluster.get("pods -n pods -l job-name=nightly-now")?;
+    let pod = &pods["items"][0];
+    ensure!(containers(pod).iter().any(|name| name == "istio-proxy"), "it has no sidecar");
+    let log = cluster.kubectl("logs -n pods job/nightly-now -c workload")?;
+    ensure!(log.contains("ns/pods/sa/default"), "it was told {log}");
     Ok(String::new())
 }
 
@@ -268,5 +348,19 @@ pub(crate) fn metrics(cluster: &Cluster) -> Result<String> {
         ensure!(line.is_some_and(|line| line.contains("mutual_tls") || line.contains("reporter=\"source\"")), "{text}");
         Ok(())
     })?;
+    Ok(String::new())
+}
+
+/// What proxies and the control plane print is had without knowing their pods.
+pub(crate) fn logs(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    for of in ["deployment/caller", "service/caller", "caller"] {
+        let text = cluster.meshctl(&format!("logs {of} -n {NAMESPACE} --tail -1"))?;
+        ensure!(text.contains("connected to the xDS server"), "{of}: {text}");
+    }
+    let text = cluster.meshctl("logs --tail -1")?;
+    ensure!(text.contains("caller-"), "the control plane: {text}");
+    let unknown = cluster.meshctl("logs deployment/nobody -n pods").err().map(|error| format!("{error:#}"));
+    ensure!(unknown.as_ref().is_some_and(|told| told.contains("there is no pod or workload")), "{unknown:?}");
     Ok(String::new())
 }

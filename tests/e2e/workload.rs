@@ -5,24 +5,32 @@
 
 use std::convert::Infallible;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ServerConfig;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 /// Answers HTTP/1.1: `/metrics`, and everything else with the request's head.
 const HTTP: u16 = 8080;
 /// Speaks first, as databases do.
 const TCP: u16 = 7070;
-/// Answers every gRPC call as a healthy server answers `grpc.health.v1.Health/Check`.
+/// The same over TLS, with a certificate that nobody knows.
+const HTTPS: u16 = 8443;
+/// Answers every gRPC call as a server answers `grpc.health.v1.Health/Check`.
 const GRPC: u16 = 9090;
+/// What is not well: the path of an HTTP request, or the service that a gRPC call asks about.
+const UNWELL: &str = "unwell";
 /// A call that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -50,6 +58,19 @@ async fn serve() -> std::io::Result<()> {
     let http = TcpListener::bind(("::", HTTP)).await?;
     let tcp = TcpListener::bind(("::", TCP)).await?;
     let grpc = TcpListener::bind(("::", GRPC)).await?;
+    let https = TcpListener::bind(("::", HTTPS)).await?;
+    let acceptor = acceptor().map_err(std::io::Error::other)?;
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = https.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let stream = TokioIo::new(acceptor.accept(stream).await?);
+                let service = service_fn(async |request| Ok::<_, Infallible>(echo(&request)));
+                let served = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
+                served.map_err(std::io::Error::other)
+            });
+        }
+    });
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::spawn(async move {
         while let Ok((stream, _)) = http.accept().await {
@@ -68,7 +89,7 @@ async fn serve() -> std::io::Result<()> {
     tokio::spawn(async move {
         while let Ok((stream, _)) = grpc.accept().await {
             let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service_fn(async |_| Ok::<_, Infallible>(healthy())));
+                .serve_connection(TokioIo::new(stream), service_fn(health));
             tokio::spawn(connection);
         }
     });
@@ -83,6 +104,11 @@ fn echo(request: &Request<Incoming>) -> Response<Full<Bytes>> {
             "# TYPE workload_requests_total counter\nworkload_requests_total {number}\n"
         )));
     }
+    if request.uri().path().trim_start_matches('/') == UNWELL {
+        let mut response = Response::new(Full::from("not well\n"));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        return response;
+    }
     let pod = std::env::var("HOSTNAME").unwrap_or_default();
     let mut text = format!("pod: {pod}\n{} {}\n", request.method(), request.uri());
     for (name, value) in request.headers() {
@@ -91,15 +117,30 @@ fn echo(request: &Request<Incoming>) -> Response<Full<Bytes>> {
     Response::new(Full::from(text))
 }
 
-/// `HealthCheckResponse {status: SERVING}`.
-fn healthy() -> Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>> {
+/// A certificate for this run alone.
+fn acceptor() -> Result<TlsAcceptor, Box<dyn std::error::Error + Send + Sync>> {
+    let made = rcgen::generate_simple_self_signed(vec!["workload".to_owned()])?;
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let config = config.with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key.into())?;
+    Ok(Arc::new(config).into())
+}
+
+/// `HealthCheckResponse {status: SERVING}`, or `NOT_SERVING`.
+async fn health(
+    request: Request<Incoming>,
+) -> Result<Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>>, hyper::Error> {
+    // The name of the service stands in the message as it is.
+    let asked = request.into_body().collect().await?.to_bytes();
+    let well = !asked.windows(UNWELL.len()).any(|part| part == UNWELL.as_bytes());
+    let message = if well { b"\0\0\0\0\x02\x08\x01" } else { b"\0\0\0\0\x02\x08\x02" };
     let trailers =
         HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
-    let frames =
-        [Ok(Frame::data(Bytes::from_static(b"\0\0\0\0\x02\x08\x01"))), Ok::<_, Infallible>(Frame::trailers(trailers))];
+    let frames = [Ok(Frame::data(Bytes::from_static(message))), Ok::<_, Infallible>(Frame::trailers(trailers))];
     let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)));
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
-    response
+    Ok(response)
 }
 
 /// Prints the answer; anything but 2xx is an error.

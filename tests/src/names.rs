@@ -59,7 +59,7 @@ impl NameServer {
 }
 
 /// RFC 1035, section 4: one question, and its answer in as many records of type A.
-fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
+pub fn answer(query: &[u8], says: &Says) -> Option<Vec<u8>> {
     const OK: u8 = 0x80;
     const SERVFAIL: u8 = 0x82;
     // A name is labels behind their lengths, and an empty one.

@@ -73,6 +73,13 @@ impl Network {
         command
     }
 
+    /// Sets what programs on a machine that start from now on find in `/etc/resolv.conf`.
+    pub fn set_resolv_conf(&self, machine: usize, text: &str) {
+        let folder = Path::new("/etc/netns").join(&self.names[machine]);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("resolv.conf"), text).unwrap();
+    }
+
     /// Runs a program on a machine to its end. Machine 0 is the hub.
     pub fn output<S: AsRef<std::ffi::OsStr>>(&self, machine: usize, program: &Path, arguments: &[S]) -> Output {
         self.command(machine).arg(program).args(arguments).output().unwrap()
@@ -131,6 +138,7 @@ impl Drop for Network {
         }
         for name in &self.names {
             let _ = Command::new("ip").args(["netns", "del", name]).status();
+            let _ = std::fs::remove_dir_all(Path::new("/etc/netns").join(name));
         }
         if !std::thread::panicking() {
             return;

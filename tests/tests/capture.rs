@@ -20,7 +20,23 @@ const SERVICE: &str = "10.96.0.10";
 /// Its IPv6 address.
 const SERVICE_SIX: &str = "[fd96::10]";
 
+/// What the caller finds its name servers by.
+const RESOLV_CONF: &str =
+    "search shop.svc.cluster.local svc.cluster.local\nnameserver 10.66.0.1\nnameserver fd66::1\noptions ndots:5\n";
+/// What its name server says of every name.
+const OUTSIDE: &str = "192.0.2.53";
+
 const OBJECTS: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: invented, namespace: shop}
+spec:
+  hosts: [invented.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  location: MESH_INTERNAL
+  resolution: STATIC
+  endpoints: [{address: 10.66.0.1}]
+---
 apiVersion: v1
 kind: Service
 metadata: {name: user, namespace: shop}
@@ -84,7 +100,13 @@ struct Mesh {
 
 impl Mesh {
     async fn start() -> Mesh {
+        Self::start_with(&[], &[]).await
+    }
+
+    /// With further words for `proxy init` and `proxy sidecar` at the caller.
+    async fn start_with(init: &'static [&'static str], sidecar: &'static [&'static str]) -> Mesh {
         let mut network = Network::new(3);
+        network.set_resolv_conf(CALLER, RESOLV_CONF);
         let path = |network: &Network, below: &str| network.folder.path().join(below).display().to_string();
         std::fs::create_dir(network.folder.path().join("config")).unwrap();
         std::fs::write(network.folder.path().join("config/objects.yaml"), OBJECTS).unwrap();
@@ -106,7 +128,8 @@ impl Mesh {
         for (machine, account) in [(CALLER, "caller"), (SERVER, "user")] {
             let token = path(&network, &format!("{account}.token"));
             std::fs::write(&token, join_token::create(&key, "shop", account, now, 600).unwrap()).unwrap();
-            install(&network, machine, &proxy);
+            let of_caller = |words: &'static [&'static str]| if machine == CALLER { words } else { &[] };
+            install_with(&network, machine, &proxy, of_caller(init));
             let line = format!(
                 "sidecar --name {account}-1 --namespace shop --ip {} --instance-ips {} --service-account {account} --workload-name {account} \
                  --xds-address 10.66.0.1:15012 --root-cert {} --token-file {token} --workers 1",
@@ -114,9 +137,16 @@ impl Mesh {
                 Network::address_six(machine),
                 path(&network, "root.pem")
             );
-            network.start_proxy(machine, &format!("proxy-{account}"), &proxy, &words(&line));
+            let line = [words(&line), of_caller(sidecar).iter().map(|word| (*word).to_owned()).collect()].concat();
+            network.start_proxy(machine, &format!("proxy-{account}"), &proxy, &line);
         }
         network.start_program(SERVER, "user", &application(), &words("serve [::]:8080 [::]:9001 [::]:9999"));
+        network.start_program(
+            HUB,
+            "names",
+            &application(),
+            &words(&format!("names {OUTSIDE} 10.66.0.1:53 [fd66::1]:53")),
+        );
         network.start_program(HUB, "elsewhere", &application(), &words("serve 10.66.0.1:80 10.66.0.1:7000"));
         for machine in [CALLER, SERVER] {
             until("a ready proxy", async || {
@@ -143,7 +173,13 @@ impl Mesh {
 
     /// A number on the proxy's Prometheus page, summed over the lines with all of these words.
     fn metric(&self, machine: usize, wanted: &[&str]) -> f64 {
-        let text = ask(&self.network, machine, &["get", "127.0.0.1:15090", "x", "/stats/prometheus"]).unwrap();
+        self.metric_of(machine, "15090", wanted)
+    }
+
+    /// The same of the page on another port.
+    fn metric_of(&self, machine: usize, port: &str, wanted: &[&str]) -> f64 {
+        let text =
+            ask(&self.network, machine, &["get", &format!("127.0.0.1:{port}"), "x", "/stats/prometheus"]).unwrap();
         let lines = text.lines().filter(|line| wanted.iter().all(|word| line.contains(word)));
         lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
@@ -184,8 +220,97 @@ async fn both_families_of_addresses_are_captured() {
     assert_eq!(greeting.unwrap(), "hello ::6\nWORD\n");
 }
 
+/// Programs that know nothing find names of the mesh and others, over either transport and from a name server of either family.
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_the_mesh_are_found_by_programs_that_know_nothing() {
+    let mesh = Mesh::start_with(&["--redirect-dns"], &["--dns-capture"]).await;
+    let network = &mesh.network;
+    let application = application();
+    let find = |options: &str, name: &str| {
+        let words =
+            [format!("RES_OPTIONS={options}"), application.display().to_string(), "find".into(), name.to_owned()];
+        let output = network.output(CALLER, Path::new("env"), &words);
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let proxy = network.folder.path().join("proxy");
+    let forwarded = || mesh.metric_of(CALLER, "15020", &["istio_agent_dns_upstream_requests_total"]);
+    for program in ["nft", "iptables", "iptables-legacy"] {
+        if program != "nft" {
+            let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            network.set_resolv_conf(CALLER, RESOLV_CONF);
+            install_with_iptables(network, CALLER, &proxy, program, &["--redirect-dns"]);
+            install_with_iptables(network, CALLER, &proxy, program, &["--redirect-dns"]);
+            let raw = network.output(CALLER, Path::new(program), &["-t", "raw", "-S"]);
+            let raw = String::from_utf8_lossy(&raw.stdout).into_owned();
+            assert_eq!(raw.matches("-A OUTPUT").count(), 1, "{raw}");
+        }
+        for servers in ["10.66.0.1", "fd66::1"] {
+            network.set_resolv_conf(
+                CALLER,
+                &format!("search shop.svc.cluster.local svc.cluster.local\nnameserver {servers}\noptions ndots:5\n"),
+            );
+            for transport in ["attempts:1", "use-vc"] {
+                let before = forwarded();
+                for name in ["user", "user.shop", "user.shop.svc.cluster.local"] {
+                    assert_eq!(
+                        find(transport, name),
+                        ["10.96.0.10", "fd96::10"],
+                        "{program} {servers} {transport} {name}"
+                    );
+                }
+                let invented = find(transport, "invented.example.com");
+                assert!(
+                    invented.len() == 2 && invented[1].starts_with("240.240."),
+                    "{servers} {transport}: {invented:?}"
+                );
+                assert_eq!(forwarded(), before, "a name of the mesh was asked for elsewhere");
+                assert_eq!(find(transport, "elsewhere.example.org."), [OUTSIDE], "{program} {servers} {transport}");
+                assert!(forwarded() > before);
+            }
+        }
+        // Whatever the name server, where that is asked for.
+        let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        network.set_resolv_conf(CALLER, "nameserver 10.99.99.99\n");
+        let all = ["--redirect-dns", "--capture-all-dns"];
+        match program {
+            "nft" => install_with(network, CALLER, &proxy, &all),
+            other => install_with_iptables(network, CALLER, &proxy, other, &all),
+        }
+        network.set_resolv_conf(CALLER, RESOLV_CONF);
+        for transport in ["attempts:1", "use-vc"] {
+            assert_eq!(find(transport, "user"), ["10.96.0.10", "fd96::10"], "{program} {transport}");
+            assert_eq!(find(transport, "elsewhere.example.org."), [OUTSIDE], "{program} {transport}");
+        }
+        // The address that nobody has leads to the workload behind the name.
+        let text = mesh.get(CALLER, "invented.example.com:80", "invented.example.com").unwrap();
+        assert!(text.starts_with("HTTP/1.1 200") && text.contains("host: invented.example.com"), "{text}");
+    }
+}
+
+/// With a system that has no nft, and one kind of iptables.
+fn install_with_iptables(network: &Network, machine: usize, proxy: &Path, program: &str, words: &[&str]) {
+    let folder = network.folder.path().join(format!("only-{program}"));
+    let _ = std::fs::create_dir(&folder);
+    let six = program.replace("ip", "ip6");
+    for name in [program, &six, &format!("{program}-restore"), &format!("{six}-restore"), "ip"] {
+        let found = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].iter().map(|folder| Path::new(folder).join(name));
+        let _ = std::os::unix::fs::symlink(found.into_iter().find(|path| path.exists()).unwrap(), folder.join(name));
+    }
+    let path = format!("PATH={}", folder.display());
+    let words = [&[path.as_str(), proxy.to_str().unwrap(), "init"], words].concat();
+    let output = network.output(machine, Path::new("env"), &words);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && told.contains(&format!("with {program}-restore")), "{told}");
+}
+
 fn install(network: &Network, machine: usize, proxy: &Path) {
-    let output = network.output(machine, proxy, &["init"]);
+    install_with(network, machine, proxy, &[]);
+}
+
+fn install_with(network: &Network, machine: usize, proxy: &Path, words: &[&str]) {
+    let output = network.output(machine, proxy, &[&["init"], words].concat());
     assert!(output.status.success(), "proxy init: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -277,6 +402,27 @@ async fn applications_that_know_nothing_speak_mutual_tls() {
         Ok(text) => Err(text),
     })
     .await;
+}
+
+/// The rules are tried: outbound as anybody, inbound as the proxy's user; without them, the program says so.
+#[test]
+fn rules_are_tried_with_a_connection() {
+    let network = Network::new(1);
+    let proxy = network.copy_of(&program("proxy"));
+    let validate = |user: &str, words: &[&str]| {
+        let proxy = proxy.to_str().unwrap();
+        let line = ["--reuid", user, "--regid", user, "--clear-groups", proxy, "init", "--run-validation"];
+        let output = network.output(CALLER, Path::new("setpriv"), &[&line[..], words].concat());
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for user in ["0", "1337"] {
+        let (code, told) = validate(user, &["--skip-rule-apply", "--probe-timeout", "300ms"]);
+        assert!(code == 126 && told.contains("do not work"), "{user}: {code} {told}");
+    }
+    let (code, told) = validate("0", &[]);
+    assert!(code == 0 && told.matches("comes to port 15001").count() == 2, "{code} {told}");
+    let (code, told) = validate("1337", &["--skip-rule-apply"]);
+    assert!(code == 0 && told.matches("comes to port 15006").count() == 2, "{code} {told}");
 }
 
 #[test]

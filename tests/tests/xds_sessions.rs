@@ -59,7 +59,7 @@ impl World {
             }
             ResourceKind::Listener => self.listeners.keys().map(|number| listener(*number)).collect(),
             ResourceKind::Route => self.listeners.iter().map(|(number, service)| route(*number, *service)).collect(),
-            ResourceKind::Secret => Vec::new(),
+            ResourceKind::Secret | ResourceKind::NameTable => Vec::new(),
         }
     }
 }

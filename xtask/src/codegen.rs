@@ -66,6 +66,7 @@ const OWN: &[&str] = &[
     "io/istio/http/peer_metadata/config.proto",
     "istio/envoy/config/filter/http/alpn/v2alpha1/config.proto",
     "envoy/tcp/metadataexchange/config.proto",
+    "istio/networking/nds/v1/nds.proto",
 ];
 
 /// Writes the file.

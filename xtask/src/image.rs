@@ -41,8 +41,15 @@ const IMAGES: &[Image] = &[
         links: &["pilot-agent"],
         entry: "/usr/local/bin/pilot-agent",
         user: "1337:1337",
-        // `pilot-agent istio-iptables` hands its rules to whichever of them the kernel takes.
-        system: &["nft", "ip"],
+        // `pilot-agent istio-iptables` hands its rules to whichever of them the kernel takes: nf_tables is not in all.
+        system: &[
+            "nft",
+            "ip",
+            "iptables-legacy",
+            "iptables-legacy-restore",
+            "ip6tables-legacy",
+            "ip6tables-legacy-restore",
+        ],
     },
     Image {
         name: "bench",
@@ -106,6 +113,9 @@ fn make(root: &Path, image: &Image, built: &Path, folder: &Path, tag: &str) -> R
     if !image.system.is_empty() {
         cluster::output(root, &[&["rootfs", &place], image.system].concat())?;
     }
+    if image.system.contains(&"iptables-legacy") {
+        copy_extensions(folder)?;
+    }
     let name = format!("mesh/{}:{tag}", image.name);
     // Beside what it is made of: clones that share a cache of clusters do not share their images.
     let archive = folder.with_extension("tar");
@@ -113,4 +123,28 @@ fn make(root: &Path, image: &Image, built: &Path, folder: &Path, tag: &str) -> R
     cluster::output(root, &["image", "--user", image.user, "--archive", &file, &name, &place, image.entry])?;
     println!("{name} {file}");
     Ok(archive)
+}
+
+/// What iptables loads for the rules of `proxy init`, by the words in them.
+const EXTENSIONS: [&str; 8] = [
+    "libxt_standard.so",
+    "libxt_tcp.so",
+    "libxt_udp.so",
+    "libxt_multiport.so",
+    "libxt_owner.so",
+    "libxt_conntrack.so",
+    "libxt_CT.so",
+    "libxt_REDIRECT.so",
+];
+
+/// Copies them to where they are on this system, where the program looks for them.
+fn copy_extensions(folder: &Path) -> Result<()> {
+    let place = format!("/usr/lib/{}-linux-gnu/xtables", std::env::consts::ARCH);
+    let to = folder.join(place.trim_start_matches('/'));
+    fs::create_dir_all(&to)?;
+    for name in EXTENSIONS {
+        let from = Path::new(&place).join(name);
+        fs::copy(&from, to.join(name)).with_context(|| format!("{} cannot be copied", from.display()))?;
+    }
+    Ok(())
 }

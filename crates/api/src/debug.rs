@@ -22,6 +22,9 @@ pub struct SyncStatus {
     pub admin_address: String,
     /// The kinds it subscribed to.
     pub types: Vec<TypeStatus>,
+    /// Which of the control plane's pods it is connected to; filled in by whoever has asked them.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub control_plane: String,
 }
 
 /// What one proxy holds of one kind.

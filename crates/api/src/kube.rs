@@ -134,6 +134,8 @@ pub struct SliceEndpoint {
     pub zone: String,
     /// Node.
     pub node_name: String,
+    /// The pod's own name below that of a headless service.
+    pub hostname: String,
 }
 
 /// State of an endpoint.

@@ -19,6 +19,8 @@ pub const WEBHOOK: u16 = 15017;
 pub const STATUS: u16 = 15020;
 /// Readiness of a proxy.
 pub const READY: u16 = 15021;
+/// DNS for the workload, where it is captured.
+pub const DNS: u16 = 15053;
 /// Proxy's own metrics.
 pub const PROMETHEUS: u16 = 15090;
 /// Unix user and group of the sidecar, whose own connections are not captured.

@@ -38,6 +38,12 @@ pub mod metadata_exchange {
     tonic::include_proto!("envoy.tcp.metadataexchange.config");
 }
 
+/// The table of names that a proxy answers by itself where it captures DNS.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod nds {
+    tonic::include_proto!("istio.networking.nds.v1");
+}
+
 /// The application protocol of TLS connections that begin with the metadata of both ends (Istio `istio-peer-exchange`).
 pub const PEER_EXCHANGE: &str = "istio-peer-exchange";
 
@@ -54,6 +60,8 @@ pub enum ResourceKind {
     Route,
     /// SDS.
     Secret,
+    /// NDS: only for proxies that capture DNS.
+    NameTable,
 }
 
 /// One row of the table of kinds.
@@ -107,6 +115,13 @@ pub const KINDS: &[KindRow] = &[
         short: "SDS",
         name: "secret",
         wildcard: false,
+    },
+    KindRow {
+        kind: ResourceKind::NameTable,
+        type_url: "type.googleapis.com/istio.networking.nds.v1.NameTable",
+        short: "NDS",
+        name: "nametable",
+        wildcard: true,
     },
 ];
 
@@ -205,6 +220,7 @@ mod tests {
         assert_eq!(Listener::type_url(), ResourceKind::Listener.type_url());
         assert_eq!(RouteConfiguration::type_url(), ResourceKind::Route.type_url());
         assert_eq!(Secret::type_url(), ResourceKind::Secret.type_url());
+        assert_eq!(nds::NameTable::type_url(), ResourceKind::NameTable.type_url());
         assert_eq!(stats::PluginConfig::type_url(), "type.googleapis.com/stats.PluginConfig");
     }
 

@@ -58,7 +58,7 @@ pub enum Command {
     /// What each proxy holds, compared with what it should hold.
     #[command(visible_aliases = ["proxy-status", "ps"])]
     Status {
-        /// Only this proxy: NAME, or NAME.NAMESPACE.
+        /// Only this proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
         proxy: Option<String>,
         /// How to print.
         #[arg(short, long, default_value = "table")]
@@ -84,6 +84,9 @@ pub enum Command {
     /// Give the pods of manifests their proxy, as the control plane would when they are made.
     #[command(visible_alias = "kube-inject")]
     Inject(InjectArguments),
+    /// What the proxies of a workload print, with their access logs; without a workload, the control plane.
+    #[command(visible_alias = "log")]
+    Logs(LogsArguments),
     /// Why a request failed: by its x-request-id, or the last failures.
     Why(WhyArguments),
     /// Tokens with which workloads prove who they are.
@@ -171,7 +174,7 @@ pub enum ManifestCommand {
 /// Of which proxy, and how to print.
 #[derive(Debug, Args)]
 pub struct OfProxy {
-    /// The proxy: NAME, or NAME.NAMESPACE.
+    /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
     pub proxy: String,
     /// How to print.
     #[arg(short, long, default_value = "table")]
@@ -235,7 +238,7 @@ pub enum ConfigCommand {
     /// The level of the proxy's log, or another one from now on.
     #[command(visible_aliases = ["o"])]
     Log {
-        /// The proxy: NAME, or NAME.NAMESPACE.
+        /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
         proxy: String,
         /// trace, debug, info, warning, error, or off; or a filter such as `info,proxy::tls=debug`.
         #[arg(long)]
@@ -412,6 +415,31 @@ pub struct InjectArguments {
     pub native_sidecars: Option<bool>,
 }
 
+/// `meshctl logs …`
+#[derive(Debug, Args)]
+pub struct LogsArguments {
+    /// A pod, a workload or a service: NAME, NAME.NAMESPACE, or KIND/NAME such as deployment/user.
+    pub of: Option<String>,
+    /// Namespace, if the name has none.
+    #[arg(short, long, default_value = "default")]
+    pub namespace: String,
+    /// Go on with new lines.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// How many of the last lines; -1 is all.
+    #[arg(long, default_value_t = 20, allow_negative_numbers = true)]
+    pub tail: i64,
+    /// Only lines that are not older: seconds, or 10m, 1h.
+    #[arg(long, value_parser = lifetime)]
+    pub since: Option<i64>,
+    /// Of the container before the last restart.
+    #[arg(short, long)]
+    pub previous: bool,
+    /// Another container than istio-proxy, or discovery of the control plane.
+    #[arg(long)]
+    pub container: Option<String>,
+}
+
 /// `meshctl why …`
 #[derive(Debug, Args)]
 pub struct WhyArguments {
@@ -489,6 +517,9 @@ mod tests {
             "meshctl pc c user-v1.ecommerce",
             "meshctl proxy-config endpoint x -o json",
             "meshctl why --last",
+            "meshctl logs",
+            "meshctl logs user.shop -f --tail -1",
+            "meshctl logs deploy/user -n shop --since 10m",
             "meshctl why --last pod",
             "meshctl pc log user-v1.shop --level debug",
             "meshctl x describe pod user-v1.shop",

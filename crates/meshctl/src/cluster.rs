@@ -5,14 +5,18 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
+use http_body_util::BodyExt;
 use hyper::Method;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams, Request,
+};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiCapabilities, Scope, pinned_kind};
-use kube::{Client, Config, ResourceExt};
+use kube::{Client, Config, Resource, ResourceExt};
 use serde_json::Value;
 
 use crate::chart::key;
@@ -240,6 +244,82 @@ impl Cluster {
             bail!("{namespace}/{pod} answered {} to {path}: {}", answer.status, answer.text().trim());
         }
         Ok(answer)
+    }
+}
+
+/// Which lines of a container's log.
+#[derive(Clone, Debug, Default)]
+pub struct LogWish {
+    /// The container.
+    pub container: String,
+    /// New ones too, as they come.
+    pub follow: bool,
+    /// How many of the last; fewer than none is all.
+    pub tail: i64,
+    /// Not older than so many seconds.
+    pub since: Option<i64>,
+    /// Of the container before the last restart.
+    pub previous: bool,
+}
+
+impl Cluster {
+    /// A container's log.
+    ///
+    /// # Errors
+    /// The API server refuses, or the kubelet does not answer it.
+    pub async fn log(&self, namespace: &str, pod: &str, wish: &LogWish) -> Result<Log> {
+        let wrong = || format!("the log of {} in {namespace}/{pod} cannot be read", wish.container);
+        let which = LogParams {
+            container: Some(wish.container.clone()),
+            follow: wish.follow,
+            tail_lines: (wish.tail >= 0).then_some(wish.tail),
+            since_seconds: wish.since,
+            previous: wish.previous,
+            ..LogParams::default()
+        };
+        let request = Request::new(Pod::url_path(&(), Some(namespace))).logs(pod, &which).with_context(wrong)?;
+        let response = self.client.send(request.map(Body::from)).await.with_context(wrong)?;
+        let refused = !response.status().is_success();
+        let body = response.into_body();
+        if refused {
+            let told = body.collect().await.with_context(wrong)?.to_bytes();
+            let status: Value = serde_json::from_slice(&told).unwrap_or_default();
+            let message =
+                status["message"].as_str().map_or_else(|| String::from_utf8_lossy(&told).into(), str::to_owned);
+            return Err(anyhow::anyhow!(message)).with_context(wrong);
+        }
+        Ok(Log { body, held: Vec::new(), ended: false })
+    }
+}
+
+/// A container's log, line by line.
+pub struct Log {
+    body: Body,
+    /// What has come and was not taken.
+    held: Vec<u8>,
+    ended: bool,
+}
+
+impl Log {
+    /// The next line without its end; none after the last.
+    ///
+    /// # Errors
+    /// The API server breaks off.
+    pub async fn next(&mut self) -> Result<Option<String>> {
+        loop {
+            if let Some(end) = self.held.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.held.drain(..=end).collect();
+                return Ok(Some(String::from_utf8_lossy(&line[..end]).into_owned()));
+            }
+            if self.ended {
+                let last = std::mem::take(&mut self.held);
+                return Ok((!last.is_empty()).then(|| String::from_utf8_lossy(&last).into_owned()));
+            }
+            match self.body.frame().await {
+                Some(frame) => self.held.extend(frame?.into_data().unwrap_or_default()),
+                None => self.ended = true,
+            }
+        }
     }
 }
 

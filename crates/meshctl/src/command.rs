@@ -7,6 +7,7 @@ mod describe;
 mod inject;
 mod install;
 mod log;
+mod logs;
 mod status;
 mod tag;
 mod token;
@@ -48,6 +49,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Tag(command) => return tag::run(&cluster().await?, command).await,
         Command::Config(command) => print!("{}", config::run(&mesh().await?, command).await?),
+        Command::Logs(arguments) => logs::run(&cluster().await?, namespace, &arguments).await?,
         Command::Why(arguments) => return why::run(&mesh().await?, arguments).await,
         Command::Inject(arguments) => {
             let cluster = if arguments.use_kube { Some(cluster().await?) } else { None };

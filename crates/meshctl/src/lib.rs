@@ -8,6 +8,7 @@ pub mod chart;
 pub mod cluster;
 pub mod install;
 pub mod cli;
+pub mod workload;
 pub mod mesh;
 pub mod demo;
 pub mod command;

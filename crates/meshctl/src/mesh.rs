@@ -9,9 +9,11 @@ use api::problem::nearest;
 use hyper::Method;
 use serde_json::Value;
 
+use crate::chart::key;
 use crate::cli::Reach;
 use crate::cluster::Cluster;
 use crate::fetch::{self, Answer, Connection};
+use crate::workload::{Whose, pods};
 
 /// Port of the control plane's debug pages (Istio `--httpAddr`).
 const DEBUG: u16 = 8080;
@@ -65,15 +67,15 @@ impl Mesh {
         }
     }
 
-    /// A page of each replica of the control plane.
-    async fn pages(&self, path: &str) -> Result<Vec<Value>> {
+    /// A page of each replica of the control plane, with the replica's name or address.
+    async fn pages(&self, path: &str) -> Result<Vec<(String, Value)>> {
         let read = |answer: Answer| serde_json::from_slice(&answer.body).with_context(|| format!("{path} is not JSON"));
         match &self.way {
             Way::Direct(address) => {
                 let answer = fetch::get(address, path).await.with_context(|| {
                     format!("the control plane was asked at {address}; set --meshd or the variable MESHD to its debug port, or name a cluster with --kubeconfig")
                 })?;
-                Ok(vec![read(answer)?])
+                Ok(vec![(address.clone(), read(answer)?)])
             }
             Way::Pods(cluster, namespace) => {
                 let pods = cluster.running(Some(namespace), "app=istiod").await?;
@@ -85,7 +87,8 @@ impl Mesh {
                 }
                 let mut pages = Vec::new();
                 for (namespace, pod) in pods {
-                    pages.push(read(cluster.fetch(&namespace, &pod, DEBUG, Method::GET, path).await?)?);
+                    let page = read(cluster.fetch(&namespace, &pod, DEBUG, Method::GET, path).await?)?;
+                    pages.push((pod, page));
                 }
                 Ok(pages)
             }
@@ -97,7 +100,8 @@ impl Mesh {
     /// # Errors
     /// It cannot be reached, or does not have the page.
     pub async fn page(&self, path: &str) -> Result<Value> {
-        self.pages(path).await?.into_iter().next().context("the control plane has no replica")
+        let first = self.pages(path).await?.into_iter().next();
+        first.map(|(_, page)| page).context("the control plane has no replica")
     }
 
     /// All connected proxies, of all replicas.
@@ -106,19 +110,23 @@ impl Mesh {
     /// See [`Mesh::page`].
     pub async fn proxies(&self) -> Result<Vec<SyncStatus>> {
         let mut all: Vec<SyncStatus> = Vec::new();
-        for page in self.pages("/debug/syncz").await? {
-            all.extend(serde_json::from_value::<Vec<SyncStatus>>(page).context("the list of proxies cannot be read")?);
+        for (replica, page) in self.pages("/debug/syncz").await? {
+            let rows: Vec<SyncStatus> = serde_json::from_value(page).context("the list of proxies cannot be read")?;
+            all.extend(rows.into_iter().map(|row| SyncStatus { control_plane: replica.clone(), ..row }));
         }
         all.sort_by(|a, b| a.proxy.cmp(&b.proxy));
         Ok(all)
     }
 
-    /// The proxy that a user names: NAME.NAMESPACE, or NAME if only one proxy has it.
+    /// The proxy that a user names: NAME.NAMESPACE, NAME if only one proxy has it, or KIND/NAME.NAMESPACE of a workload.
     ///
     /// # Errors
     /// None or several have the name.
     pub async fn proxy(&self, name: &str) -> Result<SyncStatus> {
         let mut proxies = self.proxies().await?;
+        if name.contains('/') {
+            return self.proxy_of(&Whose::parse(name, "default")?, proxies).await;
+        }
         let exact = proxies.iter().position(|row| row.proxy == name);
         let place = match exact {
             Some(place) => place,
@@ -133,6 +141,23 @@ impl Mesh {
             }
         };
         Ok(proxies.swap_remove(place))
+    }
+
+    /// One of the proxies of a workload: all have the same configuration.
+    async fn proxy_of(&self, whose: &Whose, proxies: Vec<SyncStatus>) -> Result<SyncStatus> {
+        let cluster = self.cluster().context("KIND/NAME is for clusters; name a proxy: NAME, or NAME.NAMESPACE")?;
+        let names: Vec<String> = pods(cluster, whose)
+            .await?
+            .iter()
+            .map(|pod| {
+                let (_, namespace, name) = key(pod);
+                format!("{name}.{namespace}")
+            })
+            .collect();
+        let found = proxies.into_iter().find(|row| names.contains(&row.proxy));
+        found.with_context(|| {
+            format!("no proxy of {} in {} is connected; its pods: {}", whose.name, whose.namespace, names.join(", "))
+        })
     }
 
     /// A page of a proxy's admin interface.

@@ -7,6 +7,7 @@ mod route;
 mod cluster;
 mod endpoint;
 mod secret;
+mod name_table;
 mod listener;
 mod grpc;
 
@@ -30,6 +31,7 @@ impl Scope {
             ResourceKind::Listener => listener::all(self),
             ResourceKind::Route => route::all(self),
             ResourceKind::Secret => secret::all(self),
+            ResourceKind::NameTable => name_table::all(self),
         }
     }
 }

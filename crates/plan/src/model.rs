@@ -274,6 +274,8 @@ pub struct Endpoint {
     pub tls: bool,
     /// Whether it takes requests.
     pub ready: bool,
+    /// Its own name below that of a headless service; empty if it has none.
+    pub hostname: String,
     /// Not ready only because its node is not heard of: better than nobody.
     pub unheard: bool,
 }

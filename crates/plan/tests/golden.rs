@@ -11,6 +11,7 @@ use api::xds::{ResourceKind, core};
 use plan::{Change, ProxyIdentity, Scope, Snapshot, World};
 use serde_json::{Map, Value, json};
 
+/// The kinds that every proxy asks for.
 const KINDS: [(&str, ResourceKind); 5] = [
     ("clusters", ResourceKind::Cluster),
     ("endpoints", ResourceKind::Endpoint),
@@ -72,11 +73,16 @@ fn proxy(case: &Path) -> ProxyIdentity {
 }
 
 /// All resources as JSON, and the problems that the plan tells.
-fn resources(scope: &Scope, snapshot: &Snapshot) -> Value {
+fn resources(case: &Path, scope: &Scope, snapshot: &Snapshot) -> Value {
     let mut all = Map::new();
     for (name, kind) in KINDS {
         let list: Vec<Value> = scope.generate(kind).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect();
         all.insert(name.into(), Value::Array(list));
+    }
+    // Nobody else asks for them.
+    if proxy(case).dns_capture {
+        let of = |one: &std::sync::Arc<plan::Named>| api::json::to_json(&one.body).unwrap();
+        all.insert("names".into(), scope.generate(ResourceKind::NameTable).iter().map(of).collect());
     }
     for text in snapshot.problems().iter().chain(scope.problems()).map(|problem| problem.message.as_str()) {
         assert!(text.starts_with(char::is_uppercase) && text.ends_with(['.', '?']), "{text:?} is not a sentence");
@@ -89,7 +95,7 @@ fn resources(scope: &Scope, snapshot: &Snapshot) -> Value {
 fn check(case: &Path) -> Result<(), String> {
     let snapshot = Snapshot::build(&world(case, |_| {}), None);
     let scope = Scope::of(&snapshot, &proxy(case));
-    let text = serde_json::to_string_pretty(&resources(&scope, &snapshot)).unwrap() + "\n";
+    let text = serde_json::to_string_pretty(&resources(case, &scope, &snapshot)).unwrap() + "\n";
     let file = case.join("resources.json");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&file, &text).unwrap();
@@ -191,7 +197,7 @@ fn envoy_accepts_all_resources() {
         proxy.extensions = Default::default();
         let scope = Scope::of(&snapshot, &proxy);
         let file = std::env::temp_dir().join(format!("golden-{}.json", case.file_name().unwrap().to_str().unwrap()));
-        std::fs::write(&file, bootstrap(&resources(&scope, &snapshot)).to_string()).unwrap();
+        std::fs::write(&file, bootstrap(&resources(&case, &scope, &snapshot)).to_string()).unwrap();
         let output = std::process::Command::new(&envoy)
             .args(["--mode", "validate", "-l", "error", "-c"])
             .arg(&file)

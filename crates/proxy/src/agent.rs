@@ -1,10 +1,11 @@
 //! What Istio's agent does, in the same process: gets the identity, follows the xDS server, hands both to the proxy.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use api::xds::{ResourceKind, unpack};
+use api::xds::{Any, ResourceKind, unpack};
 use envoy_types::pb::envoy::config::core::v3::DataSource;
 use envoy_types::pb::envoy::config::core::v3::data_source::Specifier;
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret as SdsSecret;
@@ -20,6 +21,7 @@ use crate::app::Running;
 use crate::bootstrap;
 use crate::capture::check::{Found, check};
 use crate::control::{Settings, Shared};
+use crate::dns::{Dns, Serving};
 use crate::drain::Drained;
 use crate::identity::{self, channel};
 use crate::secret::{Secret, Store};
@@ -35,6 +37,8 @@ pub struct Agent {
     /// The workload's identity.
     pub identity: watch::Receiver<identity::State>,
     tasks: JoinSet<()>,
+    /// Where the workload's DNS queries are answered, for as long as this lives.
+    dns: Option<Serving>,
 }
 
 impl Agent {
@@ -45,6 +49,14 @@ impl Agent {
     pub async fn start(settings: Settings, options: Options) -> Result<Agent> {
         let store = Arc::new(Store::default());
         let running = Arc::new(Running::start(settings.clone(), store.clone()).await?);
+        let names = match settings.dns.clone() {
+            Some(dns) => {
+                let (dns, serving) = Dns::start(dns).await?;
+                let _ = running.shared().dns.set(Arc::clone(&dns));
+                Some((dns, serving))
+            }
+            None => None,
+        };
         let node = bootstrap::node(&settings, running.admin_addr());
         let mut tasks = JoinSet::new();
         let (own, identity) = watch::channel(identity::State::default());
@@ -53,11 +65,14 @@ impl Agent {
             tasks.spawn(identity::run(options.clone(), store.clone(), own));
         }
         let (state, stream) = watch::channel(State::default());
+        let (names, dns) = names.unzip();
+        let mut names = Names { dns: names, held: None };
         let applied = running.clone();
         let mut told = Told::default();
         let apply = move |resources: &ResourceSet| {
             tokio::task::block_in_place(|| {
                 let mut rejects = take_secrets(resources, &store);
+                rejects.extend(names.take(resources));
                 rejects.extend(applied.apply(resources));
                 for reject in told.news(resources, &rejects) {
                     tracing::error!(
@@ -77,19 +92,24 @@ impl Agent {
         if settings.pod.check_capture {
             tasks.spawn(watch_capture(Arc::clone(running.shared())));
         }
-        Ok(Agent { running, stream, identity, tasks })
+        Ok(Agent { running, stream, identity, tasks, dns })
+    }
+
+    /// Where DNS is answered; empty if it is not captured.
+    pub fn dns_addresses(&self) -> &[SocketAddr] {
+        self.dns.as_ref().map(Serving::addresses).unwrap_or_default()
     }
 
     /// Drains the proxy, then ends what feeds it.
     pub async fn end(self) {
-        let Agent { running, mut tasks, .. } = self;
+        let Agent { running, mut tasks, dns, .. } = self;
         // What still runs goes by the configuration of now: endpoints that end meanwhile are not asked.
         let drained = running.leave().await;
         if let Drained::Cut(left) = drained {
             tracing::warn!(left, "connections are cut: the time to end is over");
         }
         tasks.shutdown().await;
-        drop(running);
+        drop((dns, running));
     }
 }
 
@@ -163,6 +183,28 @@ fn connect(options: Options, identity: watch::Receiver<identity::State>) -> Conn
             channel::connect(&options, &options.xds_address, options.xds_plaintext, current.as_ref()).await
         })
     })
+}
+
+/// The names that DNS is answered from.
+struct Names {
+    dns: Option<Arc<Dns>>,
+    /// The last table that was taken or refused, and why.
+    held: Option<(Arc<Any>, Option<Reject>)>,
+}
+
+impl Names {
+    /// Takes the table, if it is another than the one before.
+    fn take(&mut self, resources: &ResourceSet) -> Option<Reject> {
+        let dns = self.dns.as_ref()?;
+        let (name, resource) = resources.of(ResourceKind::NameTable).first_key_value()?;
+        if let Some((_, reject)) = self.held.as_ref().filter(|(held, _)| Arc::ptr_eq(held, &resource.body)) {
+            return reject.clone();
+        }
+        let refused = dns.set_names(&resource.body).err();
+        let reject = refused.map(|reason| Reject { kind: ResourceKind::NameTable, name: name.clone(), reason });
+        self.held = Some((Arc::clone(&resource.body), reject.clone()));
+        reject
+    }
 }
 
 /// Publishes the secrets that the xDS server serves; those that are gone are taken back.

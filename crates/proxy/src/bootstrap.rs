@@ -12,10 +12,12 @@ use serde_json::Value;
 
 use crate::capture;
 use crate::control::Settings;
+use crate::dns;
 use crate::filters;
+use crate::go_value::parse_duration;
 use crate::identity::sds;
 use crate::pod::Pod;
-use crate::xds::client::{Options, parse_duration};
+use crate::xds::client::Options;
 
 /// The release of Istio whose configuration the proxy understands.
 const ISTIO_VERSION: &str = "1.32.0";
@@ -116,6 +118,9 @@ pub struct Arguments {
     /// The control plane.
     #[command(flatten)]
     pub control_plane: Options,
+    /// The capture of DNS.
+    #[command(flatten)]
+    pub dns: dns::Arguments,
     /// What only a proxy in a pod has.
     #[arg(skip)]
     pub pod: Pod,
@@ -138,9 +143,12 @@ impl Arguments {
     /// The settings of the proxy proper.
     pub fn settings(&self, role: Role) -> Settings {
         let dns_domain = self.domain.clone().unwrap_or_else(|| format!("{}.svc.cluster.local", self.namespace));
+        // Gateways have no workload that asks.
+        let dns = if role == Role::Sidecar { self.dns.settings(&self.namespace, &dns_domain) } else { None };
         let id =
             NodeId { role, address: self.ip, name: self.name.clone(), namespace: self.namespace.clone(), dns_domain };
         Settings {
+            dns,
             node_id: id.to_string(),
             metadata: self.metadata(),
             admin: self.admin_addr,
@@ -194,6 +202,7 @@ impl Arguments {
 /// The node as an xDS server is told. `admin` is where the admin interface came to listen.
 pub fn node(settings: &Settings, admin: SocketAddr) -> Node {
     let mut metadata = settings.metadata.clone();
+    metadata.dns_capture = if settings.dns.is_some() { "true".to_owned() } else { String::new() };
     metadata.mesh_admin_address = admin.to_string();
     let mut json = serde_json::to_value(&metadata).unwrap_or_default();
     if let Some(map) = json.as_object_mut() {

@@ -3,6 +3,7 @@
 
 mod rules;
 mod render;
+mod validate;
 pub mod check;
 
 use std::io::Write;
@@ -10,15 +11,29 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::dns::resolv_conf::{RESOLV_CONF, ResolvConf};
+
 pub use render::{Program, render};
 pub use rules::{Family, Options, Rule, rules};
+pub use validate::{EXIT_CODE, Invalid};
 
 /// Installs the rules, or prints them with `--dry-run`. Doing it twice is doing it once.
 ///
 /// # Errors
-/// A flag is wrong or not built, no program takes the rules, or they are not there afterwards.
+/// A flag is wrong or not built, no program takes the rules, or they are not there afterwards; [`Invalid`] if they do not work.
 pub fn run(options: &Options) -> Result<()> {
     options.check().map_err(anyhow::Error::msg)?;
+    let mut options = options.clone();
+    if options.redirect_dns && options.name_servers.is_empty() {
+        let text = std::fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+        options.name_servers = ResolvConf::parse(&text).servers;
+        if options.name_servers.is_empty() && !options.capture_all_dns {
+            eprintln!(
+                "{RESOLV_CONF} names no name server: no DNS query is captured; --capture-all-dns captures those to any"
+            );
+        }
+    }
+    let options = &options;
     let idle = options.without_effect();
     if !idle.is_empty() {
         eprintln!("taken, but without effect here: {}", idle.join(", "));
@@ -29,9 +44,13 @@ pub fn run(options: &Options) -> Result<()> {
     for family in families() {
         if options.dry_run {
             print!("{}", render(options, Program::Nft, family));
-        } else {
+        } else if !options.skip_rule_apply {
             install(options, family)?;
         }
+    }
+    if options.run_validation && !options.dry_run {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(validate::validate(options, &families()))?;
     }
     Ok(())
 }
@@ -52,6 +71,9 @@ fn has_global(table: &str) -> bool {
     })
 }
 
+/// Who is asked to take the rules, in this order.
+const PROGRAMS: [Program; 3] = [Program::Nft, Program::Iptables, Program::IptablesLegacy];
+
 /// `::6` as the kernel's table has it: the address that we add ourselves.
 const OWN_SIX: &str = "00000000000000000000000000000006";
 
@@ -64,7 +86,7 @@ fn install(options: &Options, family: Family) -> Result<()> {
         )?;
     }
     let mut reasons = Vec::new();
-    for program in [Program::Nft, Program::Iptables] {
+    for program in PROGRAMS {
         match apply(options, program, family) {
             Ok(()) => {
                 eprintln!("{family} traffic is captured (with {})", program.name(family));
@@ -74,7 +96,9 @@ fn install(options: &Options, family: Family) -> Result<()> {
         }
     }
     bail!(
-        "no rules for {family} could be installed; this takes the capability NET_ADMIN and nft or iptables-restore.\n  {}",
+        "no rules for {family} could be installed. This takes the capabilities NET_ADMIN and NET_RAW, and of the node's kernel either \
+         nf_tables (modules nf_tables, nft_chain_nat, nft_redir, nft_ct) or ip_tables (modules ip_tables, iptable_nat, iptable_raw, \
+         xt_REDIRECT, xt_owner, xt_CT): load them on the node, or leave capture to somebody else (interceptionMode NONE). Tried:\n  {}",
         reasons.join("\n  ")
     )
 }
@@ -90,11 +114,11 @@ fn apply(options: &Options, program: Program, family: Family) -> Result<()> {
                 bail!("the rules are not there after they were installed");
             }
         }
-        Program::Iptables => {
+        Program::Iptables | Program::IptablesLegacy => {
             // Chains of ours that exist already are replaced: --noflush leaves all others alone.
-            remove_jumps(family);
+            remove_jumps(program, family);
             feed(program.name(family), &["--noflush", "-w"], &text)?;
-            if !output(iptables(family), &["-w", "-t", "nat", "-S"])?.contains("ISTIO_REDIRECT") {
+            if !output(program.single(family), &["-w", "-t", "nat", "-S"])?.contains("ISTIO_REDIRECT") {
                 bail!("the rules are not there after they were installed");
             }
         }
@@ -102,20 +126,18 @@ fn apply(options: &Options, program: Program, family: Family) -> Result<()> {
     Ok(())
 }
 
-fn iptables(family: Family) -> &'static str {
-    match family {
-        Family::Four => "iptables",
-        Family::Six => "ip6tables",
-    }
-}
-
 /// The jumps into our chains, which would double with each run.
-fn remove_jumps(family: Family) {
-    for (chain, rest) in
-        [("PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]), ("OUTPUT", &["-j", "ISTIO_OUTPUT"])]
-    {
-        let mut command = Command::new(iptables(family));
-        let _ = command.args(["-w", "-t", "nat", "-D", chain]).args(rest).stderr(Stdio::null()).status();
+fn remove_jumps(program: Program, family: Family) {
+    for (table, chain, rest) in [
+        ("nat", "PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"][..]),
+        ("nat", "OUTPUT", &["-j", "ISTIO_OUTPUT"]),
+        ("nat", "OUTPUT", &["-p", "udp", "-j", "ISTIO_OUTPUT_DNS"]),
+        ("raw", "OUTPUT", &["-p", "udp", "-j", "ISTIO_OUTPUT_DNS"]),
+        ("raw", "PREROUTING", &["-p", "udp", "-j", "ISTIO_PREROUTING_DNS"]),
+        ("mangle", "PREROUTING", &["-m", "conntrack", "--ctstate", "INVALID", "-j", "ISTIO_DROP"]),
+    ] {
+        let mut command = Command::new(program.single(family));
+        let _ = command.args(["-w", "-t", table, "-D", chain]).args(rest).stderr(Stdio::null()).status();
     }
 }
 
@@ -125,18 +147,26 @@ fn clean() -> Result<()> {
         if output("nft", &["list", "table", word, render::TABLE]).is_ok() {
             feed("nft", &["-f", "-"], &format!("delete table {word} {}\n", render::TABLE))?;
         }
-        remove_jumps(family);
-        for action in ["-F", "-X"] {
-            for chain in ["ISTIO_OUTPUT", "ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT"] {
-                let mut command = Command::new(iptables(family));
-                let _ = command.args(["-w", "-t", "nat", action, chain]).stderr(Stdio::null()).status();
-            }
+        for program in [Program::Iptables, Program::IptablesLegacy] {
+            remove_chains(program, family);
         }
     }
     let source = Family::Six.passthrough_source();
     let mut command = Command::new("ip");
     let _ = command.args(["-6", "addr", "del", source, "dev", "lo"]).stderr(Stdio::null()).status();
     Ok(())
+}
+
+/// Whatever is there of ours; a program that is not there has left nothing.
+fn remove_chains(program: Program, family: Family) {
+    remove_jumps(program, family);
+    for action in ["-F", "-X"] {
+        for (table, chain) in render::OURS {
+            let mut command = Command::new(program.single(family));
+            let words = ["-w", "-t", table.word(), action, render::name(chain)];
+            let _ = command.args(words).stderr(Stdio::null()).status();
+        }
+    }
 }
 
 fn feed(program: &str, arguments: &[&str], text: &str) -> Result<()> {

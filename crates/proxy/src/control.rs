@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use api::xds::ResourceKind;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::compile;
+use crate::dns::{self, Dns};
 use crate::pod::Pod;
 use crate::secret::Store;
 use crate::snapshot::{Holder, Snapshot};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub drain: Duration,
     /// How long the proxy goes on accepting after it was told to end.
     pub drain_delay: Duration,
+    /// The workload's DNS, if it is captured.
+    pub dns: Option<dns::Settings>,
     /// What only a proxy in a pod has.
     pub pod: Pod,
 }
@@ -76,6 +79,8 @@ pub struct Shared {
     pub quit: CancellationToken,
     /// Access logs.
     pub road: Road,
+    /// Who answers the workload's DNS queries, if they are captured.
+    pub dns: OnceLock<Arc<Dns>>,
     /// Why the proxy is not ready for a reason that lies outside of its configuration.
     held: Mutex<Option<String>>,
     /// Sockets that were opened before there was a configuration; connections wait in them.
@@ -130,6 +135,7 @@ impl Shared {
             draining: watch::channel(false).0,
             quit: CancellationToken::new(),
             road: Road::start()?,
+            dns: OnceLock::new(),
             held: Mutex::default(),
             early: Mutex::default(),
             deferred: Mutex::new(waits.then(Vec::new)),

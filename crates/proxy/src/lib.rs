@@ -3,6 +3,8 @@
 //! A module may use only modules listed above it.
 #![warn(missing_docs)]
 
+pub mod go_value;
+pub mod dns;
 pub mod capture;
 pub mod pod;
 pub mod secret;

@@ -23,7 +23,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("proxy: {error:#}");
-            ExitCode::FAILURE
+            match error.downcast_ref::<capture::Invalid>() {
+                Some(_) => ExitCode::from(capture::EXIT_CODE),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

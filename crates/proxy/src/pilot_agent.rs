@@ -553,11 +553,13 @@ mod tests {
             panic!("no capture")
         };
         assert_eq!(options.check(), Ok(()));
-        assert_eq!(options.without_effect(), ["--log_output_level", "--iptables-probe-port"]);
-        let line = "pilot-agent istio-iptables --redirect-dns";
+        assert_eq!(options.without_effect(), ["--log_output_level"]);
+        assert!(!options.redirect_dns);
+        let line = "pilot-agent istio-iptables --redirect-dns --capture-all-dns=true --cni-mode";
         let AgentCommand::IstioIptables(options) = PilotAgent::try_parse_from(line.split(' ')).unwrap().command else {
             panic!("no capture")
         };
-        assert!(options.check().unwrap_err().contains("--redirect-dns"));
+        assert!(options.redirect_dns && options.capture_all_dns);
+        assert!(options.check().unwrap_err().contains("--cni-mode"));
     }
 }

@@ -1,12 +1,16 @@
 //! An application that knows nothing of the mesh: it listens, or calls, over plain sockets. The capture test runs it where
 //! nothing but the network tells it apart from any other program.
 //!
-//! `application serve HTTP-ADDRESS GREETING-ADDRESS…`, `application get ADDRESS HOST PATH`, `application greet ADDRESS WORD`
+//! `application serve HTTP-ADDRESS GREETING-ADDRESS…`, `application get ADDRESS HOST PATH`, `application greet ADDRESS WORD`,
+//! `application find NAME`, `application names ADDRESS SERVER-ADDRESS…`
 
-use std::io::{BufRead, BufReader, Error, Read, Result, Write};
-use std::net::{TcpListener, TcpStream};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Error, ErrorKind, Read, Result, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
+
+use mesh_tests::names::{Says, answer as answer_query};
 
 /// A call that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,7 +22,11 @@ fn main() -> ExitCode {
         ["serve", http, greeting @ ..] => serve(http, greeting),
         ["get", address, host, path] => get(address, host, path),
         ["greet", address, word] => greet(address, word),
-        _ => Err(Error::other("serve HTTP-ADDRESS GREETING-ADDRESS…, get ADDRESS HOST PATH, or greet ADDRESS WORD")),
+        ["find", name] => find(name),
+        ["names", address, servers @ ..] => names(address, servers),
+        _ => Err(Error::other(
+            "serve HTTP-ADDRESS GREETING-ADDRESS…, get ADDRESS HOST PATH, greet ADDRESS WORD, find NAME, or names ADDRESS SERVER-ADDRESS…",
+        )),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,6 +49,45 @@ fn serve(http: &str, greeting: &[&str]) -> Result<()> {
 fn accept(listener: &TcpListener, serve: fn(TcpStream) -> Result<()>) {
     for stream in listener.incoming().flatten() {
         std::thread::spawn(move || serve(stream));
+    }
+}
+
+/// Prints the addresses of a name, as the C library finds them.
+fn find(name: &str) -> Result<()> {
+    let found: BTreeSet<String> = (name, 0).to_socket_addrs()?.map(|address| address.ip().to_string()).collect();
+    found.iter().for_each(|address| println!("{address}"));
+    Ok(())
+}
+
+/// A name server for which every name has one address.
+fn names(address: &str, servers: &[&str]) -> Result<()> {
+    let says = Says::Addresses(vec![address.parse().map_err(Error::other)?]);
+    for server in servers {
+        let (socket, listener) = (UdpSocket::bind(server)?, TcpListener::bind(server)?);
+        let (over_udp, over_tcp) = (says.clone(), says.clone());
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut query) {
+                let _ = answer_query(&query[..length], &over_udp).map(|answer| socket.send_to(&answer, from));
+            }
+        });
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut length = [0; 2];
+                while stream.read_exact(&mut length).is_ok() {
+                    let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+                    let read = stream.read_exact(&mut query);
+                    let Some(answer) = read.ok().and_then(|()| answer_query(&query, &over_tcp)) else { break };
+                    let length = u16::try_from(answer.len()).unwrap_or_default().to_be_bytes();
+                    if stream.write_all(&[&length, answer.as_slice()].concat()).is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+    }
+    loop {
+        std::thread::park();
     }
 }
 
@@ -73,7 +120,7 @@ fn speak_first(mut stream: TcpStream) -> Result<()> {
 }
 
 fn connect(address: &str) -> Result<TcpStream> {
-    let address = address.parse().map_err(Error::other)?;
+    let address = address.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
     let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)

@@ -3,6 +3,8 @@
 use anyhow::Result;
 use api::cluster_name::{ClusterName, Direction};
 use serde_json::Value;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::log;
 use crate::cli::{ConfigCommand, OfProxy};
@@ -67,7 +69,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             shown(
                 of.output,
                 &certificates,
-                &["RESOURCE NAME", "TYPE", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE"],
+                &["RESOURCE NAME", "TYPE", "STATUS", "VALID CERT", "SERIAL NUMBER", "NOT AFTER", "NOT BEFORE"],
                 secret_rows,
             )
         }
@@ -224,12 +226,22 @@ fn secret_rows(certificate: &Value) -> Vec<Vec<String>> {
         // Envoy has the file's path there; secrets that are not files have their SDS name.
         let name = part["path"].as_str().unwrap_or("-").to_owned();
         let field = |name: &str| text(&part[name]).to_owned();
-        vec![name, kind.to_owned(), field("serial_number"), field("expiration_time"), field("valid_from")]
+        let (after, before) = (field("expiration_time"), field("valid_from"));
+        // A proxy shows only what is in use.
+        let valid =
+            is_valid(&before, &after, OffsetDateTime::now_utc()).map_or("-".to_owned(), |valid| valid.to_string());
+        vec![name, kind.to_owned(), "ACTIVE".to_owned(), valid, field("serial_number"), after, before]
     };
     let list = |field: &str| certificate[field].as_array().cloned().unwrap_or_default();
     let chain = list("cert_chain");
     let roots = list("ca_cert");
     chain.iter().map(|part| row("Cert Chain", part)).chain(roots.iter().map(|part| row("CA", part))).collect()
+}
+
+/// Whether a time is between two others; none if they cannot be read.
+fn is_valid(before: &str, after: &str, now: OffsetDateTime) -> Option<bool> {
+    let read = |text: &str| OffsetDateTime::parse(text, &Rfc3339).ok();
+    Some(read(before)? <= now && now < read(after)?)
 }
 
 /// `kind name.namespace` of the object behind a cluster or route.
@@ -253,6 +265,16 @@ fn dash(text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_are_valid_between_two_times() {
+        let now = OffsetDateTime::parse("2026-11-22T12:00:00Z", &Rfc3339).unwrap();
+        let (early, late) = ("2026-11-22T11:00:00.000Z", "2026-11-23T11:00:00.000Z");
+        assert_eq!(is_valid(early, late, now), Some(true));
+        assert_eq!(is_valid(late, late, now), Some(false));
+        assert_eq!(is_valid(early, early, now), Some(false));
+        assert_eq!(is_valid("", late, now), None);
+    }
     use serde_json::json;
 
     #[test]

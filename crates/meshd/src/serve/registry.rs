@@ -61,6 +61,7 @@ impl Registry {
             address: id.map(|id| id.address.to_string()).unwrap_or_default(),
             admin_address: metadata.mesh_admin_address,
             types: Vec::new(),
+            control_plane: String::new(),
         };
         let version = status.istio_version.clone();
         let mut rows = self.lock();

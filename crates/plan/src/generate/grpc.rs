@@ -34,6 +34,8 @@ pub(super) fn all(scope: &Scope, kind: ResourceKind) -> Resources {
         ResourceKind::Endpoint => return endpoint::all(scope),
         // Certificates come from the client's own bootstrap.
         ResourceKind::Secret => return Resources::default(),
+        // Nobody captures their DNS.
+        ResourceKind::NameTable => return Resources::default(),
         ResourceKind::Listener => scope.own("grpc listeners", || each_port(scope, listeners)),
         ResourceKind::Route => {
             scope.own("grpc routes", || each_port(scope, |scope, of, port| vec![routes(scope, of, port)]))

@@ -125,16 +125,7 @@ impl<'a> Request<'a> {
         let own = self.annotations.get("proxy.istio.io/config");
         let own = own.and_then(|text| api::mesh_config::proxy_config(text).ok());
         let fields = own.map(|own| api::mesh_config::proxy_config_without_effect(&own)).unwrap_or_default();
-        let mut told: Vec<String> =
-            fields.iter().map(|field| format!("The setting {field} of proxy.istio.io/config has no effect.")).collect();
-        let captures = self.config.pointer("/proxyMetadata/ISTIO_META_DNS_CAPTURE");
-        if captures.is_some_and(|value| value == "true" || value == &Value::Bool(true)) {
-            told.push(
-                "The capture of DNS (proxyMetadata ISTIO_META_DNS_CAPTURE) is not built; names are asked as before."
-                    .to_owned(),
-            );
-        }
-        told
+        fields.iter().map(|field| format!("The setting {field} of proxy.istio.io/config has no effect.")).collect()
     }
 
     /// An annotation, or a value of the chart in its place.

@@ -189,13 +189,18 @@ fn env(request: &Request<'_>, role: Role) -> Vec<Value> {
     }
     env.push(plain("ISTIO_META_MESH_ID", or(global("meshID"), settings.mesh.trust_domain.clone())));
     env.push(plain("TRUST_DOMAIN", settings.mesh.trust_domain.as_str()));
-    let metadata = request.config.get("proxyMetadata").and_then(Value::as_object);
-    for (name, value) in metadata.into_iter().flatten() {
-        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        env.retain(|one| one["name"] != name.as_str());
-        env.push(plain(name, text));
+    for one in metadata(request) {
+        env.retain(|other| other["name"] != one["name"]);
+        env.push(one);
     }
     env
+}
+
+/// `proxyMetadata`, which are variables of the proxy and of the container that installs the rules.
+pub(super) fn metadata(request: &Request<'_>) -> Vec<Value> {
+    let metadata = request.config.get("proxyMetadata").and_then(Value::as_object);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    metadata.into_iter().flatten().map(|(name, value)| plain(name, text(value))).collect()
 }
 
 fn ca_address(request: &Request<'_>) -> String {

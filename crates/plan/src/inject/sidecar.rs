@@ -86,6 +86,10 @@ fn capture(request: &Request<'_>) -> Value {
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
+    let metadata = container::metadata(request);
+    if !metadata.is_empty() {
+        capture["env"] = Value::Array(metadata);
+    }
     let policy = settings.value_text("/global/imagePullPolicy");
     if !policy.is_empty() {
         capture["imagePullPolicy"] = Value::from(policy);

@@ -239,6 +239,7 @@ fn external_endpoint(address: &str, port: &Port) -> Endpoint {
         weight: 0,
         tls: false,
         ready: true,
+        hostname: String::new(),
         unheard: false,
     }
 }
@@ -278,6 +279,7 @@ fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpo
         weight: workload.weight,
         tls: workload.tls,
         ready: workload.ready,
+        hostname: String::new(),
         unheard: workload.unheard,
     }
 }
@@ -297,7 +299,9 @@ fn of_slices(by_kind: &ByKind<'_>, object: &Object, service: &Service, own: &[Ar
             let ready = conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false);
             let Some(address) = one.addresses.first() else { continue };
             let pod = one.target_ref.as_ref().map(|target| target.name.as_str());
-            endpoints.extend(listed(service, own, address, pod, &body.ports, (ready, early), one));
+            let listed = listed(service, own, address, pod, &body.ports, (ready, early), one);
+            let named = |endpoint| Endpoint { hostname: one.hostname.clone(), ..endpoint };
+            endpoints.extend(listed.into_iter().map(named));
         }
     }
     found

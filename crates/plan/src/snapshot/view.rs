@@ -189,6 +189,8 @@ impl View {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let before = lists.extract_if(|(kind, _), _| *kind == ResourceKind::Endpoint);
         let before = before.map(|((_, kin), list)| (kin, list)).collect();
+        // Of headless services it holds the places of endpoints.
+        lists.retain(|(kind, _), _| *kind != ResourceKind::NameTable);
         let seen = |service: &&Digested<Service>| {
             services.get(&service.host).is_some_and(|seen| seen.digest == service.digest)
         };

@@ -54,6 +54,9 @@ pub(super) async fn merged(State(admin): State<Arc<Admin>>, headers: HeaderMap) 
         }
     }
     append(&mut text, &counters(&admin.scrapes));
+    if let Some(dns) = admin.shared.dns.get() {
+        append(&mut text, &dns.prometheus());
+    }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::rules::{Chain, Family, Options, Owner, Rule, Verdict, rules};
+use super::rules::{Chain, Family, Options, Owner, Rule, Transport, Verdict, rules};
 
 /// Our table in nftables.
 pub(super) const TABLE: &str = "istio-proxy-nat";
@@ -14,6 +14,8 @@ pub enum Program {
     Nft,
     /// `iptables-restore --noflush`, `ip6tables-restore --noflush`
     Iptables,
+    /// The same for kernels without nf_tables, under the name that distributions give it.
+    IptablesLegacy,
 }
 
 impl Program {
@@ -23,20 +25,95 @@ impl Program {
             (Program::Nft, _) => "nft",
             (Program::Iptables, Family::Four) => "iptables-restore",
             (Program::Iptables, Family::Six) => "ip6tables-restore",
+            (Program::IptablesLegacy, Family::Four) => "iptables-legacy-restore",
+            (Program::IptablesLegacy, Family::Six) => "ip6tables-legacy-restore",
+        }
+    }
+
+    /// The program that takes and shows single rules.
+    pub(super) fn single(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Program::Nft, _) => "nft",
+            (Program::Iptables, Family::Four) => "iptables",
+            (Program::Iptables, Family::Six) => "ip6tables",
+            (Program::IptablesLegacy, Family::Four) => "iptables-legacy",
+            (Program::IptablesLegacy, Family::Six) => "ip6tables-legacy",
         }
     }
 }
 
-const OURS: [Chain; 4] = [Chain::Inbound, Chain::InRedirect, Chain::Out, Chain::Redirect];
+/// A table of iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    Nat,
+    Raw,
+    Mangle,
+}
 
-fn name(chain: Chain) -> &'static str {
+impl Table {
+    /// Its name.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Table::Nat => "nat",
+            Table::Raw => "raw",
+            Table::Mangle => "mangle",
+        }
+    }
+}
+
+/// The chains that are not the system's.
+pub(super) const OURS: [(Table, Chain); 8] = [
+    (Table::Nat, Chain::Inbound),
+    (Table::Nat, Chain::InRedirect),
+    (Table::Nat, Chain::Out),
+    (Table::Nat, Chain::Redirect),
+    (Table::Nat, Chain::Dns),
+    (Table::Raw, Chain::RawQueries),
+    (Table::Raw, Chain::RawAnswers),
+    (Table::Mangle, Chain::Invalid),
+];
+
+fn table(chain: Chain) -> Table {
     match chain {
-        Chain::Prerouting => "PREROUTING",
-        Chain::Output => "OUTPUT",
+        Chain::RawPrerouting | Chain::RawOutput | Chain::RawAnswers | Chain::RawQueries => Table::Raw,
+        Chain::ManglePrerouting | Chain::Invalid => Table::Mangle,
+        _ => Table::Nat,
+    }
+}
+
+/// A chain's name in iptables.
+pub(super) fn name(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Prerouting | Chain::RawPrerouting | Chain::ManglePrerouting => "PREROUTING",
+        Chain::Output | Chain::RawOutput => "OUTPUT",
         Chain::Inbound => "ISTIO_INBOUND",
         Chain::InRedirect => "ISTIO_IN_REDIRECT",
         Chain::Out => "ISTIO_OUTPUT",
         Chain::Redirect => "ISTIO_REDIRECT",
+        Chain::Dns | Chain::RawQueries => "ISTIO_OUTPUT_DNS",
+        Chain::RawAnswers => "ISTIO_PREROUTING_DNS",
+        Chain::Invalid => "ISTIO_DROP",
+    }
+}
+
+/// A chain's name in nftables, where all of ours stand in one table.
+fn nft_name(chain: Chain) -> String {
+    match table(chain) {
+        Table::Nat => name(chain).to_owned(),
+        other => format!("{}_{}", name(chain), other.word().to_uppercase()),
+    }
+}
+
+/// Where the system calls a chain; none for chains that are jumped to. -300, -150 and -100 are where connections are not yet
+/// known, where packets are changed (`mangle`) and where destinations are rewritten (`dstnat`).
+fn hook(chain: Chain) -> Option<&'static str> {
+    match chain {
+        Chain::Prerouting => Some("type nat hook prerouting priority -100; policy accept;"),
+        Chain::Output => Some("type nat hook output priority -100; policy accept;"),
+        Chain::RawPrerouting => Some("type filter hook prerouting priority -300; policy accept;"),
+        Chain::RawOutput => Some("type filter hook output priority -300; policy accept;"),
+        Chain::ManglePrerouting => Some("type filter hook prerouting priority -150; policy accept;"),
+        _ => None,
     }
 }
 
@@ -45,7 +122,7 @@ pub fn render(options: &Options, program: Program, family: Family) -> String {
     let rules = rules(options, family);
     match program {
         Program::Nft => nft(&rules, family),
-        Program::Iptables => iptables(&rules),
+        Program::Iptables | Program::IptablesLegacy => iptables(&rules),
     }
 }
 
@@ -61,16 +138,20 @@ fn nft(rules: &[Rule], family: Family) -> String {
     let word = word(family);
     // Made, then removed, then made: one transaction, whether it was there before or not.
     let mut text = format!("table {word} {TABLE} {{}}\ndelete table {word} {TABLE}\ntable {word} {TABLE} {{\n");
+    let system = [Chain::Prerouting, Chain::Output, Chain::RawPrerouting, Chain::RawOutput, Chain::ManglePrerouting];
     // What is jumped to stands first.
-    for chain in [Chain::Redirect, Chain::InRedirect, Chain::Inbound, Chain::Out, Chain::Prerouting, Chain::Output] {
-        let _ = writeln!(text, "  chain {} {{", name(chain));
-        match chain {
-            // -100 is where destinations are rewritten (`dstnat`); nft knows that word for prerouting only.
-            Chain::Prerouting => text += "    type nat hook prerouting priority -100; policy accept;\n",
-            Chain::Output => text += "    type nat hook output priority -100; policy accept;\n",
-            _ => {}
+    let first = [Chain::Redirect, Chain::InRedirect, Chain::Inbound, Chain::Out];
+    let rest = [Chain::Dns, Chain::RawQueries, Chain::RawAnswers, Chain::Invalid];
+    for chain in first.into_iter().chain(rest).chain(system) {
+        let of_chain = || rules.iter().filter(|rule| rule.chain == chain);
+        if table(chain) != Table::Nat && of_chain().next().is_none() {
+            continue;
         }
-        for rule in rules.iter().filter(|rule| rule.chain == chain) {
+        let _ = writeln!(text, "  chain {} {{", nft_name(chain));
+        if let Some(hook) = hook(chain) {
+            let _ = writeln!(text, "    {hook}");
+        }
+        for rule in of_chain() {
             let _ = writeln!(text, "    {}", nft_rule(rule, word));
         }
         text += "  }\n";
@@ -88,9 +169,18 @@ fn nft_rule(rule: &Rule, family: &str) -> String {
             .as_ref()
             .map(|(is, network)| format!("{family} daddr {}{network}", if *is { "" } else { "!= " })),
     );
-    words.extend(rule.port.as_ref().map(|(is, port)| format!("tcp dport {}{port}", if *is { "" } else { "!= " })));
-    if rule.tcp && rule.port.is_none() {
-        words.push("meta l4proto tcp".to_owned());
+    let transport = rule.transport.map(transport);
+    words.extend(rule.source_port.map(|port| format!("{} sport {port}", transport.unwrap_or("tcp"))));
+    words.extend(rule.ports.as_ref().map(|(is, ports)| {
+        let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+        let list = if ports.len() == 1 { list } else { format!("{{ {list} }}") };
+        format!("{} dport {}{list}", transport.unwrap_or("tcp"), if *is { "" } else { "!= " })
+    }));
+    if let (Some(transport), None, None) = (transport, &rule.ports, rule.source_port) {
+        words.push(format!("meta l4proto {transport}"));
+    }
+    if rule.invalid {
+        words.push("ct state invalid".to_owned());
     }
     words.extend(rule.owner.map(|owner| match owner {
         Owner::Uid(uid) => format!("meta skuid {uid}"),
@@ -100,21 +190,38 @@ fn nft_rule(rule: &Rule, family: &str) -> String {
     }));
     words.push(match rule.verdict {
         Verdict::Return => "return".to_owned(),
-        Verdict::Jump(chain) => format!("jump {}", name(chain)),
+        Verdict::Jump(chain) => format!("jump {}", nft_name(chain)),
         Verdict::RedirectTo(port) => format!("redirect to :{port}"),
+        Verdict::Zone(zone) => format!("ct zone set {zone}"),
+        Verdict::Drop => "drop".to_owned(),
     });
     words.join(" ")
 }
 
+fn transport(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
 fn iptables(rules: &[Rule]) -> String {
-    let mut text = "*nat\n".to_owned();
-    for chain in OURS {
-        let _ = writeln!(text, ":{} - [0:0]", name(chain));
+    let mut text = String::new();
+    for table_of in [Table::Nat, Table::Raw, Table::Mangle] {
+        let of_table: Vec<&Rule> = rules.iter().filter(|rule| table(rule.chain) == table_of).collect();
+        if of_table.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "*{}", table_of.word());
+        for (_, chain) in OURS.iter().filter(|(table, _)| *table == table_of) {
+            let _ = writeln!(text, ":{} - [0:0]", name(*chain));
+        }
+        for rule in of_table {
+            let _ = writeln!(text, "-A {}{}", name(rule.chain), iptables_rule(rule));
+        }
+        text += "COMMIT\n";
     }
-    for rule in rules {
-        let _ = writeln!(text, "-A {}{}", name(rule.chain), iptables_rule(rule));
-    }
-    text + "COMMIT\n"
+    text
 }
 
 fn iptables_rule(rule: &Rule) -> String {
@@ -132,11 +239,25 @@ fn iptables_rule(rule: &Rule) -> String {
     if let Some((is, network)) = &rule.destination {
         let _ = write!(text, "{} -d {network}", not(*is));
     }
-    if rule.tcp {
-        text += " -p tcp";
+    let transport = rule.transport.map(transport);
+    if let Some(transport) = transport {
+        let _ = write!(text, " -p {transport}");
     }
-    if let Some((is, port)) = rule.port {
-        let _ = write!(text, " -m tcp{} --dport {port}", not(is));
+    if let Some(port) = rule.source_port {
+        let _ = write!(text, " -m {} --sport {port}", transport.unwrap_or("tcp"));
+    }
+    match &rule.ports {
+        Some((is, ports)) if ports.len() == 1 => {
+            let _ = write!(text, " -m {}{} --dport {}", transport.unwrap_or("tcp"), not(*is), ports[0]);
+        }
+        Some((is, ports)) => {
+            let list = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+            let _ = write!(text, " -m multiport{} --dports {list}", not(*is));
+        }
+        None => {}
+    }
+    if rule.invalid {
+        text += " -m conntrack --ctstate INVALID";
     }
     match rule.owner {
         Some(Owner::Uid(uid)) => text += &format!(" -m owner --uid-owner {uid}"),
@@ -149,6 +270,8 @@ fn iptables_rule(rule: &Rule) -> String {
         Verdict::Return => text + " -j RETURN",
         Verdict::Jump(chain) => text + " -j " + name(chain),
         Verdict::RedirectTo(port) => text + &format!(" -j REDIRECT --to-ports {port}"),
+        Verdict::Zone(zone) => text + &format!(" -j CT --zone {zone}"),
+        Verdict::Drop => text + " -j DROP",
     }
 }
 
@@ -234,6 +357,57 @@ mod tests {
             of_chain(&only_four, "ISTIO_OUTPUT").iter().all(|rule| !rule.contains("ISTIO_REDIRECT")),
             "{only_four}"
         );
+    }
+
+    #[test]
+    fn queries_to_name_servers_come_to_the_proxy_but_for_its_own() {
+        let mut options = options("--redirect-dns");
+        options.name_servers = vec!["10.96.0.10".parse().unwrap(), "fd96::a".parse().unwrap()];
+        let text = render(&options, Program::Iptables, Family::Four);
+        let (nat, raw) = text.split_once("*raw\n").unwrap();
+        assert_eq!(
+            of_chain(nat, "ISTIO_OUTPUT_DNS"),
+            [
+                "-p udp -m udp --dport 53 -m owner --uid-owner 1337 -j RETURN",
+                "-p udp -m udp --dport 53 -m owner --gid-owner 1337 -j RETURN",
+                "-d 10.96.0.10/32 -p udp -m udp --dport 53 -j REDIRECT --to-ports 15053",
+            ]
+        );
+        let out = of_chain(nat, "ISTIO_OUTPUT");
+        assert_eq!(
+            out[1],
+            "-o lo ! -d 127.0.0.1/32 -p tcp -m multiport ! --dports 53,15008 -m owner --uid-owner 1337 -j ISTIO_IN_REDIRECT"
+        );
+        assert_eq!(out[2], "-o lo -p tcp -m tcp ! --dport 53 -m owner ! --uid-owner 1337 -j RETURN");
+        assert_eq!(out[7], "-d 10.96.0.10/32 -p tcp -m tcp --dport 53 -j REDIRECT --to-ports 15053");
+        assert_eq!(out[8], "-d 127.0.0.1/32 -j RETURN");
+        let queries = of_chain(raw, "ISTIO_OUTPUT_DNS");
+        assert_eq!(queries[0], "-p udp -m udp --dport 53 -m owner --uid-owner 1337 -j CT --zone 1");
+        assert_eq!(queries[2], "-p udp -m udp --sport 15053 -m owner --uid-owner 1337 -j CT --zone 2");
+        assert_eq!(queries[6], "-d 10.96.0.10/32 -p udp -m udp --dport 53 -j CT --zone 2");
+        assert_eq!(of_chain(raw, "ISTIO_PREROUTING_DNS"), ["-s 10.96.0.10/32 -p udp -m udp --sport 53 -j CT --zone 1"]);
+        let six = render(&options, Program::Nft, Family::Six);
+        for part in [
+            "ip6 daddr fd96::a/128 udp dport 53 redirect to :15053",
+            "ip6 saddr fd96::a/128 udp sport 53 ct zone set 1",
+        ] {
+            assert!(six.contains(part), "{part} is not in {six}");
+        }
+        // Whatever the name server.
+        let all = render(&super::tests::options("--redirect-dns --capture-all-dns"), Program::Nft, Family::Four);
+        assert!(all.contains("    udp dport 53 redirect to :15053\n"), "{all}");
+        assert!(all.contains("    tcp dport 53 redirect to :15053\n"), "{all}");
+        // Not asked for, there is nothing of it.
+        let none = render(&super::tests::options(""), Program::Nft, Family::Four);
+        assert!(!none.contains("15053") && !none.contains("ct zone"), "{none}");
+    }
+
+    #[test]
+    fn packets_without_a_connection_are_dropped_if_asked_for() {
+        let options = options("--drop-invalid");
+        let text = render(&options, Program::Iptables, Family::Four);
+        assert!(text.contains("*mangle\n:ISTIO_DROP - [0:0]\n-A PREROUTING -m conntrack --ctstate INVALID -j ISTIO_DROP\n-A ISTIO_DROP -j DROP\nCOMMIT"), "{text}");
+        assert!(render(&options, Program::Nft, Family::Six).contains("ct state invalid jump ISTIO_DROP_MANGLE"));
     }
 
     #[test]

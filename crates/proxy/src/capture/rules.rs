@@ -1,7 +1,12 @@
 //! Which packets go where: pure, in the order in which they are asked.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use clap::Args;
 use ipnet::IpNet;
+
+use crate::go_value::{parse_bool, parse_duration};
 
 /// What is captured. Flags and defaults are Istio's.
 #[derive(Clone, Debug, Args)]
@@ -48,12 +53,41 @@ pub struct Options {
     /// Interfaces of virtual machines, whose traffic is outbound traffic of this pod.
     #[arg(short = 'k', long = "kube-virt-interfaces", value_delimiter = ',', default_value = "")]
     pub virtual_interfaces: Vec<String>,
+    /// Send the workload's DNS queries to the name servers of `resolv.conf` to the proxy.
+    #[arg(long, env = "ISTIO_META_DNS_CAPTURE", num_args = 0..=1, default_value = "false",
+          default_missing_value = "true", value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub redirect_dns: bool,
+    /// Send those to any name server there.
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true",
+          value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub capture_all_dns: bool,
+    /// Drop packets that belong to no connection, in place of letting them through.
+    #[arg(long, env = "INVALID_DROP", num_args = 0..=1, default_value = "false", default_missing_value = "true",
+          value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub drop_invalid: bool,
+    /// Name servers of the workload, from `resolv.conf`.
+    #[arg(skip)]
+    pub name_servers: Vec<IpAddr>,
     /// Print the rules, install nothing.
     #[arg(short = 'n', long)]
     pub dry_run: bool,
     /// Remove the rules.
     #[arg(long)]
     pub cleanup_only: bool,
+    /// Try the rules with a connection through them; if they do not work, end with 126.
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true",
+          value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub run_validation: bool,
+    /// Install nothing: whoever else does has done so.
+    #[arg(long, num_args = 0..=1, default_value = "false", default_missing_value = "true",
+          value_parser = parse_bool, action = clap::ArgAction::Set)]
+    pub skip_rule_apply: bool,
+    /// Port that the rules are tried with.
+    #[arg(long = "iptables-probe-port", default_value_t = 15002)]
+    pub probe_port: u16,
+    /// How long the rules may take to work.
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    pub probe_timeout: Duration,
     /// Flags of Istio's that do nothing here.
     #[command(flatten)]
     pub idle: Idle,
@@ -71,12 +105,6 @@ pub struct Idle {
     /// As above.
     #[arg(long = "log_as_json", hide = true, num_args = 0..=1, default_missing_value = "true")]
     log_as_json: Option<String>,
-    /// Rules are verified by reading them back.
-    #[arg(long, hide = true)]
-    iptables_probe_port: Option<String>,
-    /// As above.
-    #[arg(long, hide = true)]
-    probe_timeout: Option<String>,
     /// Rules that differ are always replaced.
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     reconcile: Option<String>,
@@ -103,21 +131,6 @@ pub struct Idle {
 /// Flags of Istio's `istio-iptables` that are refused.
 #[derive(Clone, Debug, Default, Args)]
 pub struct NotBuilt {
-    /// Capture of DNS.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    redirect_dns: Option<bool>,
-    /// Capture of DNS.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    capture_all_dns: Option<bool>,
-    /// Dropping of packets that belong to no connection.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    drop_invalid: Option<bool>,
-    /// Validation apart from installation, which a CNI plugin needs.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    run_validation: Option<bool>,
-    /// As above.
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    skip_rule_apply: Option<bool>,
     /// Work from outside of the pod.
     #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
     cni_mode: Option<bool>,
@@ -129,11 +142,6 @@ pub struct NotBuilt {
 impl NotBuilt {
     fn asked(&self) -> Option<&'static str> {
         let flags = [
-            ("--redirect-dns", self.redirect_dns),
-            ("--capture-all-dns", self.capture_all_dns),
-            ("--drop-invalid", self.drop_invalid),
-            ("--run-validation", self.run_validation),
-            ("--skip-rule-apply", self.skip_rule_apply),
             ("--cni-mode", self.cni_mode),
             ("--network-namespace", self.network_namespace.as_ref().map(|name| !name.is_empty())),
         ];
@@ -151,7 +159,10 @@ impl Options {
             return Err(format!("{flag}: this is not built"));
         }
         if self.mode != "REDIRECT" {
-            return Err(format!("-m {}: only REDIRECT is built; TPROXY is not yet", self.mode));
+            return Err(format!(
+                "-m {}: only REDIRECT is built; with TPROXY the application would see the address of its caller",
+                self.mode
+            ));
         }
         let lists = [
             ("-b", &self.inbound_ports),
@@ -186,8 +197,6 @@ impl Options {
         let flags = [
             ("--log_output_level", &idle.log_output_level),
             ("--log_as_json", &idle.log_as_json),
-            ("--iptables-probe-port", &idle.iptables_probe_port),
-            ("--probe-timeout", &idle.probe_timeout),
             ("--reconcile", &idle.reconcile),
             ("--force-apply", &idle.force_apply),
             ("--native-nftables", &idle.native_nftables),
@@ -201,7 +210,7 @@ impl Options {
 }
 
 /// A list on the command line may be empty text.
-fn given(list: &[String]) -> impl Iterator<Item = &str> {
+pub(super) fn given(list: &[String]) -> impl Iterator<Item = &str> {
     list.iter().map(|word| word.trim()).filter(|word| !word.is_empty())
 }
 
@@ -220,6 +229,29 @@ pub enum Chain {
     Out,
     /// Ours: to the outbound port.
     Redirect,
+    /// Ours: DNS queries over UDP.
+    Dns,
+    /// Packets that come in, before they are known to belong to a connection.
+    RawPrerouting,
+    /// Packets that leave this host's programs, before that.
+    RawOutput,
+    /// Ours, before that: answers of name servers.
+    RawAnswers,
+    /// Ours, before that: queries, and the proxy's answers.
+    RawQueries,
+    /// Packets that come in, before they are routed.
+    ManglePrerouting,
+    /// Ours: what belongs to no connection.
+    Invalid,
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// What happens to a packet.
@@ -231,6 +263,10 @@ pub enum Verdict {
     Jump(Chain),
     /// To this port of this host.
     RedirectTo(u16),
+    /// Counts as a connection of this zone: in different ones, equal addresses and ports are no clash.
+    Zone(u16),
+    /// Nowhere.
+    Drop,
 }
 
 /// Whose packet.
@@ -251,8 +287,8 @@ pub enum Owner {
 pub struct Rule {
     /// Where it stands.
     pub chain: Chain,
-    /// Only TCP.
-    pub tcp: bool,
+    /// Only this.
+    pub transport: Option<Transport>,
     /// Came in by this interface.
     pub input: Option<String>,
     /// Leaves by this interface.
@@ -261,23 +297,38 @@ pub struct Rule {
     pub source: Option<String>,
     /// To this network, or to any but it.
     pub destination: Option<(bool, String)>,
-    /// To this port, or to any but it.
-    pub port: Option<(bool, u16)>,
+    /// To one of these ports, or to any but them.
+    pub ports: Option<(bool, Vec<u16>)>,
+    /// From this port.
+    pub source_port: Option<u16>,
+    /// Belongs to no connection.
+    pub invalid: bool,
     /// Whose.
     pub owner: Option<Owner>,
     /// Then what.
     pub verdict: Verdict,
 }
 
+const TCP: Option<Transport> = Some(Transport::Tcp);
+const UDP: Option<Transport> = Some(Transport::Udp);
+/// Port of name servers.
+const DNS: u16 = 53;
+/// Zone of what the proxy asks name servers.
+const PROXYS: u16 = 1;
+/// Zone of what the workload asks the proxy.
+const WORKLOADS: u16 = 2;
+
 fn rule(chain: Chain, verdict: Verdict) -> Rule {
     Rule {
         chain,
-        tcp: false,
+        transport: None,
         input: None,
         out: None,
         source: None,
         destination: None,
-        port: None,
+        ports: None,
+        source_port: None,
+        invalid: false,
         owner: None,
         verdict,
     }
@@ -331,12 +382,24 @@ pub fn rules(options: &Options, family: Family) -> Vec<Rule> {
         rules.push(Rule { out: Some(interface.to_owned()), ..rule(Chain::Output, Verdict::Return) });
     }
     virtual_machines(options, family, &mut rules);
-    rules.push(Rule { tcp: true, port: Some((true, options.tunnel_port)), ..rule(Chain::Inbound, Verdict::Return) });
-    rules.push(Rule { tcp: true, ..rule(Chain::Redirect, Verdict::RedirectTo(options.outbound_port)) });
-    rules.push(Rule { tcp: true, ..rule(Chain::InRedirect, Verdict::RedirectTo(options.inbound_port)) });
+    rules.push(Rule {
+        transport: TCP,
+        ports: Some((true, vec![options.tunnel_port])),
+        ..rule(Chain::Inbound, Verdict::Return)
+    });
+    rules.push(Rule { transport: TCP, ..rule(Chain::Redirect, Verdict::RedirectTo(options.outbound_port)) });
+    rules.push(Rule { transport: TCP, ..rule(Chain::InRedirect, Verdict::RedirectTo(options.inbound_port)) });
     inbound(options, &mut rules);
     rules.push(rule(Chain::Output, Verdict::Jump(Chain::Out)));
     outbound(options, family, &mut rules);
+    if options.redirect_dns {
+        datagrams_of_dns(options, family, &mut rules);
+        zones_of_dns(options, family, &mut rules);
+    }
+    if options.drop_invalid {
+        rules.push(Rule { invalid: true, ..rule(Chain::ManglePrerouting, Verdict::Jump(Chain::Invalid)) });
+        rules.push(rule(Chain::Invalid, Verdict::Drop));
+    }
     rules
 }
 
@@ -346,7 +409,7 @@ fn virtual_machines(options: &Options, family: Family, rules: &mut Vec<Rule>) {
         let from = |verdict| Rule { input: Some(interface.to_owned()), ..rule(Chain::Prerouting, verdict) };
         for network in family.networks(&options.outbound_networks) {
             let destination = (network != "*").then(|| (true, network.to_owned()));
-            rules.push(Rule { tcp: true, destination, ..from(Verdict::Jump(Chain::Redirect)) });
+            rules.push(Rule { transport: TCP, destination, ..from(Verdict::Jump(Chain::Redirect)) });
         }
         rules.push(from(Verdict::Return));
     }
@@ -357,11 +420,12 @@ fn inbound(options: &Options, rules: &mut Vec<Rule>) {
     if ports.is_empty() {
         return;
     }
-    rules.push(Rule { tcp: true, ..rule(Chain::Prerouting, Verdict::Jump(Chain::Inbound)) });
-    let to = |port: u16, verdict| Rule { tcp: true, port: Some((true, port)), ..rule(Chain::Inbound, verdict) };
+    rules.push(Rule { transport: TCP, ..rule(Chain::Prerouting, Verdict::Jump(Chain::Inbound)) });
+    let to =
+        |port: u16, verdict| Rule { transport: TCP, ports: Some((true, vec![port])), ..rule(Chain::Inbound, verdict) };
     if ports.contains(&"*") {
         rules.extend(numbers(&options.inbound_exclude).map(|port| to(port, Verdict::Return)));
-        rules.push(Rule { tcp: true, ..rule(Chain::Inbound, Verdict::Jump(Chain::InRedirect)) });
+        rules.push(Rule { transport: TCP, ..rule(Chain::Inbound, Verdict::Jump(Chain::InRedirect)) });
     } else {
         rules.extend(numbers(&options.inbound_ports).map(|port| to(port, Verdict::Jump(Chain::InRedirect))));
     }
@@ -370,7 +434,7 @@ fn inbound(options: &Options, rules: &mut Vec<Rule>) {
 fn outbound(options: &Options, family: Family, rules: &mut Vec<Rule>) {
     let out = |verdict| rule(Chain::Out, verdict);
     for port in numbers(&options.outbound_ports_exclude) {
-        rules.push(Rule { tcp: true, port: Some((true, port)), ..out(Verdict::Return) });
+        rules.push(Rule { transport: TCP, ports: Some((true, vec![port])), ..out(Verdict::Return) });
     }
     let lo = || Some("lo".to_owned());
     rules.push(Rule { out: lo(), source: Some(family.passthrough_source().to_owned()), ..out(Verdict::Return) });
@@ -378,28 +442,82 @@ fn outbound(options: &Options, family: Family, rules: &mut Vec<Rule>) {
     let gids = options.gids.iter().map(|gid| (Owner::Gid(*gid), Owner::NotGid(*gid)));
     for (own, other) in uids.chain(gids) {
         // The proxy calling its own workload by its service: as if it came from outside.
+        let not_own = if options.redirect_dns { vec![DNS, options.tunnel_port] } else { vec![options.tunnel_port] };
         rules.push(Rule {
-            tcp: true,
+            transport: TCP,
             out: lo(),
             destination: Some((false, family.loopback().to_owned())),
-            port: Some((false, options.tunnel_port)),
+            ports: Some((false, not_own)),
             owner: Some(own),
             ..out(Verdict::Jump(Chain::InRedirect))
         });
-        // The application calling itself.
-        rules.push(Rule { out: lo(), owner: Some(other), ..out(Verdict::Return) });
+        // The application calling itself; a name server on this host is captured all the same.
+        let itself = Rule { out: lo(), owner: Some(other), ..out(Verdict::Return) };
+        rules.push(match options.redirect_dns {
+            true => Rule { transport: TCP, ports: Some((false, vec![DNS])), ..itself },
+            false => itself,
+        });
         rules.push(Rule { owner: Some(own), ..out(Verdict::Return) });
+    }
+    if options.redirect_dns {
+        let captured = Rule { transport: TCP, ports: Some((true, vec![DNS])), ..out(TO_DNS) };
+        rules.extend(name_servers(options, family).map(|destination| Rule { destination, ..captured.clone() }));
     }
     rules.push(Rule { destination: Some((true, family.loopback().to_owned())), ..out(Verdict::Return) });
     for network in family.networks(&options.outbound_exclude) {
         rules.push(Rule { destination: Some((true, network.to_owned())), ..out(Verdict::Return) });
     }
     for port in numbers(&options.outbound_ports) {
-        rules.push(Rule { tcp: true, port: Some((true, port)), ..out(Verdict::Jump(Chain::Redirect)) });
+        rules.push(Rule { transport: TCP, ports: Some((true, vec![port])), ..out(Verdict::Jump(Chain::Redirect)) });
     }
     for network in family.networks(&options.outbound_networks) {
         let destination = (network != "*").then(|| (true, network.to_owned()));
-        rules.push(Rule { tcp: true, destination, ..out(Verdict::Jump(Chain::Redirect)) });
+        rules.push(Rule { transport: TCP, destination, ..out(Verdict::Jump(Chain::Redirect)) });
+    }
+}
+
+const TO_DNS: Verdict = Verdict::RedirectTo(api::port::DNS);
+
+/// The name servers whose queries are captured, as destinations; none stands for all.
+fn name_servers(options: &Options, family: Family) -> impl Iterator<Item = Option<(bool, String)>> {
+    let own = options.name_servers.iter().filter(move |server| server.is_ipv6() == (family == Family::Six));
+    let length = if family == Family::Six { 128 } else { 32 };
+    let each = own.map(move |server| Some((true, format!("{server}/{length}"))));
+    let all = options.capture_all_dns.then_some(None);
+    each.filter(|_| !options.capture_all_dns).chain(all)
+}
+
+fn owners(options: &Options) -> impl Iterator<Item = Owner> {
+    options.uids.iter().map(|uid| Owner::Uid(*uid)).chain(options.gids.iter().map(|gid| Owner::Gid(*gid)))
+}
+
+/// Queries over UDP, but for the proxy's own.
+fn datagrams_of_dns(options: &Options, family: Family, rules: &mut Vec<Rule>) {
+    rules.push(Rule { transport: UDP, ..rule(Chain::Output, Verdict::Jump(Chain::Dns)) });
+    let query = |verdict| Rule { transport: UDP, ports: Some((true, vec![DNS])), ..rule(Chain::Dns, verdict) };
+    if numbers(&options.outbound_ports_exclude).any(|port| port == DNS) {
+        rules.push(query(Verdict::Return));
+    }
+    rules.extend(owners(options).map(|owner| Rule { owner: Some(owner), ..query(Verdict::Return) }));
+    rules.extend(name_servers(options, family).map(|destination| Rule { destination, ..query(TO_DNS) }));
+}
+
+/// The workload's query and the proxy's own may have the same addresses and ports: they are kept apart.
+fn zones_of_dns(options: &Options, family: Family, rules: &mut Vec<Rule>) {
+    rules.push(Rule { transport: UDP, ..rule(Chain::RawOutput, Verdict::Jump(Chain::RawQueries)) });
+    rules.push(Rule { transport: UDP, ..rule(Chain::RawPrerouting, Verdict::Jump(Chain::RawAnswers)) });
+    let of = |chain, verdict| Rule { transport: UDP, ..rule(chain, verdict) };
+    let query = |verdict| Rule { ports: Some((true, vec![DNS])), ..of(Chain::RawQueries, verdict) };
+    for owner in owners(options).map(Some) {
+        rules.push(Rule { owner, ..query(Verdict::Zone(PROXYS)) });
+        rules.push(Rule { owner, ..query(Verdict::Return) });
+        let source_port = Some(api::port::DNS);
+        rules.push(Rule { owner, source_port, ..of(Chain::RawQueries, Verdict::Zone(WORKLOADS)) });
+    }
+    for server in name_servers(options, family) {
+        rules.push(Rule { destination: server.clone(), ..query(Verdict::Zone(WORKLOADS)) });
+        let source = server.map(|(_, network)| network);
+        rules.push(Rule { source, source_port: Some(DNS), ..of(Chain::RawAnswers, Verdict::Zone(PROXYS)) });
     }
 }
 

@@ -253,10 +253,13 @@ async fn forward_request(
     let Ask { connection, snapshot, levels, forward, target, version, upgrade, switch, rare } = ask;
     let worker = &connection.worker;
     let chain = &connection.chain;
+    let ours = is_ours(connection, &story);
     let local = |failure: Failure, story: Box<Story>| {
         let mut response = reply::respond(Reply::failure(failure), story);
         finish_response(connection, levels, notes, &mut response, None);
-        tell_peer(&connection.facts, failure, &mut response);
+        if ours {
+            tell_peer(failure, &mut response);
+        }
         response
     };
     let Some(target) = target else { return local(Failure::ClusterNotFound, story) };
@@ -266,7 +269,9 @@ async fn forward_request(
         reply.status = forward.not_found_status;
         let mut response = reply::respond(reply, story);
         finish_response(connection, levels, notes, &mut response, None);
-        tell_peer(&connection.facts, Failure::ClusterNotFound, &mut response);
+        if ours {
+            tell_peer(Failure::ClusterNotFound, &mut response);
+        }
         return response;
     };
     story.cluster = Some(Arc::clone(&upstream.settings));
@@ -409,13 +414,18 @@ async fn connect_tcp(
     response
 }
 
-/// Tells the caller's proxy, if it is one of ours, that the answer is not the application's. Nobody else is told, who could do
-/// nothing with it.
-fn tell_peer(facts: &ConnFacts, failure: Failure, response: &mut Response<ResponseBody>) {
-    if facts.direction == Direction::Inbound
-        && facts.alpn.as_deref() == Some(crate::tls::MUX)
-        && let Some(word) = failure.of_application()
-    {
+/// Whether the caller's proxy is one of ours: it has said so on a connection on which it has proven itself, in the handshake or
+/// by its metadata.
+fn is_ours(connection: &HttpConnection, story: &Story) -> bool {
+    let facts = &connection.facts;
+    facts.direction == Direction::Inbound
+        && facts.peer.is_some()
+        && (facts.alpn.as_deref() == Some(crate::tls::MUX) || story.source_peer.as_ref().is_some_and(|peer| peer.ours))
+}
+
+/// Tells the caller's proxy that the answer is not the application's. Nobody else is told, who would hand it on.
+fn tell_peer(failure: Failure, response: &mut Response<ResponseBody>) {
+    if let Some(word) = failure.of_application() {
         response.headers_mut().insert(names::MESH_APPLICATION.clone(), HeaderValue::from_static(word));
     }
 }

@@ -24,7 +24,12 @@ pub struct Peer {
     pub canonical_service: String,
     pub canonical_revision: String,
     pub cluster: String,
+    /// Its proxy is one of ours.
+    pub ours: bool,
 }
+
+/// What only our proxies tell of themselves: their version.
+const OURS: &str = "MESH_VERSION";
 
 impl Peer {
     /// Of a workload's names and labels; the canonical names fall back as Istio's do.
@@ -40,6 +45,7 @@ impl Peer {
             canonical_service: if canonical.is_empty() { workload.to_owned() } else { canonical },
             canonical_revision: if revision.is_empty() { "latest".to_owned() } else { revision },
             cluster: cluster.to_owned(),
+            ours: false,
         }
     }
 
@@ -57,6 +63,7 @@ impl Peer {
             canonical_service,
             canonical_revision,
             cluster,
+            ours: false,
         }
     }
 
@@ -76,7 +83,8 @@ impl Peer {
                 labels.iter().filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()
             })
             .unwrap_or_default();
-        Self::of(&text("WORKLOAD_NAME"), &text("NAMESPACE"), &text("CLUSTER_ID"), &labels)
+        let peer = Self::of(&text("WORKLOAD_NAME"), &text("NAMESPACE"), &text("CLUSTER_ID"), &labels);
+        Self { ours: json.get(OURS).is_some(), ..peer }
     }
 }
 
@@ -100,7 +108,7 @@ impl Own {
     pub fn of(node_id: &str, metadata: &api::node::NodeMetadata) -> Self {
         let workload = if metadata.workload_name.is_empty() { &metadata.name } else { &metadata.workload_name };
         let json = serde_json::json!({
-            "NAME": metadata.name, "NAMESPACE": metadata.namespace, "WORKLOAD_NAME": workload, "OWNER": metadata.owner,
+            OURS: metadata.mesh_version, "NAME": metadata.name, "NAMESPACE": metadata.namespace, "WORKLOAD_NAME": workload, "OWNER": metadata.owner,
             "CLUSTER_ID": metadata.cluster_id, "MESH_ID": metadata.mesh_id, "SERVICE_ACCOUNT": metadata.service_account,
             "INSTANCE_IPS": metadata.instance_ips, "LABELS": metadata.labels,
         });
@@ -108,7 +116,7 @@ impl Own {
         let header = STANDARD.encode(told.encode_to_vec());
         Self {
             preface: exchange::preface(&told, node_id),
-            peer: Arc::new(Peer::of(workload, &metadata.namespace, &metadata.cluster_id, &metadata.labels)),
+            peer: Arc::new(Peer::of_struct(&told)),
             header: HeaderValue::try_from(header).unwrap_or_else(|_| HeaderValue::from_static("")),
             id: HeaderValue::from_str(node_id).unwrap_or_else(|_| HeaderValue::from_static("")),
             name: format!("{}.{}", metadata.name, metadata.namespace),
@@ -133,6 +141,10 @@ mod tests {
         let own = Own::of("sidecar~1.1.1.1~a-1.shop~shop.svc.cluster.local", &metadata);
         let read = Peer::of_header(&own.header).unwrap();
         assert_eq!(read, *own.peer);
+        assert!(read.ours);
+        // What Istio's proxies tell.
+        let theirs = json_to_struct(&serde_json::json!({"NAME": "a", "WORKLOAD_NAME": "a", "NAMESPACE": "shop"}));
+        assert!(!Peer::of_struct(&theirs).ours);
         assert_eq!(
             (read.workload.as_str(), read.canonical_service.as_str(), read.canonical_revision.as_str()),
             ("a-v1", "a", "v1")

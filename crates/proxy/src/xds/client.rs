@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use super::resources::{Reject, ResourceSet};
 use super::session::Session;
 use super::variant::{Delta, StateOfTheWorld, Variant};
+use crate::go_value::parse_duration;
 
 /// Longest pause between two attempts to connect.
 const MAX_BACK_OFF: Duration = Duration::from_secs(10);
@@ -42,28 +43,6 @@ pub struct Options {
     /// Wished lifetime of the workload's certificate, `24h`.
     #[arg(long, env = "SECRET_TTL", default_value = "24h", value_parser = parse_duration)]
     pub secret_ttl: Duration,
-}
-
-/// Go's spelling of durations, as Istio's flags and variables use it.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a duration such as 24h, 90m or 1h30m");
-    let mut total = 0f64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(wrong)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        total += number
-            * match &rest[digits..unit_end] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                _ => return Err(wrong()),
-            };
-        rest = &rest[unit_end..];
-    }
-    if text.is_empty() || !total.is_finite() || total < 0.0 { Err(wrong()) } else { Ok(Duration::from_secs_f64(total)) }
 }
 
 /// What the control plane's stream is doing, for readiness and the admin pages.
@@ -221,19 +200,4 @@ impl<A: FnMut(&ResourceSet) -> Vec<Reject> + Send> Exchange<'_, A> {
 /// A gRPC status says in one line what an operator needs: the code's name and the server's sentence.
 fn explain(status: tonic::Status) -> anyhow::Error {
     anyhow::anyhow!("{:?}: {}", status.code(), status.message())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_as_go_writes_them() {
-        assert_eq!(parse_duration("24h"), Ok(Duration::from_secs(86_400)));
-        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5_400)));
-        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
-        for text in ["", "12", "h", "1d", "-1s", "1e3s"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
-    }
 }

@@ -28,7 +28,7 @@ pub fn of(kind: ResourceKind, body: &Any) -> BTreeSet<Reference> {
         ResourceKind::Listener => {
             unpack::<Listener>(body).iter().for_each(|listener| of_listener(listener, &mut found))
         }
-        ResourceKind::Endpoint | ResourceKind::Route | ResourceKind::Secret => {}
+        ResourceKind::Endpoint | ResourceKind::Route | ResourceKind::Secret | ResourceKind::NameTable => {}
     }
     found
 }

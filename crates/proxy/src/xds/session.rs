@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use api::node::NodeMetadata;
 use api::xds::core::Node;
-use api::xds::{KINDS, ResourceKind};
+use api::xds::{KINDS, KindRow, ResourceKind};
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use envoy_types::pb::google::rpc::Status;
 
@@ -18,6 +19,8 @@ const INVALID_ARGUMENT: i32 = 3;
 /// What the session holds and asks for.
 pub struct Session {
     node: Node,
+    /// Whether names are asked for: only whoever captures DNS needs them.
+    names: bool,
     /// What the server sent last, by name.
     received: ResourceSet,
     /// What is in effect: a received resource takes effect once all that it points at has been answered.
@@ -50,8 +53,10 @@ struct Kind {
 impl Session {
     /// A session that holds nothing.
     pub fn new(node: Node) -> Self {
+        let names = NodeMetadata::of(&node).dns_capture == "true";
         Self {
             node,
+            names,
             received: ResourceSet::default(),
             effective: ResourceSet::default(),
             kinds: Default::default(),
@@ -71,11 +76,16 @@ impl Session {
         &self.received
     }
 
+    /// Whether all of a kind is asked for.
+    fn asks_all(&self, row: &KindRow) -> bool {
+        row.wildcard && (row.kind != ResourceKind::NameTable || self.names)
+    }
+
     /// Whether the server has told all that was asked of it so far: clusters and listeners, and all that they point at.
     pub fn is_complete(&self) -> bool {
         KINDS.iter().all(|row| {
             let state = &self.kinds[row.kind as usize];
-            if row.wildcard { state.first_answer } else { state.subscribed.is_subset(&state.answered) }
+            if self.asks_all(row) { state.first_answer } else { state.subscribed.is_subset(&state.answered) }
         })
     }
 
@@ -87,8 +97,12 @@ impl Session {
             state.nonce.clear();
             state.refused = false;
         }
-        let mut requests: Vec<_> =
-            KINDS.iter().filter(|row| row.wildcard).map(|row| self.first_request(row.kind, BTreeSet::new())).collect();
+        let mut requests = Vec::new();
+        for row in KINDS {
+            if self.asks_all(row) {
+                requests.push(self.first_request(row.kind, BTreeSet::new()));
+            }
+        }
         requests.extend(self.resubscribe());
         requests
     }

@@ -108,7 +108,7 @@ impl Variant for StateOfTheWorld {
     }
 }
 
-/// The name is the first field of every kind; the version is that of the bytes, as a response has one version for all.
+/// The name is the first field of every kind but that of names; the version is that of the bytes, as a response has one version for all.
 fn named(body: Any) -> Resource {
     /// What all kinds begin with.
     #[derive(Clone, PartialEq, Message)]
@@ -121,9 +121,13 @@ fn named(body: Any) -> Resource {
         Ok(Resource { resource: Some(inner), .. }) if body.type_url == Resource::type_url() => inner,
         _ => body,
     };
+    let version = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&body.value));
+    // There is one table of names, and it has no name itself.
+    if ResourceKind::of(&body.type_url) == Some(ResourceKind::NameTable) {
+        return Resource { name: "nametable".to_owned(), version, resource: Some(body), ..Resource::default() };
+    }
     // What cannot be read has no name: it is refused, by this name, like any other that cannot be read.
     let name = Head::decode(body.value.as_slice()).map(|head| head.name).unwrap_or_default();
-    let version = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&body.value));
     Resource { name, version, resource: Some(body), ..Resource::default() }
 }
 

@@ -204,6 +204,17 @@ async fn a_get_that_the_application_dropped_is_repeated() {
     assert!(app.hits() > 1, "one arrival only");
 }
 
+/// Other proxies would hand that word on to their applications.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proxies_of_others_are_told_nothing_of_the_application() {
+    let app = App::closing().await;
+    let mesh = Mesh::start(&app, Route::default()).await;
+    let response = mesh.foreign_get("/").await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(app.hits() >= 1, "the application was never asked");
+    assert!(!response.headers().contains_key("x-mesh-application"), "{:?}", response.headers());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_status_that_the_policy_names_is_retried_with_its_body() {
     let app = App::failing_first(2).await;

@@ -103,6 +103,8 @@ impl Default for Route {
 
 /// Two proxies.
 pub(crate) struct Mesh {
+    /// Credentials of a workload of the mesh whose proxy is not ours.
+    foreign: Arc<Store>,
     pub client: Running,
     pub server: Running,
     resources: Mutex<ResourceSet>,
@@ -158,6 +160,7 @@ fn settings(name: &str) -> Settings {
         workers: 2,
         drain: Duration::from_secs(10),
         drain_delay: Duration::ZERO,
+        dns: None,
         pod: Default::default(),
     }
 }
@@ -649,7 +652,8 @@ impl Mesh {
         }
         insert(&mut set, ResourceKind::Listener, "outbound", "1", pack(&listener("outbound", 2, chains, inspect)));
         assert_eq!(client.apply(&set), []);
-        Mesh { client, server, resources: Mutex::new(set), inbound: Mutex::new(inbound_set) }
+        let foreign = authority.store("foreign");
+        Mesh { foreign, client, server, resources: Mutex::new(set), inbound: Mutex::new(inbound_set) }
     }
 
     /// Another route under the same listener.
@@ -664,6 +668,25 @@ impl Mesh {
             pack(&routes(&route)),
         );
         assert_eq!(self.client.apply(&set), []);
+    }
+
+    /// What another proxy than ours is answered on a connection of its own.
+    pub(crate) async fn foreign_get(&self, path: &str) -> Response<Incoming> {
+        let secrets = self.foreign.load();
+        let key = secrets.certificate("default").expect("a certificate");
+        let config = rustls::ClientConfig::builder_with_provider(proxy::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyServer));
+        let mut config = config.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key.clone())));
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TcpStream::connect(self.inbound()).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from("server").unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender.send_request(get(path)).await.unwrap()
     }
 
     pub(crate) fn outbound(&self) -> SocketAddr {
@@ -978,4 +1001,43 @@ pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 pub(crate) fn resident() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     text.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// Takes every certificate: what is tested is the other side.
+#[derive(Debug)]
+struct AnyServer;
+
+impl rustls::client::danger::ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &[rustls::pki_types::CertificateDer<'_>],
+        _: &rustls::pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls::pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        proxy::tls::provider().signature_verification_algorithms.supported_schemes()
+    }
 }
