@@ -6,9 +6,10 @@ mod mesh;
 mod nginx;
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -170,11 +171,31 @@ fn direct(site: &Site) -> Pair {
     }
 }
 
+/// A port below those that outgoing connections are given: between the moment at which it is chosen and the one at which its proxy
+/// listens, none of the many connections of a benchmark takes it.
+fn below(address: IpAddr) -> Result<TcpListener> {
+    const FIRST: u16 = 10_240;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let end = range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(32_768);
+    let count = u16::max(end, FIRST + 1) - FIRST;
+    // Another benchmark beside this one begins elsewhere.
+    let start = (std::process::id() % u32::from(count)) as u16;
+    for _ in 0..count {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed) % count;
+        let port = FIRST + ((u32::from(start) + u32::from(step)) % u32::from(count)) as u16;
+        if let Ok(listener) = TcpListener::bind((address, port)) {
+            return Ok(listener);
+        }
+    }
+    bail!("no port below {end} is free at {address}")
+}
+
 /// A port that is free at all of these addresses.
 fn free_port(addresses: &[IpAddr]) -> Result<u16> {
     let (first, rest) = addresses.split_first().context("no address is given")?;
     for _ in 0..100 {
-        let port = TcpListener::bind((*first, 0))?.local_addr()?.port();
+        let port = below(*first)?.local_addr()?.port();
         if rest.iter().all(|address| TcpListener::bind((*address, port)).is_ok()) {
             return Ok(port);
         }
@@ -223,7 +244,7 @@ struct Ports {
 impl Ports {
     fn choose() -> Result<Ports> {
         // Held until all are chosen, so that no port is chosen twice.
-        let sockets = (0..6).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<Vec<_>>>()?;
+        let sockets = (0..6).map(|_| below(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>>>()?;
         let addresses = sockets.iter().map(TcpListener::local_addr).collect::<std::io::Result<Vec<_>>>()?;
         let [a, b, c, d, e, f] = addresses[..] else { bail!("six ports were to be chosen") };
         Ok(Ports { http: [a, b], grpc: [c, d], tcp: [e, f] })

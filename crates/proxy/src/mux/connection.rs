@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
@@ -33,6 +34,8 @@ const ROOM: usize = 64 * 1024;
 const READ: usize = 16 * 1024;
 /// Reads of one turn: then others of this thread have theirs.
 const READS: usize = 16;
+/// Time for the last bytes of a connection.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Streams of a connection at once, at most.
 pub(super) const STREAMS: usize = 8192;
 /// Requests that the peer may break off before more of them than these have been answered (CVE-2023-44487).
@@ -604,9 +607,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         Self { io, shared: Shared::new(), read: BytesMut::new(), decoder: Decoder::default(), server }
     }
 
-    /// Says goodbye below.
+    /// Writes what is left and says goodbye; a peer that does not read does not hold it.
     pub(super) async fn close(&mut self) {
-        let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.io).await;
+        let goodbye = async {
+            let _ = std::future::poll_fn(|context| self.poll_write(context)).await;
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.io).await;
+        };
+        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
     }
 
     /// Reads what there is. Ready only with the end.

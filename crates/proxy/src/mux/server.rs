@@ -76,7 +76,6 @@ where
     /// Ends the connection, having said which requests were not taken.
     pub async fn close(mut self) {
         self.driver.shared.borrow_mut().last_word();
-        let _ = std::future::poll_fn(|context| self.driver.poll_write(context)).await;
         self.driver.close().await;
     }
 }

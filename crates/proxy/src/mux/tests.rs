@@ -315,6 +315,19 @@ async fn what_is_not_the_protocol_ends_the_connection() {
 }
 
 #[tokio::test]
+async fn a_peer_that_does_not_read_does_not_hold_a_connection_that_ends() {
+    within(async {
+        let (near, far) = tokio::io::duplex(1);
+        let mut server = Server::new(far, 9);
+        let serve = |_| std::future::pending::<Result<Response<AnyBody>, ()>>();
+        assert!(poll_fn(|context| Poll::Ready(server.poll(context, serve))).await.is_pending());
+        server.close().await;
+        drop(near);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn data_in_tiny_pieces_is_held_in_few() {
     within(async {
         let (mut near, far) = tokio::io::duplex(1 << 20);
