@@ -140,6 +140,8 @@ pub struct Metadata {
     pub annotations: Labels,
     /// When the API server made it.
     pub creation_timestamp: Option<jiff::Timestamp>,
+    /// It has been told to go (`deletionTimestamp`).
+    pub leaves: bool,
     /// Count of changes of the spec.
     pub generation: i64,
     /// API server's version.
@@ -157,6 +159,7 @@ pub(crate) struct WrittenMetadata {
     pub(crate) labels: Labels,
     pub(crate) annotations: Labels,
     pub(crate) creation_timestamp: String,
+    pub(crate) deletion_timestamp: String,
     pub(crate) generation: i64,
     pub(crate) resource_version: String,
     pub(crate) uid: String,
@@ -170,6 +173,7 @@ impl From<WrittenMetadata> for Metadata {
             labels: written.labels,
             annotations: written.annotations,
             creation_timestamp: written.creation_timestamp.parse().ok(),
+            leaves: !written.deletion_timestamp.is_empty(),
             generation: written.generation,
             resource_version: written.resource_version,
             uid: written.uid,

@@ -221,6 +221,8 @@ pub struct Workload {
     pub tls: bool,
     /// Whether it takes requests.
     pub ready: bool,
+    /// It is a pod that its node calls ready: slices, which follow pods, may not say so yet.
+    pub called_ready: bool,
     /// It is a pod whose containers are ready: if it is not, its node is no longer heard of.
     pub unheard: bool,
     /// For ties.

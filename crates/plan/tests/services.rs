@@ -421,3 +421,35 @@ fn pods_whose_nodes_are_not_heard_of_are_better_than_nobody() {
     let failing = pod("user-1", "10.1.0.1", "n", false) + &pod("user-2", "10.1.0.2", "n", false);
     assert_eq!(of(&(failing + &listed("ready: false"))), [""; 0]);
 }
+
+#[test]
+fn pods_are_believed_before_the_slices_that_follow_them() {
+    let pod = |name: &str, address: &str, more: &str, ready: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: user}}{more}}}\nspec: {{containers: [{{name: app}}]}}\nstatus: {{podIP: {address}, conditions: [{{type: Ready, status: '{ready}'}}]}}\n"
+        )
+    };
+    let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: user}\nspec: {selector: {app: user}, ports: [{name: http, port: 80, targetPort: 8080}]}\n";
+    let slice = |ready: bool| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: user-1, labels: {{kubernetes.io/service-name: user}}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [10.1.0.1], conditions: {{ready: {ready}}}, targetRef: {{kind: Pod, name: old}}}}]\n"
+        )
+    };
+    let leaves = ", deletionTimestamp: '2026-01-01T00:00:00Z'";
+    let called = |text: &str| {
+        let all = resources(&snapshot(text), &proxy("10.1.0.9", json!({})), ResourceKind::Endpoint);
+        let user = all.iter().find(|one| one["cluster_name"].as_str().unwrap().contains("user")).unwrap();
+        let localities = user["endpoints"].as_array().cloned().unwrap_or_default();
+        let endpoints = localities.iter().flat_map(|locality| locality["lb_endpoints"].as_array().unwrap());
+        let address =
+            |one: &Value| one["endpoint"]["address"]["socket_address"]["address"].as_str().unwrap().to_owned();
+        endpoints.map(address).collect::<Vec<_>>()
+    };
+    let world = |old: &str, new: &str, listed: bool| [service, &slice(listed), old, new].concat();
+    let (old, going) = (pod("old", "10.1.0.1", "", "True"), pod("old", "10.1.0.1", leaves, "True"));
+    let (early, new) = (pod("new", "10.1.0.2", "", "False"), pod("new", "10.1.0.2", "", "True"));
+    assert_eq!(called(&world(&old, &early, true)), ["10.1.0.1"]);
+    assert_eq!(called(&world(&old, &new, true)), ["10.1.0.1", "10.1.0.2"], "no slice has the new one yet");
+    assert_eq!(called(&world(&going, &new, true)), ["10.1.0.2"], "the slice does not know that the old one goes");
+    assert_eq!(called(&world(&old, &early, false)), ["10.1.0.1"], "the slice does not know that it is ready");
+}

@@ -1,6 +1,6 @@
 //! Kubernetes Services and ServiceEntries become services with their endpoints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::annotation;
@@ -144,6 +144,9 @@ fn of_kubernetes(
     service.endpoints = listed.unwrap_or_default();
     if !written.selector.is_empty() {
         let mut endpoints = selected(&written.selector, own, &service.ports, pods_too);
+        if !pods_too {
+            endpoints.extend(not_listed_yet(&written.selector, own, &service));
+        }
         if written.publish_not_ready_addresses {
             endpoints.iter_mut().for_each(|endpoint| endpoint.ready = true);
         }
@@ -249,6 +252,18 @@ fn selected(selector: &Labels, own: &[Arc<Workload>], ports: &[Port], pods_too: 
     own.iter()
         .filter(|workload| (pods_too || workload.source != WorkloadSource::Pod) && selects(selector, &workload.labels))
         .flat_map(|workload| ports.iter().filter_map(|port| endpoint(workload, port)))
+        .collect()
+}
+
+/// Pods that are ready and in no slice: these are written some time after the pods, while a Deployment already takes the old ones
+/// away. Pods are watched in their order, so that there is no moment without any.
+fn not_listed_yet(selector: &Labels, own: &[Arc<Workload>], service: &Service) -> Vec<Endpoint> {
+    let listed: BTreeSet<(&str, u16)> =
+        service.endpoints.iter().map(|endpoint| (endpoint.workload.as_str(), endpoint.service_port)).collect();
+    own.iter()
+        .filter(|workload| workload.called_ready && selects(selector, &workload.labels))
+        .flat_map(|workload| service.ports.iter().filter_map(|port| endpoint(workload, port)))
+        .filter(|endpoint| !listed.contains(&(endpoint.workload.as_str(), endpoint.service_port)))
         .collect()
 }
 
@@ -373,9 +388,11 @@ fn listed(
                 ..external_endpoint(address, port)
             },
         };
-        // A pod that is not ready counts all the same where its service wants it to; slices say so of it.
-        endpoint.ready = ready && (endpoint.ready || early);
+        // A pod that is not ready counts all the same where its service wants it to; slices say so of it. What the pod says of
+        // itself is newer than what a slice says of it.
         let ends = place.conditions.as_ref().is_some_and(|conditions| conditions.terminating == Some(true));
+        let called_ready = workload.is_some_and(|workload| workload.called_ready) && !ends;
+        endpoint.ready = (ready || called_ready) && (endpoint.ready || early);
         endpoint.unheard &= !endpoint.ready && !ends;
         if endpoint.locality.is_empty() && !place.zone.is_empty() {
             endpoint.locality = format!("/{}", place.zone);

@@ -36,7 +36,9 @@ fn of_pod(object: &Object, pod: &Pod, nodes: &BTreeMap<&str, &Labels>) -> Worklo
         addresses.clear();
     }
     // Pods as people write them have no status; then they count as ready.
-    let ready = pod.status.conditions.iter().all(|condition| condition.kind != "Ready" || condition.status == "True");
+    let said = pod.status.conditions.iter().find(|condition| condition.kind == "Ready");
+    let said = said.map(|condition| condition.status == "True");
+    let stays = !object.meta.leaves;
     let ports = pod.spec.containers.iter().flat_map(|container| &container.ports);
     let labels = object.meta.labels.clone();
     // What the pod says of itself, else where its node is.
@@ -56,8 +58,9 @@ fn of_pod(object: &Object, pod: &Pod, nodes: &BTreeMap<&str, &Labels>) -> Worklo
             .map(|port| (port.name.clone(), port.container_port))
             .collect(),
         tls: accepts_tls(&labels),
-        ready,
-        unheard: is_unheard(pod),
+        ready: stays && said.unwrap_or(true),
+        called_ready: stays && said.unwrap_or(false),
+        unheard: stays && is_unheard(pod),
         age: Age::of(object),
         labels,
     }
@@ -86,6 +89,7 @@ fn of_entry(object: &Object, entry: &WorkloadEntry) -> Workload {
         ports: entry.ports.clone(),
         tls: accepts_tls(&labels),
         ready: true,
+        called_ready: false,
         unheard: false,
         age: Age::of(object),
         labels,
