@@ -140,12 +140,15 @@ impl Cluster {
         printed(Command::new(script).args(words).stdin(Stdio::null()).output(), "cluster restart").map(drop)
     }
 
-    /// Runs a program on the first node, where the API server is.
-    pub(crate) fn on_node(&self, words: &str) -> Result<String> {
+    /// Runs a program in the network of a node, by the node's number. The API server is on the first.
+    pub(crate) fn on_node(&self, node: usize, words: &str) -> Result<String> {
         let (script, name) =
             self.script.as_ref().context("this cluster's nodes cannot be reached: it was not made by tests/cluster")?;
         let mut command = Command::new(script);
-        command.args(["exec", "--name", name, "--"]).args(words.split_whitespace()).stdin(Stdio::null());
+        command
+            .args(["exec", "--name", name, "--node", &node.to_string(), "--"])
+            .args(words.split_whitespace())
+            .stdin(Stdio::null());
         printed(command.output(), words)
     }
 

@@ -188,7 +188,7 @@ pub(crate) fn api_server_out_of_reach(cluster: &Cluster) -> Result<String> {
     const AWAY: Duration = Duration::from_secs(15);
     let load = Load::start(&gateway(cluster)?, HOST, USERS, cluster.rate);
     load.go_on(cluster.rate as usize)?;
-    let lost = |what: &str| cluster.on_node(&format!("iptables {what} INPUT -p tcp --dport 6443 -j DROP"));
+    let lost = |what: &str| cluster.on_node(1, &format!("iptables {what} INPUT -p tcp --dport 6443 -j DROP"));
     lost("-I")?;
     let begun = Instant::now();
     while begun.elapsed() < AWAY {
@@ -213,9 +213,15 @@ pub(crate) fn watches_too_old(cluster: &Cluster) -> Result<String> {
 
     let pod = cluster.get("pods -n istio-system -l app=istiod")?;
     let address = pod["items"][0]["status"]["podIP"].as_str().context("the control plane has no address")?.to_owned();
+    // On its own node its address is still its own: to other nodes it shows that of the node.
+    let node = pod["items"][0]["spec"]["nodeName"].as_str().and_then(|name| name.rsplit('-').next()?.parse().ok());
+    let node: usize = node.context("the control plane's node has no number")?;
     let cut = |what: &str| {
-        cluster.on_node(&format!("iptables {what} INPUT -p tcp -s {address} --dport 6443 -j DROP"))?;
-        cluster.on_node(&format!("iptables {what} OUTPUT -p tcp -d {address} --sport 6443 -j DROP"))
+        for (chain, end) in [("INPUT", "-s"), ("FORWARD", "-s"), ("OUTPUT", "-d"), ("FORWARD", "-d")] {
+            let port = if end == "-s" { "--dport" } else { "--sport" };
+            cluster.on_node(node, &format!("iptables {what} {chain} -p tcp {end} {address} {port} 6443 -j DROP"))?;
+        }
+        Ok(())
     };
     cut("-I")?;
     let begun = Instant::now();
