@@ -216,7 +216,7 @@ pub(crate) fn watches_too_old(cluster: &Cluster) -> Result<String> {
     // On its own node its address is still its own: to other nodes it shows that of the node.
     let node = pod["items"][0]["spec"]["nodeName"].as_str().and_then(|name| name.rsplit('-').next()?.parse().ok());
     let node: usize = node.context("the control plane's node has no number")?;
-    let cut = |what: &str| {
+    let cut = |what: &str| -> Result<()> {
         for (chain, end) in [("INPUT", "-s"), ("FORWARD", "-s"), ("OUTPUT", "-d"), ("FORWARD", "-d")] {
             let port = if end == "-s" { "--dport" } else { "--sport" };
             cluster.on_node(node, &format!("iptables {what} {chain} -p tcp {end} {address} {port} 6443 -j DROP"))?;
