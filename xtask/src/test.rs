@@ -22,23 +22,17 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     let mut tally = Tally::default();
     tally.check("install what the tests need", tools::programs);
     tally.step(root, "formatting", Command::new(env!("CARGO")).args(["fmt", "--all", "--check"]));
-    tally.step(
-        root,
-        "lints",
-        Command::new(env!("CARGO")).args([
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            // Not a test of `cargo test`, hence not among all targets.
-            "--test",
-            "e2e",
-            "--locked",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ]),
-    );
+    // `--all-targets` leaves out what is not a test of `cargo test`: the scenarios are named.
+    for (name, targets) in [("lints", &["--all-targets"][..]), ("lints of the scenarios", &["--test", "e2e"])] {
+        tally.step(
+            root,
+            name,
+            Command::new(env!("CARGO"))
+                .args(["clippy", "--workspace", "--locked", "--quiet"])
+                .args(targets)
+                .args(["--", "-D", "warnings"]),
+        );
+    }
     match tools::cargo_deny(&target) {
         Ok(program) => tally.step(
             root,
