@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -21,6 +22,8 @@ pub enum Conduct {
     Silent,
     /// Reads, and closes the connection.
     Closes,
+    /// Reads, and resets the connection.
+    Aborts,
     /// Announces 100 bytes, sends two, and closes the connection.
     BreaksOff,
     /// The same, but resets the connection.
@@ -55,6 +58,10 @@ async fn behave(mut stream: TcpStream, conduct: Conduct) -> Option<()> {
                 let _ = stream.read_u8().await;
             }
             Conduct::Closes => {}
+            Conduct::Aborts => {
+                acknowledged(&stream).await;
+                stream.set_zero_linger().ok()?;
+            }
             Conduct::BreaksOff => stream.write_all(PART).await.ok()?,
             Conduct::ResetsInMidBody => {
                 stream.write_all(PART).await.ok()?;
@@ -65,6 +72,41 @@ async fn behave(mut stream: TcpStream, conduct: Conduct) -> Option<()> {
             Conduct::Babbles => stream.write_all(b"good morning to you\r\n\r\n").await.ok()?,
         }
         return None;
+    }
+}
+
+/// Serves at several places as one program with several instances of which one ends: whichever is asked first takes no more
+/// connections, and closes the one it has without reading the request, though its kernel has acknowledged it. All others answer.
+pub async fn serve_while_one_ends(addresses: &[String]) {
+    let ended = Arc::new(AtomicBool::new(false));
+    for address in addresses {
+        let socket = TcpListener::bind(address).await.unwrap();
+        let ended = Arc::clone(&ended);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = socket.accept().await {
+                if !ended.swap(true, Ordering::Relaxed) {
+                    drop(socket);
+                    stream.readable().await.unwrap();
+                    acknowledged(&stream).await;
+                    return;
+                }
+                tokio::spawn(behave(stream, Conduct::Answers(200)));
+            }
+        });
+    }
+}
+
+/// Waits until the kernel has acknowledged all that a local peer has sent: a row has own address, remote address, state, and what
+/// waits in either direction (proc(5), `/proc/net/tcp`).
+async fn acknowledged(stream: &TcpStream) {
+    let peer = format!(":{:04X}", stream.peer_addr().unwrap().port());
+    loop {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        if rows.any(|row| row[1].ends_with(&peer) && row[4].starts_with("00000000:")) {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }
 

@@ -9,11 +9,13 @@ use api::node::Role;
 use http::Request;
 use http_body_util::Full;
 use mesh_tests::control_plane::ControlPlane;
+use mesh_tests::misbehaving::{self, Conduct};
 use mesh_tests::server::{Authority, Client, Load, Pair, ask, echo, echo_tls, get};
 use mesh_tests::sidecar::{self, MESH_CONFIG, loopback, workload};
 use mesh_tests::wait::until;
 use proxy::agent::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const USER: &str = "user.shop.svc.cluster.local:8080";
 
@@ -163,6 +165,49 @@ async fn the_first_rule_of_a_host_loses_nothing_though_its_subset_comes_later() 
     .await;
     let failures = load.stop().await;
     assert!(failures.is_empty(), "{failures:?}");
+}
+
+const TWINS: &str = "outbound|8080||twins.example.com";
+
+/// A caller's sidecar and a service with two endpoints; the sidecar, where its application finds it, and the endpoints.
+async fn twins() -> (Agent, ControlPlane, String, [String; 2]) {
+    let (address, first, second) = (loopback(), loopback(), loopback());
+    let objects = format!(
+        "{}---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: twins, namespace: shop}}\nspec:\n  hosts: [twins.example.com]\n  ports: [{{number: 8080, name: http, protocol: HTTP}}]\n  resolution: STATIC\n  endpoints: [{{address: {first}}}, {{address: {second}}}]\n",
+        workload("caller", "shop", &address)
+    );
+    let control_plane = ControlPlane::start_with(&[("twins.yaml", objects.as_str())], MESH_CONFIG).await;
+    let caller = sidecar::start(&control_plane, Role::Sidecar, "caller", "shop", &address, &[]).await;
+    let outbound = format!("{address}:15080");
+    until("the sidecar", async || TcpStream::connect(&outbound).await.map(drop).map_err(|error| error.to_string()))
+        .await;
+    (caller, control_plane, outbound, [first, second].map(|address| format!("{address}:8080")))
+}
+
+/// What a POST gets, and how often it was sent.
+async fn post_to_twins(caller: &Agent, outbound: &str) -> (u16, u64) {
+    let mut client = Client::connect(outbound).await.unwrap();
+    let post = Request::post("http://twins.example.com:8080/").body(Full::from("abc")).unwrap();
+    let (status, _) = client.ask(post).await.unwrap();
+    (status, caller.running.shared().metrics.cluster_total(TWINS, |series| &series.requests))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_an_ending_application_has_not_read_goes_to_another() {
+    let (caller, _control_plane, outbound, places) = twins().await;
+    misbehaving::serve_while_one_ends(&places).await;
+    let (status, sent) = post_to_twins(&caller, &outbound).await;
+    assert_eq!(status, 200);
+    assert!(sent > 1, "the instance that ended was not asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_an_application_gives_up_is_not_sent_again() {
+    let (caller, _control_plane, outbound, places) = twins().await;
+    for place in &places {
+        misbehaving::serve(place, Conduct::Aborts).await;
+    }
+    assert_eq!(post_to_twins(&caller, &outbound).await, (503, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

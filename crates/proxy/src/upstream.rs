@@ -673,6 +673,12 @@ impl Upstream {
         result
     }
 
+    /// Nobody takes connections at an endpoint without TLS any more.
+    pub async fn is_refused_by(&self, host: &Host) -> bool {
+        let dialled = connect::dial(&self.env, &self.settings, &host.place, None, Offer::Tcp { exchange: false }, "");
+        matches!(dialled.await, Err(Failure::ConnectRefused))
+    }
+
     /// A connection for bytes. The permit and counters live as long as the link.
     ///
     /// # Errors

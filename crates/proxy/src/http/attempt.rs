@@ -24,6 +24,7 @@ use crate::upstream::limits::Limited;
 use crate::upstream::outlier::Verdict;
 use crate::upstream::pool::{Lease, Sender};
 use crate::upstream::{Host, Upstream, Wanted};
+use crate::worker::Worker;
 
 /// What is sent.
 pub struct Outgoing<'a> {
@@ -320,7 +321,11 @@ async fn try_once(
         let failed = match sender {
             Sender::One(connection) => match connection.send(out.head_to(authority), body).await {
                 Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
-                Err(error) => classify_http1(error, reused, story.worker.leaving.get()),
+                Err(error) => {
+                    let doubted = wanted.once && error == Broken::Closed { seen: Seen::Reset };
+                    let ends = doubted && ends(&story.worker, upstream, host).await;
+                    classify_http1(error, reused, ends)
+                }
             },
             Sender::Spelled(sender) => match sender.ready().await {
                 Ok(()) => match sender.try_send_request(out.request_to(authority, body)).await {
@@ -352,12 +357,26 @@ fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
     Failed { failure, refused: false, unsent, reused }
 }
 
-/// `leaving`: this pod has been told to end, and so has its application: it is the one that closed the connection, not an accident
-/// in the middle of its work.
-fn classify_http1(error: Broken, reused: bool, leaving: bool) -> Failed {
+/// How long the end of an application is waited for: the kubelet tells the proxy of it some time after the application.
+const ENDING: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(120), Duration::from_millis(300)];
+
+/// Whether the application at a local endpoint ends: it takes no connections any more, or this pod has been told to end.
+async fn ends(worker: &Worker, upstream: &Upstream, host: &Host) -> bool {
+    for pause in ENDING {
+        if worker.leaving.get() || upstream.is_refused_by(host).await {
+            return true;
+        }
+        tokio::time::sleep(pause).await;
+    }
+    worker.leaving.get()
+}
+
+/// `ends`: the application does. Then it closed the connection for this, and not by accident in the middle of its work.
+fn classify_http1(error: Broken, reused: bool, ends: bool) -> Failed {
     let (failure, unsent) = match error {
         Broken::Closed { seen: Seen::Unread } => (Failure::UpstreamClosed, true),
-        Broken::Closed { seen: Seen::Reset } => (Failure::UpstreamClosed, leaving),
+        Broken::Closed { seen: Seen::Reset } => (Failure::UpstreamClosed, ends),
         Broken::Closed { seen: Seen::Unknown } => (Failure::UpstreamClosed, false),
         Broken::Protocol => (Failure::UpstreamProtocol, false),
         Broken::Body => (Failure::ClientGone, false),
