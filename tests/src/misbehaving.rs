@@ -18,6 +18,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 pub enum Conduct {
     /// Answers with this status.
     Answers(u16),
+    /// Answers 200 with the gRPC status UNAVAILABLE among the headers.
+    Unavailable,
     /// Reads, and never answers.
     Silent,
     /// Reads, and closes the connection.
@@ -52,6 +54,10 @@ async fn behave(mut stream: TcpStream, conduct: Conduct) -> Option<()> {
             Conduct::Answers(status) => {
                 let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: 2\r\n\r\nok");
                 stream.write_all(answer.as_bytes()).await.ok()?;
+                continue;
+            }
+            Conduct::Unavailable => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ngrpc-status: 14\r\n\r\nok").await.ok()?;
                 continue;
             }
             Conduct::Silent => {

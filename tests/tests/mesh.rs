@@ -211,6 +211,16 @@ async fn a_post_that_an_application_gives_up_is_not_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_status_is_retried_on_whatever_the_request_is() {
+    let (caller, _control_plane, outbound, places) = twins().await;
+    for place in &places {
+        misbehaving::serve(place, Conduct::Unavailable).await;
+    }
+    // As often as Istio's own policy says: twice more.
+    assert_eq!(post_to_twins(&caller, &outbound).await, (200, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_websocket_crosses_two_sidecars() {
     let shop = Shop::open("", &[]).await;
     let request = Request::get("/socket")

@@ -119,7 +119,8 @@ pub async fn send(mut out: Outgoing<'_>, upstream: &Rc<Upstream>, story: &mut St
         let (outcome, failed) = match &mut result {
             Ok(answered) => {
                 told = told_outcome(&mut answered.response);
-                (outcome_of(&answered.response, story.grpc), None)
+                // Envoy's retry policies look at a gRPC status whatever the request is, its outlier detection does not.
+                (outcome_of(&answered.response, story.grpc || plan.is_some()), None)
             }
             Err(failed) => (
                 Outcome::Failed { failure: failed.failure, refused: failed.refused, unsent: failed.unsent },
