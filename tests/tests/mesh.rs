@@ -3,7 +3,7 @@
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::node::Role;
 use http::Request;
@@ -208,6 +208,30 @@ async fn a_post_that_an_application_gives_up_is_not_sent_again() {
         misbehaving::serve(place, Conduct::Aborts).await;
     }
     assert_eq!(post_to_twins(&caller, &outbound).await, (503, 1));
+}
+
+/// A pod is told that it will end before its application has ended: that one still calls others.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_an_end_is_announced_no_connection_is_closed_under_its_client() {
+    let shop = Shop::open("", &["--drain-delay=0s"]).await;
+    let mut unused = Client::connect(&shop.outbound).await.unwrap();
+    let mut used = Client::connect(&shop.outbound).await.unwrap();
+    assert_eq!(used.ask(get(USER, "/first")).await.unwrap().0, 200);
+    let start = Instant::now();
+    shop.caller.running.shared().leave();
+    // Long enough for what the proxy closes to be closed.
+    let mut asked = 0;
+    while start.elapsed() < Duration::from_secs(1) {
+        let mut late = Client::connect(&shop.outbound).await.unwrap();
+        // The proxy has seen the connection, and no request on it.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(late.ask(get(USER, "/late")).await.map(|(status, _)| status), Ok(200));
+        asked += 1;
+    }
+    assert!(asked > 5, "{asked}");
+    for client in [&mut unused, &mut used] {
+        assert_eq!(client.ask(get(USER, "/last")).await.map(|(status, _)| status), Ok(200));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

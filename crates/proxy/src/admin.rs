@@ -191,7 +191,7 @@ async fn leave(State(admin): Of, ConnectInfo(caller): ConnectInfo<SocketAddr>) -
     if !is_own_host(caller, &admin) {
         return only_own_host();
     }
-    admin.shared.draining.send_replace(true);
+    admin.shared.leave();
     "OK\n".into_response()
 }
 

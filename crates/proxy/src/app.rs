@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::control::Command;
 pub use crate::control::{LogControl, Settings, Shared};
-use crate::drain::{self, Drained};
+use crate::drain::{self, Drained, Stage};
 use crate::listen::accept::accept_all;
 use crate::memory;
 use crate::secret::Store;
@@ -113,12 +113,13 @@ impl Running {
     /// The same, but for the very end: what is left is cut only when this is dropped.
     pub async fn leave(&self) -> Drained {
         let settings = &self.shared.settings;
-        let _ = self.shared.draining.send(true);
+        self.shared.leave();
         let count = || self.shared.metrics.total(|process| &process.connections_active);
         // A proxy that was never configured has nobody to wait for.
         if self.shared.is_configured() {
             tokio::time::sleep(settings.drain_delay).await;
         }
+        self.shared.stage.send_replace(Stage::Ending);
         if settings.pod.exit_on_zero && drain::until_idle(settings.drain, count).await == Drained::Idle {
             return Drained::Idle;
         }
@@ -178,9 +179,9 @@ async fn serve(shared: &Arc<Shared>, number: usize, mut commands: mpsc::Unbounde
         shared.road.sink(),
         Arc::clone(&shared.failures),
         Arc::clone(&shared.own),
-        shared.draining.subscribe(),
+        shared.stage.subscribe(),
     );
-    tokio::task::spawn_local(Rc::clone(&worker).take_leave(shared.settings.drain_delay));
+    tokio::task::spawn_local(Rc::clone(&worker).take_leave());
     let mut sweep = tokio::time::interval(Duration::from_secs(1));
     let mut logs = tokio::time::interval(Duration::from_millis(100));
     for timer in [&mut sweep, &mut logs] {

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::compile;
 use crate::dns::{self, Dns};
+use crate::drain::Stage;
 use crate::pod::Pod;
 use crate::secret::Store;
 use crate::snapshot::{Holder, Snapshot};
@@ -73,8 +74,8 @@ pub struct Shared {
     pub settings: Settings,
     /// When.
     pub started: Instant,
-    /// Becomes true when the proxy ends.
-    pub draining: watch::Sender<bool>,
+    /// How far the proxy is on its way out.
+    pub stage: watch::Sender<Stage>,
     /// Somebody asked for the end over the admin port.
     pub quit: CancellationToken,
     /// Access logs.
@@ -132,7 +133,7 @@ impl Shared {
             own: Arc::new(Own::of(&settings.node_id, &settings.metadata)),
             settings,
             started: Instant::now(),
-            draining: watch::channel(false).0,
+            stage: watch::Sender::default(),
             quit: CancellationToken::new(),
             road: Road::start()?,
             dns: OnceLock::new(),
@@ -191,7 +192,7 @@ impl Shared {
     /// refused, and its last form stays.
     fn bind(&self, snapshot: &mut Snapshot, previous: &Snapshot, rejects: &mut Vec<Reject>) {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        if *self.draining.borrow() {
+        if *self.stage.borrow() == Stage::Ending {
             return;
         }
         let mut failed: Vec<(Arc<str>, String)> = Vec::new();
@@ -333,9 +334,18 @@ impl Shared {
         sockets.iter().map(|((name, _), bound)| (Arc::clone(name), bound.actual)).collect()
     }
 
+    /// Announces the end to clients, if nobody has before.
+    pub fn leave(&self) {
+        self.stage.send_if_modified(|stage| {
+            let first = *stage == Stage::Serving;
+            *stage = (*stage).max(Stage::Leaving);
+            first
+        });
+    }
+
     /// What keeps the proxy from being ready; `None`: nothing.
     pub fn not_ready(&self) -> Option<String> {
-        if *self.draining.borrow() {
+        if *self.stage.borrow() != Stage::Serving {
             return Some("the proxy is ending".to_owned());
         }
         if self.applied.load(Ordering::Acquire) == 0 {

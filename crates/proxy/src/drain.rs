@@ -2,6 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+/// How far the proxy is on its way out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It is not.
+    #[default]
+    Serving,
+    /// Its end is known: clients are told to go elsewhere, and all that still comes is served.
+    Leaving,
+    /// It ends when running work has.
+    Ending,
+}
+
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use tokio::sync::watch;
 
+use crate::drain::Stage;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::Cluster;
 use crate::telemetry::access_log::Sink;
@@ -37,8 +38,8 @@ pub struct Worker {
     pub failures: Arc<Failures>,
     /// This proxy's workload.
     pub own: Arc<Own>,
-    /// Becomes true when the proxy ends.
-    pub draining: watch::Receiver<bool>,
+    /// How far the proxy is on its way out.
+    pub stage: watch::Receiver<Stage>,
     /// Connections that are served.
     pub connections: Cell<usize>,
     /// Handles of metrics met before.
@@ -176,7 +177,7 @@ impl Worker {
         sink: Sink,
         failures: Arc<Failures>,
         own: Arc<Own>,
-        draining: watch::Receiver<bool>,
+        stage: watch::Receiver<Stage>,
     ) -> Rc<Self> {
         Rc::new(Self {
             snapshot: RefCell::default(),
@@ -186,7 +187,7 @@ impl Worker {
             sink,
             failures,
             own,
-            draining,
+            stage,
             connections: Cell::new(0),
             series: RefCell::default(),
             last_series: RefCell::default(),
@@ -251,7 +252,7 @@ impl Worker {
             idle_timeout,
             head_timeout: if head_timeout.is_zero() { HEAD_TIMEOUT } else { head_timeout },
             rests: Cell::new(false),
-            asked: Cell::new(self.draining.borrow().then_some(Ask::Leave)),
+            asked: Cell::new((*self.stage.borrow() == Stage::Ending).then_some(Ask::Leave)),
             waker: RefCell::default(),
         });
         self.watched.borrow_mut().push(Rc::downgrade(&watch));
@@ -292,25 +293,24 @@ impl Worker {
     }
 
     /// When the proxy ends, asks every connection to leave, and closes those that have no use any more, though their end was
-    /// announced. Whoever keeps an HTTP/1 connection may be sending on it at this very moment: as long as new connections are
-    /// still taken (`delay`), an end is announced with an answer, and no connection is closed under its client.
-    pub async fn take_leave(self: Rc<Self>, delay: Duration) {
-        let mut draining = self.draining.clone();
-        if draining.wait_for(|draining| *draining).await.is_err() {
+    /// announced. Whoever keeps an HTTP/1 connection may be sending on it at this very moment, and the application of a pod that
+    /// is told to end may still call others: until the proxy itself ends, an end is announced with an answer, and no connection
+    /// is closed under its client.
+    pub async fn take_leave(self: Rc<Self>) {
+        let mut stage = self.stage.clone();
+        if stage.wait_for(|stage| *stage >= Stage::Leaving).await.is_err() {
             return;
         }
         self.leaving.set(true);
-        // A proxy that was never configured serves nobody, and does not wait.
-        let delay = if self.snapshot().generation == 0 { Duration::ZERO } else { delay };
         self.each_watch(|watch| {
-            if delay.is_zero() || watch.active.get() > 0 {
+            if watch.active.get() > 0 {
                 watch.ask(Ask::Leave);
             }
         });
-        if !delay.is_zero() {
-            tokio::time::sleep(delay).await;
-            self.each_watch(|watch| watch.ask(Ask::Leave));
+        if stage.wait_for(|stage| *stage == Stage::Ending).await.is_err() {
+            return;
         }
+        self.each_watch(|watch| watch.ask(Ask::Leave));
         loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             self.each_watch(|watch| {
@@ -329,8 +329,8 @@ impl Worker {
     /// Returns when the proxy ends and a connection that has been there since then, on which nothing was ever sent, is to be
     /// closed: at once, but for one so young that its first bytes may be on their way.
     pub async fn unused_ends(&self, since: Instant) {
-        let mut draining = self.draining.clone();
-        if draining.wait_for(|draining| *draining).await.is_err() {
+        let mut stage = self.stage.clone();
+        if stage.wait_for(|stage| *stage == Stage::Ending).await.is_err() {
             // The proxy is gone without draining: nothing more to wait for here.
             std::future::pending::<()>().await;
         }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Format;
 use crate::control::Shared;
+use crate::drain::Stage;
 use crate::secret::Secret;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::{Cluster, Discovery};
@@ -131,7 +132,7 @@ pub fn listeners(shared: &Shared, as_json: bool) -> Response {
 pub fn server_info(shared: &Shared) -> Value {
     let state = match shared.not_ready() {
         None => "LIVE",
-        Some(_) if *shared.draining.borrow() => "DRAINING",
+        Some(_) if *shared.stage.borrow() != Stage::Serving => "DRAINING",
         Some(_) => "PRE_INITIALIZING",
     };
     let seconds = format!("{}s", shared.started.elapsed().as_secs());

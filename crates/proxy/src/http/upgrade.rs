@@ -23,7 +23,6 @@ pub enum OtherSide {
 
 /// Carries bytes both ways when both sides have switched. The story ends with the tunnel.
 pub fn tunnel(client: OnUpgrade, upstream: OtherSide, mut story: Box<Story>, idle: Duration, from: Rc<Upstream>) {
-    let draining = story.worker.draining.clone();
     tokio::task::spawn_local(async move {
         let Ok(client) = client.await else { return };
         let mut client = TokioIo::new(client);
@@ -31,12 +30,12 @@ pub fn tunnel(client: OnUpgrade, upstream: OtherSide, mut story: Box<Story>, idl
             OtherSide::Http(switch, lease) => {
                 let Ok(switched) = switch.await else { return };
                 let mut switched = TokioIo::new(switched);
-                let counted = relay::both_ways(&mut client, &mut switched, idle, draining).await;
+                let counted = relay::both_ways(&mut client, &mut switched, idle).await;
                 drop(lease);
                 counted
             }
             OtherSide::Tcp(mut io, link) => {
-                let counted = relay::both_ways(&mut client, &mut io, idle, draining).await;
+                let counted = relay::both_ways(&mut client, &mut io, idle).await;
                 drop(link);
                 counted
             }

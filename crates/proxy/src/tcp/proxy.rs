@@ -158,7 +158,7 @@ pub async fn run(worker: Rc<Worker>, io: Io, facts: Rc<ConnFacts>, chain: Arc<Tc
         ..TcpEnd::new(&worker, &facts, start, wall)
     };
 
-    let relay = relay::both_ways(&mut io, &mut reached.io, chain.idle_timeout, worker.draining.clone());
+    let relay = relay::both_ways(&mut io, &mut reached.io, chain.idle_timeout);
     tokio::pin!(relay);
     // Bytes flow while it is still to be told who is there. The control plane's word for an endpoint counts where the endpoint
     // itself tells nothing.

@@ -5,7 +5,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep};
 
 /// How a relay ended.
@@ -123,12 +122,7 @@ impl OneWay {
 }
 
 /// Relays until both sides have closed, one broke, nothing moved for `idle` (zero: no bound), or the worker ends.
-pub async fn both_ways<A, B>(
-    client: &mut A,
-    upstream: &mut B,
-    idle: Duration,
-    _draining: watch::Receiver<bool>,
-) -> Counted
+pub async fn both_ways<A, B>(client: &mut A, upstream: &mut B, idle: Duration) -> Counted
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
@@ -182,8 +176,7 @@ mod tests {
     async fn half_closes_are_passed_on() {
         let (mut app, mut client) = tokio::io::duplex(64);
         let (mut upstream, mut server) = tokio::io::duplex(64);
-        let (_sender, draining) = watch::channel(false);
-        let relay = async { both_ways(&mut client, &mut upstream, Duration::ZERO, draining).await };
+        let relay = async { both_ways(&mut client, &mut upstream, Duration::ZERO).await };
         let talk = async {
             app.write_all(&[7; 1000]).await.unwrap();
             app.shutdown().await.unwrap();
@@ -207,7 +200,6 @@ mod tests {
     async fn silence_ends_it() {
         let (_app, mut client) = tokio::io::duplex(64);
         let (mut upstream, _server) = tokio::io::duplex(64);
-        let (_sender, draining) = watch::channel(false);
-        assert_eq!(both_ways(&mut client, &mut upstream, Duration::from_millis(5), draining).await.ended, Ended::Idle);
+        assert_eq!(both_ways(&mut client, &mut upstream, Duration::from_millis(5)).await.ended, Ended::Idle);
     }
 }
