@@ -82,18 +82,22 @@ async fn behave(mut stream: TcpStream, conduct: Conduct) -> Option<()> {
 }
 
 /// Serves at several places as one program with several instances of which one ends: whichever is asked first takes no more
-/// connections, and closes the one it has without reading the request, though its kernel has acknowledged it. All others answer.
-pub async fn serve_while_one_ends(addresses: &[String]) {
+/// connections, and closes the one it has without reading the request, though its kernel has acknowledged it; `politely`: it
+/// says first that it will send nothing. All others answer.
+pub async fn serve_while_one_ends(addresses: &[String], politely: bool) {
     let ended = Arc::new(AtomicBool::new(false));
     for address in addresses {
         let socket = TcpListener::bind(address).await.unwrap();
         let ended = Arc::clone(&ended);
         tokio::spawn(async move {
-            while let Ok((stream, _)) = socket.accept().await {
+            while let Ok((mut stream, _)) = socket.accept().await {
                 if !ended.swap(true, Ordering::Relaxed) {
                     drop(socket);
                     stream.readable().await.unwrap();
                     acknowledged(&stream).await;
+                    if politely {
+                        stream.shutdown().await.unwrap();
+                    }
                     return;
                 }
                 tokio::spawn(behave(stream, Conduct::Answers(200)));

@@ -194,11 +194,13 @@ async fn post_to_twins(caller: &Agent, outbound: &str) -> (u16, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_post_that_an_ending_application_has_not_read_goes_to_another() {
-    let (caller, _control_plane, outbound, places) = twins().await;
-    misbehaving::serve_while_one_ends(&places).await;
-    let (status, sent) = post_to_twins(&caller, &outbound).await;
-    assert_eq!(status, 200);
-    assert!(sent > 1, "the instance that ended was not asked");
+    for politely in [false, true] {
+        let (caller, _control_plane, outbound, places) = twins().await;
+        misbehaving::serve_while_one_ends(&places, politely).await;
+        let (status, sent) = post_to_twins(&caller, &outbound).await;
+        assert_eq!(status, 200, "politely: {politely}");
+        assert!(sent > 1, "the instance that ended was not asked");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,6 +208,11 @@ async fn a_post_that_an_application_gives_up_is_not_sent_again() {
     let (caller, _control_plane, outbound, places) = twins().await;
     for place in &places {
         misbehaving::serve(place, Conduct::Aborts).await;
+    }
+    assert_eq!(post_to_twins(&caller, &outbound).await, (503, 1));
+    let (caller, _control_plane, outbound, places) = twins().await;
+    for place in &places {
+        misbehaving::serve(place, Conduct::Closes).await;
     }
     assert_eq!(post_to_twins(&caller, &outbound).await, (503, 1));
 }

@@ -18,7 +18,7 @@ use crate::mux;
 use crate::snapshot::route::action::{Forward, HostRewrite};
 use crate::snapshot::route::retry::{Outcome, RetryOn, RetryPlan};
 use crate::upstream::body::{AnswerBody, RequestBody, Source};
-use crate::upstream::http1::{Broken, Seen};
+use crate::upstream::http1::{Broken, Connection, Seen};
 use crate::upstream::http2::NotSent;
 use crate::upstream::limits::Limited;
 use crate::upstream::outlier::Verdict;
@@ -323,8 +323,8 @@ async fn try_once(
             Sender::One(connection) => match connection.send(out.head_to(authority), body).await {
                 Ok(response) => return Ok(Answered { response: response.map(AnswerBody::One), lease }),
                 Err(error) => {
-                    let doubted = wanted.once && error == Broken::Closed { seen: Seen::Reset };
-                    let ends = doubted && ends(&story.worker, upstream, host).await;
+                    let doubted = wanted.once && error == Broken::Closed { seen: Seen::Closed };
+                    let ends = doubted && ends_unread(connection, &story.worker, upstream, host).await;
                     classify_http1(error, reused, ends)
                 }
             },
@@ -358,26 +358,34 @@ fn classify(error: &hyper::Error, unsent: bool, reused: bool) -> Failed {
     Failed { failure, refused: false, unsent, reused }
 }
 
-/// How long the end of an application is waited for: the kubelet tells the proxy of it some time after the application.
+/// When it is looked again: the kubelet tells the proxy of the end some time after the application.
 const ENDING: [Duration; 4] =
     [Duration::from_millis(20), Duration::from_millis(60), Duration::from_millis(120), Duration::from_millis(300)];
+/// So often without a reset: it follows the end of a connection at once.
+const RESET_FOLLOWS: usize = 2;
 
-/// Whether the application at a local endpoint ends: it takes no connections any more, or this pod has been told to end.
-async fn ends(worker: &Worker, upstream: &Upstream, host: &Host) -> bool {
-    for pause in ENDING {
-        if worker.leaving.get() || upstream.is_refused_by(host).await {
+/// Whether the application at a local endpoint has closed a connection and left the request on it unread, since it ends: the
+/// connection was reset, and it takes no others any more, or this pod has been told to end.
+async fn ends_unread(connection: &Connection, worker: &Worker, upstream: &Upstream, host: &Host) -> bool {
+    let mut reset = false;
+    for (look, pause) in ENDING.into_iter().enumerate() {
+        reset |= connection.was_reset();
+        if !reset && look == RESET_FOLLOWS {
+            return false;
+        }
+        if reset && (worker.leaving.get() || upstream.is_refused_by(host).await) {
             return true;
         }
         tokio::time::sleep(pause).await;
     }
-    worker.leaving.get()
+    reset && worker.leaving.get()
 }
 
-/// `ends`: the application does. Then it closed the connection for this, and not by accident in the middle of its work.
+/// `ends`: the application does, and has not read the request.
 fn classify_http1(error: Broken, reused: bool, ends: bool) -> Failed {
     let (failure, unsent) = match error {
         Broken::Closed { seen: Seen::Unread } => (Failure::UpstreamClosed, true),
-        Broken::Closed { seen: Seen::Reset } => (Failure::UpstreamClosed, ends),
+        Broken::Closed { seen: Seen::Closed } => (Failure::UpstreamClosed, ends),
         Broken::Closed { seen: Seen::Unknown } => (Failure::UpstreamClosed, false),
         Broken::Protocol => (Failure::UpstreamProtocol, false),
         Broken::Body => (Failure::ClientGone, false),

@@ -58,6 +58,8 @@ struct Stream {
     local: bool,
     /// So much of the request has been written to the socket.
     sent: usize,
+    /// The peer has reset the connection, and the socket has told so.
+    reset: bool,
     /// What is still to be sent.
     body: Option<(RequestBody, Framing)>,
     answer: Answer,
@@ -94,8 +96,10 @@ enum Answer {
 pub enum Seen {
     /// The peer's program has read nothing of it, says its kernel.
     Unread,
-    /// The peer's program closed the connection and left something of it unread, or wanted it to look so (`SO_LINGER`).
-    Reset,
+    /// The peer's program, on this host, had all of it at once, and closed the connection without a word. If it has left
+    /// something unread, or wants it to look so (`SO_LINGER`), the connection is reset, then or shortly after:
+    /// `Connection::was_reset`.
+    Closed,
     /// Nothing: it may have been processed.
     Unknown,
 }
@@ -119,13 +123,6 @@ pub enum Broken {
 
 const CLOSED: Broken = Broken::Closed { seen: Seen::Unknown };
 
-impl From<io::Error> for Broken {
-    fn from(error: io::Error) -> Self {
-        let reset = error.kind() == io::ErrorKind::ConnectionReset;
-        Broken::Closed { seen: if reset { Seen::Reset } else { Seen::Unknown } }
-    }
-}
-
 impl Connection {
     /// On a new stream of bytes.
     pub fn new(io: Io) -> Self {
@@ -137,6 +134,7 @@ impl Connection {
                 read: BytesMut::new(),
                 write: BytesMut::new(),
                 sent: 0,
+                reset: false,
                 body: None,
                 answer: Answer::Complete,
                 keep: true,
@@ -161,6 +159,12 @@ impl Connection {
     /// Its peer has closed it, as far as this host's kernel knows at this moment.
     pub fn has_ended(&self) -> bool {
         self.0.stream.borrow().io.has_ended()
+    }
+
+    /// Its peer has reset it, as far as this host's kernel knows at this moment.
+    pub fn was_reset(&self) -> bool {
+        let stream = self.0.stream.borrow();
+        stream.reset || stream.io.was_reset()
     }
 
     /// Gives back what it reads with, for the time that it has no use.
@@ -202,7 +206,7 @@ impl Connection {
             }
         })
         .await
-        .map_err(|broken| self.0.stream.borrow().knowing_what_was_read(broken))?;
+        .map_err(|broken| self.0.stream.borrow().knowing_what_was_read(broken, interim > 0))?;
         let mut stream = self.0.stream.borrow_mut();
         stream.expect(&mut answer, head_only, connect)?;
         if gone {
@@ -247,15 +251,24 @@ impl Stream {
     }
 
     /// Programs that end close connections with requests on them which they have not read, and will not.
-    fn knowing_what_was_read(&self, broken: Broken) -> Broken {
-        let Broken::Closed { seen } = broken else { return broken };
+    fn knowing_what_was_read(&self, broken: Broken, answered: bool) -> Broken {
+        if broken != CLOSED {
+            return broken;
+        }
         let whole = self.local && self.sent <= ONE_READ;
-        let seen = match seen {
-            _ if self.sent == 0 || (whole && self.io.is_unread(self.sent)) => Seen::Unread,
-            Seen::Reset if whole => Seen::Reset,
-            _ => Seen::Unknown,
+        let seen = if self.sent == 0 || (whole && self.io.is_unread(self.sent)) {
+            Seen::Unread
+        } else if whole && !answered && self.read.is_empty() {
+            Seen::Closed
+        } else {
+            Seen::Unknown
         };
         Broken::Closed { seen }
+    }
+
+    fn broke(&mut self, error: &io::Error) -> Broken {
+        self.reset |= matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+        CLOSED
     }
 
     /// Writes the head down.
@@ -345,7 +358,8 @@ impl Stream {
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Broken>> {
         while !self.write.is_empty() {
-            match ready!(Pin::new(&mut self.io).poll_write(context, &self.write))? {
+            let written = ready!(Pin::new(&mut self.io).poll_write(context, &self.write));
+            match written.map_err(|error| self.broke(&error))? {
                 0 => return Poll::Ready(Err(CLOSED)),
                 written => {
                     self.sent += written;
@@ -353,8 +367,7 @@ impl Stream {
                 }
             }
         }
-        ready!(Pin::new(&mut self.io).poll_flush(context))?;
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.io).poll_flush(context).map_err(|error| self.broke(&error))
     }
 
     /// Reads more; zero: the end.
@@ -362,7 +375,7 @@ impl Stream {
         if self.read.capacity() - self.read.len() < room / 2 {
             self.read.reserve(room);
         }
-        poll_read_buf(Pin::new(&mut self.io), context, &mut self.read).map_err(Broken::from)
+        poll_read_buf(Pin::new(&mut self.io), context, &mut self.read).map_err(|error| self.broke(&error))
     }
 
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<Response<()>, Broken>> {
@@ -878,7 +891,7 @@ mod tests {
     async fn a_request_that_its_peer_has_not_read_is_told_from_one_that_it_has() {
         assert_eq!(closed(false, true).await, Broken::Closed { seen: Seen::Unread });
         assert_eq!(closed(false, false).await, Broken::Closed { seen: Seen::Unread });
-        assert_eq!(closed(true, false).await, CLOSED);
+        assert_eq!(closed(true, false).await, Broken::Closed { seen: Seen::Closed });
     }
 
     #[tokio::test]

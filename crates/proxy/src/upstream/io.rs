@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -40,6 +41,12 @@ impl Io {
         };
         let seen = recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
         seen != Err(Errno::EAGAIN)
+    }
+
+    /// The peer of a plain connection has reset it since the socket was last used: after an end (FIN) too, which is all that
+    /// reads tell.
+    pub fn was_reset(&self) -> bool {
+        matches!(self, Io::Tcp(stream) if matches!(SockRef::from(&stream.inner).take_error(), Ok(Some(_))))
     }
 
     /// The peer is a program on this host: what its kernel says of what it has read is true at this moment. To be asked while
