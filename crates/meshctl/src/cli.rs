@@ -235,6 +235,18 @@ pub enum ConfigCommand {
         #[command(flatten)]
         of: OfProxy,
     },
+    /// What the proxy was started with.
+    #[command(visible_aliases = ["b"])]
+    Bootstrap {
+        #[command(flatten)]
+        of: OfProxy,
+    },
+    /// Extensions that the proxy has been sent; this one is sent none.
+    #[command(visible_aliases = ["extensions", "ec"])]
+    Ecds {
+        #[command(flatten)]
+        of: OfProxy,
+    },
     /// The level of the proxy's log, or another one from now on.
     #[command(visible_aliases = ["o"])]
     Log {

@@ -73,6 +73,15 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
                 secret_rows,
             )
         }
+        ConfigCommand::Bootstrap { of } => structured(of.output, &section(mesh, &of, "BootstrapConfigDump").await?),
+        ConfigCommand::Ecds { of } => {
+            let found = section(mesh, &of, "EcdsConfigDump").await?;
+            shown(of.output, &resources(&found, "ecds_filters", "ecds_filter"), &["ECDS NAME", "TYPE"], |filter| {
+                let kind = text(&filter["typed_config"]["@type"]);
+                let kind = kind.rsplit_once('.').map_or(kind, |(_, last)| last);
+                vec![vec![text(&filter["name"]).to_owned(), kind.to_owned()]]
+            })
+        }
         ConfigCommand::Log { proxy, level, reset } => log::run(mesh, &proxy, level.as_deref(), reset).await,
         ConfigCommand::Dump { of } => {
             let proxy = mesh.proxy(&of.proxy).await?;
