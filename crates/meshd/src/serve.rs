@@ -182,7 +182,7 @@ impl ProxyStream {
         let mut changed = self.plan(&mut published, &proxy, secrets);
         self.hear(ask);
         loop {
-            while let Some(answer) = tokio::task::block_in_place(|| self.session.next_answer()) {
+            while let Some(answer) = self.session.next_answer() {
                 let kind = answer.kind;
                 if answer.bytes() > LARGE && self.large.is_none() {
                     self.large = self.service.large_pushes.clone().acquire_owned().await.ok();
@@ -234,7 +234,7 @@ impl ProxyStream {
         secrets: bool,
     ) -> Option<Instant> {
         let now = published.borrow_and_update().clone()?;
-        let offer = tokio::task::block_in_place(|| self.service.cache.offer(&now.snapshot, proxy, secrets));
+        let offer = self.service.cache.offer(&now.snapshot, proxy, secrets);
         self.session.set_offer(offer);
         Some(now.changed)
     }

@@ -2,9 +2,12 @@
 //! proxies share what is equal for them, and a new snapshot makes only what changed.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::model::Named;
+
+/// A list of resources, or the place where one is being made: whoever else wants it waits instead of making it too.
+type Place = Arc<OnceLock<Arc<[Arc<Named>]>>>;
 
 /// What was made for the current and the previous snapshot.
 #[derive(Debug, Default)]
@@ -12,24 +15,26 @@ pub(crate) struct Made(Mutex<Generations>);
 
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashMap<u64, Arc<[Arc<Named>]>>,
-    old: HashMap<u64, Arc<[Arc<Named>]>>,
+    young: HashMap<u64, Place>,
+    old: HashMap<u64, Place>,
     /// How much the generation before held.
     at_first: usize,
 }
 
 impl Made {
-    /// What was made of this digest, or makes it. The lock is not held meanwhile: two may make the same, which is the same.
+    /// What was made of this digest, or makes it. The lock is not held meanwhile.
     pub(crate) fn get(&self, digest: u64, make: impl FnOnce() -> Vec<Arc<Named>>) -> Arc<[Arc<Named>]> {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = generations.young.get(&digest) {
-            return found.clone();
-        }
-        let found = generations.old.remove(&digest);
+        let place = match generations.young.get(&digest) {
+            Some(place) => place.clone(),
+            None => {
+                let place = generations.old.remove(&digest).unwrap_or_default();
+                generations.young.insert(digest, place.clone());
+                place
+            }
+        };
         drop(generations);
-        let found = found.unwrap_or_else(|| make().into());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).young.insert(digest, found.clone());
-        found
+        place.get_or_init(|| make().into()).clone()
     }
 
     /// The same, if much has come since the last time.

@@ -2,7 +2,8 @@
 //! they are many.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use api::crd;
 use api::crd::sidecar::{CaptureMode, OutboundMode};
@@ -19,11 +20,13 @@ use crate::resources::ordered;
 
 /// Resources in the order of names.
 type List = Arc<[Arc<Named>]>;
+/// What has been made, or is being made: whoever else wants it waits instead of making it too.
+type Once<T> = Arc<OnceLock<T>>;
 
 /// The views of one snapshot, by what they are made of.
 #[derive(Debug, Default)]
 pub(crate) struct Views {
-    views: Mutex<HashMap<u64, Arc<View>>>,
+    views: Mutex<HashMap<u64, Once<Arc<View>>>>,
     /// Views of a snapshot that differs from this one only in the places of endpoints, and the services that differ.
     before: HashMap<u64, Arc<View>>,
     moved: Vec<Digested<Service>>,
@@ -33,9 +36,9 @@ impl Views {
     /// Of a snapshot that has the shape of the one before.
     pub(super) fn after(before: &Snapshot, now: &Snapshot) -> Self {
         let moved = before.services.iter().zip(&now.services).filter(|(old, new)| old.digest != new.digest);
-        let mut views: HashMap<_, _> = before.views.before.clone();
+        let mut views: HashMap<u64, Arc<View>> = before.views.before.clone();
         let mut moved: Vec<_> = moved.map(|(_, new)| new.clone()).collect();
-        let made = before.views.views.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let made = made(&before.views.views);
         if !made.is_empty() {
             views = made;
         } else {
@@ -56,14 +59,20 @@ impl Views {
     }
 
     fn get(&self, key: u64, make: impl FnOnce() -> View) -> Arc<View> {
-        let lock = || self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&key) {
-            return known.clone();
-        }
-        // The lock is not held meanwhile: two may make the same, which is the same.
-        let made = Arc::new(make());
-        lock().entry(key).or_insert(made).clone()
+        once(&self.views, key, || Arc::new(make()))
     }
+}
+
+/// What is known by a key, or is made now, once however many ask at a time. The lock is not held meanwhile.
+fn once<K: Hash + Eq, T: Clone>(known: &Mutex<HashMap<K, Once<T>>>, key: K, make: impl FnOnce() -> T) -> T {
+    let place = known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+    place.get_or_init(make).clone()
+}
+
+/// What has been made until now.
+fn made<K: Clone + Hash + Eq, T: Clone>(known: &Mutex<HashMap<K, Once<T>>>) -> HashMap<K, T> {
+    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    known.iter().filter_map(|(key, place)| Some((key.clone(), place.get()?.clone()))).collect()
 }
 
 /// What proxies of one namespace see that are told the same.
@@ -81,7 +90,7 @@ pub(crate) struct View {
     pub(crate) shape: u64,
     /// Some rule asks for the labels of the workload that calls.
     pub(crate) asks_labels: bool,
-    lists: Mutex<HashMap<(ResourceKind, u64), List>>,
+    lists: Mutex<HashMap<(ResourceKind, u64), Once<List>>>,
     /// The endpoints of the view before, by kin, and the services whose endpoints have moved since.
     before: HashMap<u64, List>,
     moved: Vec<Digested<Service>>,
@@ -186,7 +195,7 @@ impl View {
             services: egress.services.iter().map(|service| new(service).unwrap_or(service).clone()).collect(),
             ..egress.clone()
         };
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut lists = made(&self.lists);
         let before = lists.extract_if(|(kind, _), _| *kind == ResourceKind::Endpoint);
         let before = before.map(|((_, kin), list)| (kin, list)).collect();
         // Of headless services it holds the places of endpoints.
@@ -203,7 +212,7 @@ impl View {
             digest: 0,
             shape: self.shape,
             asks_labels: self.asks_labels,
-            lists: Mutex::new(lists),
+            lists: Mutex::new(lists.into_iter().map(|(key, list)| (key, Arc::new(list.into()))).collect()),
             before,
             moved,
         };
@@ -234,13 +243,7 @@ impl View {
 
     /// The resources of a kind that all proxies with this view and of this kin share.
     pub(crate) fn list(&self, kind: ResourceKind, kin: u64, make: impl FnOnce() -> Vec<Arc<Named>>) -> List {
-        let lock = || self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&(kind, kin)) {
-            return known.clone();
-        }
-        // The lock is not held meanwhile: two may make the same, which is the same.
-        let made = ordered(make());
-        lock().entry((kind, kin)).or_insert(made).clone()
+        once(&self.lists, (kind, kin), || ordered(make()))
     }
 }
 
