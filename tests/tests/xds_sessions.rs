@@ -286,7 +286,7 @@ proptest! {
         }
         pair.settle();
         for kind in [ResourceKind::Cluster, ResourceKind::Endpoint, ResourceKind::Listener, ResourceKind::Route] {
-            let offered: BTreeMap<_, _> = pair.world.entries(kind).into_iter().map(|entry| (entry.name.to_string(), entry.body.clone())).collect();
+            let offered: BTreeMap<_, _> = pair.world.entries(kind).into_iter().map(|entry| (entry.name.to_string(), entry.body())).collect();
             prop_assert_eq!(held(pair.client.effective(), kind), offered, "{:?}", kind);
         }
         prop_assert!(pair.client.is_complete());

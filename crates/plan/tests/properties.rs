@@ -147,7 +147,7 @@ proptest! {
     fn a_world_without_some_objects_is_planned_too(kept in proptest::sample::subsequence(objects(COMPETING), 0..16)) {
         let snapshot = Snapshot::build(&world(kept), None);
         for (_, resources) in all(&snapshot) {
-            let mut names: Vec<_> = resources.iter().map(|one| (&one.body.type_url, &one.name)).collect();
+            let mut names: Vec<_> = resources.iter().map(|one| (one.type_url(), &one.name)).collect();
             let count = names.len();
             names.sort();
             names.dedup();
@@ -286,7 +286,7 @@ fn apply(world: &mut World, text: &str) {
 fn routed(snapshot: &Arc<Snapshot>, service: &str) -> Vec<String> {
     let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Route);
     let table = all.iter().find(|one| &*one.name == "80").unwrap();
-    let table = api::json::to_json(&table.body).unwrap();
+    let table = api::json::to_json(&table.body()).unwrap();
     let hosts = table["virtual_hosts"].as_array().unwrap();
     let host =
         hosts.iter().find(|host| host["name"].as_str().unwrap().starts_with(&format!("{service}.shop"))).unwrap();
@@ -387,7 +387,7 @@ fn what_is_taken_in_follows_the_slice_that_names_the_port() {
     let limit = |snapshot: &Arc<Snapshot>| {
         let all = Scope::of(snapshot, &proxies()[0]).generate(ResourceKind::Cluster);
         let taken_in = all.iter().find(|one| &*one.name == "inbound|8000||").unwrap();
-        let cluster = api::json::to_json(&taken_in.body).unwrap();
+        let cluster = api::json::to_json(&taken_in.body()).unwrap();
         cluster["circuit_breakers"]["thresholds"][0]["max_connections"].as_u64()
     };
     apply(&mut world, &slice("http-one"));

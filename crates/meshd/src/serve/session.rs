@@ -79,7 +79,7 @@ pub struct Answer {
 impl Answer {
     /// Bytes of its resources.
     pub fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.body.value.len()).sum()
+        self.entries.iter().map(|entry| entry.length()).sum()
     }
 
     /// As the delta protocol sends it.
@@ -87,7 +87,7 @@ impl Answer {
         let resource = |entry: &Arc<Named>| Resource {
             name: entry.name.to_string(),
             version: version(entry.version),
-            resource: Some(entry.body.clone()),
+            resource: Some(entry.body()),
             ..Resource::default()
         };
         DeltaDiscoveryResponse {
@@ -104,7 +104,7 @@ impl Answer {
     pub fn into_state_of_the_world(self) -> DiscoveryResponse {
         DiscoveryResponse {
             version_info: self.nonce.clone(),
-            resources: self.entries.iter().map(|entry| entry.body.clone()).collect(),
+            resources: self.entries.iter().map(|entry| entry.body()).collect(),
             type_url: self.kind.type_url().to_owned(),
             nonce: self.nonce,
             ..DiscoveryResponse::default()
