@@ -304,11 +304,20 @@ impl Scope {
     /// Digest of all that outbound listeners and routes, and a gateway's routes, are made from. The workload's labels are
     /// among it only if some rule asks for them, so that workloads of a namespace share their routes.
     pub(crate) fn routes_digest(&self) -> u64 {
+        self.routes_digest_with(self.view.shape)
+    }
+
+    /// The same without VirtualServices.
+    pub(crate) fn unrouted_digest(&self) -> u64 {
+        self.routes_digest_with(self.view.unrouted)
+    }
+
+    fn routes_digest_with(&self, view: u64) -> u64 {
         let proxy = &self.proxy;
         let mut parts = vec![
             self.kin(),
             digest_of(&(&proxy.namespace, &proxy.domain, proxy.extensions)),
-            self.view.shape,
+            view,
             if self.view.asks_labels { digest_of(&self.labels) } else { 0 },
             digest_of(&self.target_ports),
             // Listeners are named by address where the address is the proxy's own.

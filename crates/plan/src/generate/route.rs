@@ -63,6 +63,7 @@ enum Which {
 
 fn sidecar(scope: &Scope) -> Vec<Arc<Named>> {
     let mut made = Vec::new();
+    let unrouted = scope.unrouted_digest();
     for name in super::listener::route_names(scope) {
         let which = match (name.as_str(), name.parse::<u16>(), name.rsplit_once(':')) {
             (HTTP_PROXY, ..) if scope.snapshot.mesh.proxy_http_port > 0 => Which::Any,
@@ -73,7 +74,7 @@ fn sidecar(scope: &Scope) -> Vec<Arc<Named>> {
             },
             _ => continue,
         };
-        made.push(outbound(scope, &name, &which));
+        made.push(outbound(scope, unrouted, &name, &which));
     }
     made
 }
@@ -89,19 +90,26 @@ fn egress_of<'a>(scope: &'a Scope, which: &Which) -> Option<&'a Egress> {
     }
 }
 
-fn outbound(scope: &Scope, name: &str, which: &Which) -> Arc<Named> {
-    let mut hosts = Vec::new();
-    if let Some(egress) = egress_of(scope, which) {
-        hosts = virtual_hosts(scope, egress, which);
-    }
-    hosts.push(written(scope, &unknown(scope)));
-    let first = RouteConfiguration { name: name.to_owned(), ..RouteConfiguration::default() };
-    let last = RouteConfiguration {
-        validate_clusters: some_bool(false),
-        max_direct_response_body_size_bytes: super::wire::some_u32(1 << 20),
-        ..RouteConfiguration::default()
-    };
-    in_pieces(&first, hosts, &last)
+/// The routes of a name. Most changes of a VirtualService are of matter for the routes of one port alone.
+fn outbound(scope: &Scope, unrouted: u64, name: &str, which: &Which) -> Arc<Named> {
+    let egress = egress_of(scope, which);
+    let wanted = egress.map(|egress| wanted_ports(scope, egress, which)).unwrap_or_default();
+    let routing = egress.map(|egress| Routing::of(&egress.virtual_services)).unwrap_or_default();
+    let rules = wanted.iter().map(|(service, _)| routing.find(&service.host).map_or(0, |rules| rules.digest));
+    let only_ruled = egress.filter(|_| takes_only_ruled(which)).into_iter().flat_map(|egress| &egress.virtual_services);
+    let inputs: Vec<u64> = rules.chain([u64::MAX]).chain(only_ruled.map(|rules| rules.digest)).collect();
+    let made = scope.snapshot.made.get(digest_of(&("routes of", name, unrouted, inputs)), || {
+        let mut hosts = egress.map(|egress| virtual_hosts(scope, egress, which, &routing, &wanted)).unwrap_or_default();
+        hosts.push(written(scope, &unknown(scope)));
+        let first = RouteConfiguration { name: name.to_owned(), ..RouteConfiguration::default() };
+        let last = RouteConfiguration {
+            validate_clusters: some_bool(false),
+            max_direct_response_body_size_bytes: super::wire::some_u32(1 << 20),
+            ..RouteConfiguration::default()
+        };
+        vec![in_pieces(&first, hosts, &last)]
+    });
+    made[0].clone()
 }
 
 /// Routes whose virtual hosts are written already; other namespaces' routes share most of them. `first` has the fields before
@@ -129,35 +137,48 @@ fn field(host: &VirtualHost) -> Vec<u8> {
     field
 }
 
+/// The services, and their ports, that have a virtual host in some routes.
+fn wanted_ports<'a>(scope: &Scope, egress: &'a Egress, which: &Which) -> Vec<(&'a Digested<Service>, &'a Port)> {
+    let listed_port = matches!(which, Which::Port(_)) && egress.port.is_some();
+    let all = egress.services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+    all.filter(|(service, port)| wanted(scope, which, listed_port, service, port)).collect()
+}
+
+/// Whether hosts that only a VirtualService knows are among some routes: on port 80, as Istio does.
+fn takes_only_ruled(which: &Which) -> bool {
+    matches!(which, Which::Port(80) | Which::Any)
+}
+
 /// The virtual hosts of some egress, written, in the order of their names.
-fn virtual_hosts(scope: &Scope, egress: &Egress, which: &Which) -> Vec<Arc<[u8]>> {
-    let routing = Routing::of(&egress.virtual_services);
+fn virtual_hosts(
+    scope: &Scope,
+    egress: &Egress,
+    which: &Which,
+    routing: &Routing<'_>,
+    wanted: &[(&Digested<Service>, &Port)],
+) -> Vec<Arc<[u8]>> {
     let mut used = HashSet::new();
     let mut hosts: Vec<(String, Arc<[u8]>)> = Vec::new();
-    let listed_port = matches!(which, Which::Port(_)) && egress.port.is_some();
-    for service in &egress.services {
-        for port in service.ports.iter().filter(|port| wanted(scope, which, listed_port, service, port)) {
-            let rules = routing.find(&service.host);
-            let routes = match rules {
-                Some(rules) if !rules.spec.http.is_empty() => http_routes(scope, rules, port.number, "mesh"),
-                _ => Vec::new(),
-            };
-            let domains = free(&mut used, domains(scope, service, port.number, matches!(which, Which::Any)));
-            if domains.is_empty() {
-                continue;
-            }
-            let name = format!("{}:{}", service.host, port.number);
-            // A VirtualService whose rules are all for others leaves its hosts as they are without it.
-            let host = match routes.is_empty() {
-                false => written(scope, &virtual_host(name.clone(), domains, routes)),
-                true => by_default(scope, &name, domains, service, port),
-            };
-            hosts.push((name, host));
+    for (service, port) in wanted {
+        let rules = routing.find(&service.host);
+        let routes = match rules {
+            Some(rules) if !rules.spec.http.is_empty() => http_routes(scope, rules, port.number, "mesh"),
+            _ => Vec::new(),
+        };
+        let domains = free(&mut used, domains(scope, service, port.number, matches!(which, Which::Any)));
+        if domains.is_empty() {
+            continue;
         }
+        let name = format!("{}:{}", service.host, port.number);
+        // A VirtualService whose rules are all for others leaves its hosts as they are without it.
+        let host = match routes.is_empty() {
+            false => written(scope, &virtual_host(name.clone(), domains, routes)),
+            true => by_default(scope, &name, domains, service, port),
+        };
+        hosts.push((name, host));
     }
-    // Hosts that only a VirtualService knows: on port 80, as Istio does.
     let known = |host: &Hostname| egress.services.iter().any(|service| host.covers(&service.host));
-    if matches!(which, Which::Port(80) | Which::Any) {
+    if takes_only_ruled(which) {
         for rules in egress.virtual_services.iter().filter(|rules| !rules.spec.http.is_empty() && rules.is_for_mesh()) {
             for host in rules.hosts.iter().filter(|host| !known(host)) {
                 let routes = http_routes(scope, rules, 80, "mesh");
@@ -213,6 +234,7 @@ pub(super) fn is_shared_http(scope: &Scope, service: &Service, port: &Port) -> b
 }
 
 /// The VirtualService of each host: the oldest with that very host, else the one with the most specific wildcard.
+#[derive(Default)]
 pub(super) struct Routing<'a> {
     exact: BTreeMap<&'a Hostname, &'a Arc<VirtualService>>,
     wild: Vec<(&'a Hostname, &'a Arc<VirtualService>)>,

@@ -88,6 +88,8 @@ pub(crate) struct View {
     pub(crate) digest: u64,
     /// The same without the places of endpoints.
     pub(crate) shape: u64,
+    /// The same without VirtualServices too.
+    pub(crate) unrouted: u64,
     /// Some rule asks for the labels of the workload that calls.
     pub(crate) asks_labels: bool,
     lists: Mutex<HashMap<(ResourceKind, u64), Once<List>>>,
@@ -141,6 +143,7 @@ impl View {
             outbound: told.or(snapshot.mesh.outbound_traffic_policy.mode).unwrap_or_default(),
             digest: 0,
             shape: 0,
+            unrouted: 0,
             asks_labels: false,
             lists: Mutex::default(),
             before: HashMap::new(),
@@ -174,8 +177,9 @@ impl View {
             }
         }
         view.asks_labels = view.egress.iter().flat_map(|egress| &egress.virtual_services).any(|routing| asks(routing));
-        view.digest = view.digest_with(snapshot, |service| service.digest);
-        view.shape = view.digest_with(snapshot, |service| service.shape);
+        view.unrouted = view.digest_unrouted(snapshot, |service| service.shape);
+        view.shape = view.digest_with(view.unrouted);
+        view.digest = view.digest_with(view.digest_unrouted(snapshot, |service| service.digest));
         view
     }
 
@@ -211,28 +215,38 @@ impl View {
             outbound: self.outbound,
             digest: 0,
             shape: self.shape,
+            unrouted: self.unrouted,
             asks_labels: self.asks_labels,
             lists: Mutex::new(lists.into_iter().map(|(key, list)| (key, Arc::new(list.into()))).collect()),
             before,
             moved,
         };
-        view.digest = view.digest_with(snapshot, |service| service.digest);
+        view.digest = view.digest_with(view.digest_unrouted(snapshot, |service| service.digest));
         view
     }
 
-    fn digest_with(&self, snapshot: &Snapshot, of: impl Fn(&Digested<Service>) -> u64) -> u64 {
+    /// Digest of all but VirtualServices.
+    fn digest_unrouted(&self, snapshot: &Snapshot, of: impl Fn(&Digested<Service>) -> u64) -> u64 {
         let mut parts = vec![digest_of(&(self.outbound == OutboundMode::AllowAny))];
         for egress in &self.egress {
             let port = egress.port.as_ref().map(|port| (port.number, port.protocol.as_str()));
             parts.push(digest_of(&(port, &egress.bind, egress.bound)));
             parts.extend(egress.services.iter().map(&of));
             parts.push(u64::MAX);
-            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
-            parts.push(u64::MAX);
         }
         parts.extend(self.rules.values().map(|rule| rule.digest));
         let namespaces: BTreeSet<&str> = self.services.values().map(|service| service.namespace.as_str()).collect();
         parts.extend(namespaces.iter().map(|namespace| digest_of(&snapshot.expected_mutual_tls(namespace))));
+        digest_of(&parts)
+    }
+
+    /// Digest of all, where this is the one of all but VirtualServices.
+    fn digest_with(&self, unrouted: u64) -> u64 {
+        let mut parts = vec![unrouted];
+        for egress in &self.egress {
+            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
+            parts.push(u64::MAX);
+        }
         digest_of(&parts)
     }
 
