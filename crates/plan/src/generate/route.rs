@@ -177,7 +177,11 @@ fn virtual_hosts(
         };
         hosts.push((name, host));
     }
-    let known = |host: &Hostname| egress.services.iter().any(|service| host.covers(&service.host));
+    // Services are in the order of their hosts.
+    let known = |host: &Hostname| match host.is_wildcard() {
+        true => egress.services.iter().any(|service| host.covers(&service.host)),
+        false => egress.services.binary_search_by(|service| service.host.cmp(host)).is_ok(),
+    };
     if takes_only_ruled(which) {
         for rules in egress.virtual_services.iter().filter(|rules| !rules.spec.http.is_empty() && rules.is_for_mesh()) {
             for host in rules.hosts.iter().filter(|host| !known(host)) {

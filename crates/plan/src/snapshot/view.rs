@@ -106,6 +106,7 @@ pub(crate) struct Egress {
     pub(crate) bind: String,
     /// Applications connect to the listener; else traffic is redirected.
     pub(crate) bound: bool,
+    /// By host, each once.
     pub(crate) services: Vec<Digested<Service>>,
     pub(crate) virtual_services: Vec<Arc<VirtualService>>,
 }
