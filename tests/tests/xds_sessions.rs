@@ -2,7 +2,7 @@
 //! proxy holds what the server offers, and at no moment does a route in effect point at a cluster that is not.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use api::xds::core::Node;
 use api::xds::{ResourceKind, pack, unpack};
@@ -19,7 +19,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use meshd::serve::offer::Offer;
 use meshd::serve::session::{Heard, Session as Server, Variant};
-use plan::Named;
+use plan::{Named, Resources};
 use proptest::prelude::*;
 use proxy::xds::resources::{Reject, ResourceSet};
 use proxy::xds::session::Session as Client;
@@ -43,10 +43,18 @@ fn entry<M: prost::Message + prost::Name>(name: String, message: &M) -> Arc<Name
     Arc::new(Named::new(&name, version, body))
 }
 
+/// Lists that were offered, by what is in them: as those of the planner, one that comes back is the very same.
+type Lists = Arc<Mutex<BTreeMap<(ResourceKind, Vec<(String, u64)>), Resources>>>;
+
 impl World {
-    fn offer(&self) -> Arc<Offer> {
-        let world = self.clone();
-        Arc::new(Offer::new(Box::new(move |kind| world.entries(kind).into_iter().collect())))
+    fn offer(&self, lists: &Lists) -> Arc<Offer> {
+        let (world, lists) = (self.clone(), lists.clone());
+        Arc::new(Offer::new(Box::new(move |kind| {
+            let entries = world.entries(kind);
+            let content = entries.iter().map(|entry| (entry.name.to_string(), entry.version)).collect();
+            let make = || entries.into_iter().collect();
+            lists.lock().unwrap().entry((kind, content)).or_insert_with(make).clone()
+        })))
     }
 
     fn entries(&self, kind: ResourceKind) -> Vec<Arc<Named>> {
@@ -153,6 +161,7 @@ struct Pair {
     requests: VecDeque<DeltaDiscoveryRequest>,
     responses: VecDeque<DeltaDiscoveryResponse>,
     sent: usize,
+    lists: Lists,
 }
 
 impl Pair {
@@ -164,6 +173,7 @@ impl Pair {
             requests: VecDeque::new(),
             responses: VecDeque::new(),
             sent: 0,
+            lists: Lists::default(),
         };
         pair.reconnect();
         pair
@@ -178,7 +188,7 @@ impl Pair {
 
     /// The server sends all that it may.
     fn pump(&mut self) {
-        self.server.set_offer(self.world.offer());
+        self.server.set_offer(self.world.offer(&self.lists));
         while let Some(answer) = self.server.next_answer() {
             self.sent += 1;
             assert!(self.sent < 20_000, "the server does not stop sending");
@@ -276,7 +286,7 @@ proptest! {
         }
         pair.settle();
         for kind in [ResourceKind::Cluster, ResourceKind::Endpoint, ResourceKind::Listener, ResourceKind::Route] {
-            let offered: BTreeMap<_, _> = pair.world.entries(kind).into_iter().map(|entry| (entry.name.to_string(), entry.body.clone())).collect();
+            let offered: BTreeMap<_, _> = pair.world.entries(kind).into_iter().map(|entry| (entry.name.to_string(), entry.body())).collect();
             prop_assert_eq!(held(pair.client.effective(), kind), offered, "{:?}", kind);
         }
         prop_assert!(pair.client.is_complete());

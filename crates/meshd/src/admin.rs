@@ -175,7 +175,7 @@ fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
     for kind in KINDS {
         let entries = offer.of(kind.kind).iter();
         let shown = entries.map(|entry| {
-            api::json::to_json(&entry.body).unwrap_or_else(|error| json!({"name": entry.name, "error": error}))
+            api::json::to_json(&entry.body()).unwrap_or_else(|error| json!({"name": entry.name, "error": error}))
         });
         configs.insert(kind.name.to_owned(), shown.collect());
     }

@@ -5,6 +5,7 @@ pub mod session;
 pub mod registry;
 pub mod cache;
 pub mod connection;
+pub mod requests;
 pub mod wire;
 
 use std::convert::Infallible;
@@ -21,10 +22,8 @@ use futures_util::{Stream, StreamExt};
 use plan::ProxyIdentity;
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tonic::codec::{Codec, Streaming};
 use tonic::server::NamedService;
 use tonic::{Request, Status};
-use tonic_prost::ProstCodec;
 use tower::Service;
 
 use crate::authn::{Authenticator, PeerCertificate};
@@ -127,9 +126,7 @@ impl DiscoveryService {
             ));
         }
         let encrypted = head.extensions().get::<PeerCertificate>().is_some() && self.proof_required;
-        let decoder = ProstCodec::<In, In>::default().decoder();
-        let asks = Streaming::new_request(decoder, body, None, Some(MAX_MESSAGE));
-        let asks = asks.map(move |message| message.map(take));
+        let asks = requests::of(body, MAX_MESSAGE).map(move |message| message.map(take));
         // One response in the channel: what is not taken yet is not made yet, so a slow client gets the newest.
         let (send, responses) = mpsc::channel::<Result<Push, Status>>(1);
         let stream =
@@ -182,7 +179,7 @@ impl ProxyStream {
         let mut changed = self.plan(&mut published, &proxy, secrets);
         self.hear(ask);
         loop {
-            while let Some(answer) = tokio::task::block_in_place(|| self.session.next_answer()) {
+            while let Some(answer) = self.session.next_answer() {
                 let kind = answer.kind;
                 if answer.bytes() > LARGE && self.large.is_none() {
                     self.large = self.service.large_pushes.clone().acquire_owned().await.ok();
@@ -234,7 +231,7 @@ impl ProxyStream {
         secrets: bool,
     ) -> Option<Instant> {
         let now = published.borrow_and_update().clone()?;
-        let offer = tokio::task::block_in_place(|| self.service.cache.offer(&now.snapshot, proxy, secrets));
+        let offer = self.service.cache.offer(&now.snapshot, proxy, secrets);
         self.session.set_offer(offer);
         Some(now.changed)
     }

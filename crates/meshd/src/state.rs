@@ -102,7 +102,7 @@ fn tell(now: &Published, before: Option<&Published>, metrics: &Metrics) {
         let count = now.problems().filter(|problem| problem.severity == severity).count();
         metrics.rejected_configs.with_label_values(&[word]).set(count as i64);
     }
-    let of_kind = |kind| now.world.objects().filter(|object| object.key().kind == kind).count() as i64;
+    let of_kind = |kind| now.world.objects().filter(|object| object.kind == kind).count() as i64;
     metrics.services.set(of_kind(api::object::Kind::Service) + of_kind(api::object::Kind::ServiceEntry));
     metrics.virtual_services.set(of_kind(api::object::Kind::VirtualService));
 }

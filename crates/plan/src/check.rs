@@ -8,7 +8,6 @@ use std::sync::Arc;
 use api::mesh_config::{MeshConfig, proxy_config_without_effect};
 use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 
-use crate::intrinsic::intrinsic;
 use crate::proxy::Interception;
 use crate::snapshot::Snapshot;
 use crate::world::World;
@@ -26,7 +25,7 @@ impl Snapshot {
 /// Everything that is wrong.
 fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     let mut problems: Vec<Problem> = world.refused.values().flatten().cloned().collect();
-    problems.extend(world.objects.values().flat_map(|object| intrinsic(object)));
+    problems.extend(world.told.values().flatten().cloned());
     problems.extend(world.settings.problems().iter().cloned());
     problems.extend(mesh_config(world));
     cross::all(world, snapshot, &mut problems);

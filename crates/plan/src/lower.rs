@@ -14,6 +14,7 @@ use crate::model::{Digested, Service, Workload};
 use crate::world::World;
 
 pub(crate) use allocate::Allocated;
+pub(crate) use service::Memory;
 pub(crate) use workload::locality_parts;
 
 /// The registry.
@@ -26,6 +27,8 @@ pub(crate) struct Registry {
     /// Addresses that the mesh gives to hosts of ServiceEntries.
     pub(crate) allocated: Allocated,
     pub(crate) problems: Vec<Problem>,
+    /// For the next time.
+    pub(crate) memory: Memory,
 }
 
 /// Objects by kind and namespace, so that nobody walks all of them.
@@ -49,15 +52,17 @@ impl<'a> ByKind<'a> {
             .flat_map(|(_, objects)| objects.iter().copied())
     }
 
-    pub(crate) fn within(&self, kind: Kind, namespace: &'a str) -> &[&'a Arc<Object>] {
-        self.map.get(&(kind, namespace)).map_or(&[], Vec::as_slice)
+    /// The object of a name: those of a kind and namespace are in the order of their names, as in the world.
+    pub(crate) fn named(&self, kind: Kind, namespace: &str, name: &str) -> Option<&'a Arc<Object>> {
+        let all = self.map.get(&(kind, namespace))?;
+        all.binary_search_by(|one| one.meta.name.as_str().cmp(name)).ok().map(|place| all[place])
     }
 }
 
-/// Makes the registry.
-pub(crate) fn registry(world: &World, by_kind: &ByKind<'_>) -> Registry {
+/// Makes the registry. `before` is the memory of the registry before.
+pub(crate) fn registry(world: &World, by_kind: &ByKind<'_>, before: Option<&Memory>) -> Registry {
     let mut registry = Registry { workloads: workload::all(by_kind), ..Registry::default() };
     registry.allocated = allocate::all(by_kind, &mut registry.problems);
-    service::all(world, by_kind, &mut registry);
+    service::all(world, by_kind, before, &mut registry);
     registry
 }

@@ -364,21 +364,47 @@ pub struct Named {
     pub name: Arc<str>,
     /// Digest of the bytes: equal versions are equal resources.
     pub version: u64,
-    /// The message.
-    pub body: api::xds::Any,
+    type_url: String,
+    /// The message, in pieces that resources may share with each other: routes of many namespaces differ in few virtual hosts.
+    pieces: Box<[Arc<[u8]>]>,
     endpoints: OnceLock<Option<Arc<str>>>,
 }
 
 impl Named {
     /// A resource.
     pub fn new(name: &str, version: u64, body: api::xds::Any) -> Self {
-        Self { name: name.into(), version, body, endpoints: OnceLock::new() }
+        Self::of_pieces(name, version, body.type_url, vec![body.value.into()])
+    }
+
+    /// A resource whose bytes are these, one after the other.
+    pub fn of_pieces(name: &str, version: u64, type_url: String, pieces: Vec<Arc<[u8]>>) -> Self {
+        Self { name: name.into(), version, type_url, pieces: pieces.into(), endpoints: OnceLock::new() }
+    }
+
+    /// Type of the message, as in `Any`.
+    pub fn type_url(&self) -> &str {
+        &self.type_url
+    }
+
+    /// The bytes of the message, one piece after the other.
+    pub fn pieces(&self) -> &[Arc<[u8]>] {
+        &self.pieces
+    }
+
+    /// How many bytes the message has.
+    pub fn length(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.len()).sum()
+    }
+
+    /// The message, copied.
+    pub fn body(&self) -> api::xds::Any {
+        api::xds::Any { type_url: self.type_url.clone(), value: self.pieces.concat() }
     }
 
     /// The name under which a cluster will ask for its endpoints, if this is a cluster that does.
     pub fn endpoints(&self) -> Option<&Arc<str>> {
         let read = || {
-            let cluster: Cluster = api::xds::unpack(&self.body).ok()?;
+            let cluster: Cluster = api::xds::unpack(&self.body()).ok()?;
             if cluster.cluster_discovery_type != Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)) {
                 return None;
             }
@@ -391,7 +417,7 @@ impl Named {
 
 impl PartialEq for Named {
     fn eq(&self, other: &Self) -> bool {
-        (&self.name, self.version, &self.body) == (&other.name, other.version, &other.body)
+        (&self.name, self.version, self.body()) == (&other.name, other.version, other.body())
     }
 }
 

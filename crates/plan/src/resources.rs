@@ -43,6 +43,14 @@ impl Resources {
         before.chain(&self.shared[rest..])
     }
 
+    /// Whether these are the very same lists, which is known without looking into them.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let same = |one: &Arc<[Arc<Named>]>, other: &Arc<[Arc<Named>]>| {
+            Arc::ptr_eq(one, other) || (one.is_empty() && other.is_empty())
+        };
+        same(&self.shared, &other.shared) && same(&self.own, &other.own)
+    }
+
     /// How many.
     pub fn len(&self) -> usize {
         self.iter().count()

@@ -168,12 +168,8 @@ impl Scope {
     fn instances(&self, addresses: &[String]) -> Vec<(Digested<Service>, u16, u16)> {
         let mut instances: Vec<(&Digested<Service>, u16, u16)> = addresses
             .iter()
-            .filter_map(|address| self.snapshot.endpoints_by_address.get(address))
-            .flatten()
-            .map(|(service, endpoint)| (&self.snapshot.services[*service], *endpoint))
-            .map(|(service, endpoint)| {
-                (service, service.endpoints[endpoint].service_port, service.endpoints[endpoint].port)
-            })
+            .flat_map(|address| self.snapshot.endpoints_at(address))
+            .map(|(service, endpoint)| (service, endpoint.service_port, endpoint.port))
             .filter(|(service, ..)| service.namespace == self.proxy.namespace)
             .collect();
         // Of several services on one port of the workload, the oldest says the protocol.
@@ -249,12 +245,8 @@ impl Scope {
             .filter(|gateway| selects(&gateway.spec.selector, &self.labels))
             .cloned()
             .collect();
-        for (service, endpoint) in
-            addresses.iter().filter_map(|address| self.snapshot.endpoints_by_address.get(address)).flatten()
-        {
-            let service = &self.snapshot.services[*service];
+        for (service, endpoint) in addresses.iter().flat_map(|address| self.snapshot.endpoints_at(address)) {
             if service.namespace == self.proxy.namespace {
-                let endpoint = &service.endpoints[*endpoint];
                 self.target_ports.entry(endpoint.service_port).or_default().insert(endpoint.port);
             }
         }
@@ -312,11 +304,20 @@ impl Scope {
     /// Digest of all that outbound listeners and routes, and a gateway's routes, are made from. The workload's labels are
     /// among it only if some rule asks for them, so that workloads of a namespace share their routes.
     pub(crate) fn routes_digest(&self) -> u64 {
+        self.routes_digest_with(self.view.shape)
+    }
+
+    /// The same without VirtualServices.
+    pub(crate) fn unrouted_digest(&self) -> u64 {
+        self.routes_digest_with(self.view.unrouted)
+    }
+
+    fn routes_digest_with(&self, view: u64) -> u64 {
         let proxy = &self.proxy;
         let mut parts = vec![
             self.kin(),
             digest_of(&(&proxy.namespace, &proxy.domain, proxy.extensions)),
-            self.view.shape,
+            view,
             if self.view.asks_labels { digest_of(&self.labels) } else { 0 },
             digest_of(&self.target_ports),
             // Listeners are named by address where the address is the proxy's own.

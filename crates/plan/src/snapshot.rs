@@ -1,6 +1,7 @@
 //! The whole mesh at one moment: services, routing objects and policies with their relations resolved and indexed, and
 //! all problems. Immutable.
 
+mod by_address;
 mod held;
 pub(crate) mod view;
 
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::lower::{self, ByKind};
 use crate::made::Made;
-use crate::model::{Age, Digested, Distribution, Exports, Place, Service, Workload, digest_of};
+use crate::model::{Age, Digested, Distribution, Endpoint, Exports, Place, Service, Workload, digest_of};
 use crate::world::World;
 
 /// A VirtualService with its names resolved.
@@ -74,12 +75,11 @@ pub struct Snapshot {
     pub(crate) domain: String,
     pub(crate) services: Vec<Digested<Service>>,
     /// Places in `services` by host.
-    pub(crate) by_host: BTreeMap<Hostname, Vec<usize>>,
+    pub(crate) by_host: Arc<BTreeMap<Hostname, Vec<usize>>>,
     pub(crate) workloads: Vec<Arc<Workload>>,
     /// Places in `workloads` by address.
-    pub(crate) by_address: BTreeMap<String, Vec<usize>>,
-    /// Places of (service, endpoint) by the endpoint's address.
-    pub(crate) endpoints_by_address: BTreeMap<String, Vec<(usize, usize)>>,
+    pub(crate) by_address: Arc<BTreeMap<String, Vec<usize>>>,
+    endpoints_by_address: by_address::ByAddress,
     /// The oldest first.
     pub(crate) virtual_services: Vec<Arc<VirtualService>>,
     /// By namespace.
@@ -95,6 +95,8 @@ pub struct Snapshot {
     /// Subsets for which rules keep the routes they had.
     pub(crate) awaited: BTreeSet<held::Awaited>,
     allocated: lower::Allocated,
+    /// What the registry was made from, so that the next one makes only what is new.
+    memory: lower::Memory,
     /// Some service asks where its callers are; and on which node.
     asks_place: (bool, bool),
     problems: Vec<Problem>,
@@ -104,32 +106,35 @@ impl Snapshot {
     /// Resolves all relations.
     pub(crate) fn assemble(world: &World, previous: Option<&Arc<Snapshot>>) -> Snapshot {
         let by_kind = ByKind::of(world);
-        let registry = lower::registry(world, &by_kind);
+        let registry = lower::registry(world, &by_kind, previous.map(|previous| &previous.memory));
         let mut services = registry.services;
         // Services that did not change keep their place in memory, so that what was made of them can be kept too.
-        if let Some(previous) = previous {
-            let old: BTreeMap<(&Hostname, &str), &Digested<Service>> = previous
-                .services
-                .iter()
-                .map(|service| ((&service.host, service.namespace.as_str()), service))
-                .collect();
-            for service in &mut services {
-                if let Some(same) =
-                    old.get(&(&service.host, service.namespace.as_str())).filter(|same| same.digest == service.digest)
-                {
-                    let same = (*same).clone();
-                    *service = same;
-                }
+        for (place, service) in services.iter_mut().enumerate() {
+            if let Some(same) = previous.and_then(|previous| previous.equal(place, service)) {
+                *service = same.clone();
             }
         }
+        let same_hosts = |previous: &&Arc<Snapshot>| {
+            let old = previous.services.iter().map(|service| &service.host);
+            old.eq(services.iter().map(|service| &service.host))
+        };
+        let by_host = previous.filter(same_hosts).map(|previous| previous.by_host.clone());
+        let by_host = by_host.unwrap_or_else(|| Arc::new(index(services.iter().map(|service| service.host.clone()))));
+        let by_address = previous
+            .filter(|previous| previous.workloads == registry.workloads)
+            .map_or_else(|| Arc::new(workload_index(&registry.workloads)), |previous| previous.by_address.clone());
+        let endpoints_by_address = match previous {
+            Some(previous) => previous.endpoints_by_address.after(&previous.services, &services),
+            None => by_address::ByAddress::of(&services),
+        };
         let mut snapshot = Snapshot {
             mesh_digest: digest_of(&format!("{:?}{}", world.mesh(), world.domain)),
             mesh: world.mesh().clone(),
             domain: world.domain.clone(),
-            by_host: index(services.iter().map(|service| service.host.clone())),
-            endpoints_by_address: endpoint_index(&services),
+            by_host,
+            endpoints_by_address,
             services,
-            by_address: workload_index(&registry.workloads),
+            by_address,
             workloads: registry.workloads,
             virtual_services: virtual_services(world, &by_kind),
             destination_rules: destination_rules(world, &by_kind),
@@ -154,6 +159,7 @@ impl Snapshot {
             shape: 0,
             awaited: BTreeSet::new(),
             allocated: registry.allocated,
+            memory: registry.memory,
             asks_place: (false, false),
             problems: registry.problems,
         };
@@ -174,6 +180,23 @@ impl Snapshot {
         }
         snapshot.made.next_if_large();
         snapshot
+    }
+
+    /// This snapshot's service that equals one of the next, which has this place there.
+    fn equal(&self, place: usize, next: &Digested<Service>) -> Option<&Digested<Service>> {
+        let same = |service: &&Digested<Service>| service.digest == next.digest && service.host == next.host;
+        // Nearly always no service has come or gone.
+        if let Some(service) = self.services.get(place).filter(same) {
+            return Some(service);
+        }
+        let from = self.services.partition_point(|service| service.host < next.host);
+        self.services[from..].iter().take_while(|service| service.host == next.host).find(same)
+    }
+
+    /// The services that have an endpoint with this address, and the places of these endpoints.
+    pub(crate) fn endpoints_at(&self, address: &str) -> impl Iterator<Item = (&Digested<Service>, &Endpoint)> {
+        let found = self.endpoints_by_address.get(&self.services, address).into_iter();
+        found.map(|(service, endpoint)| (&self.services[service], &self.services[service].endpoints[endpoint]))
     }
 
     fn shape_digest(&self) -> u64 {
@@ -372,16 +395,6 @@ fn workload_index(workloads: &[Arc<Workload>]) -> BTreeMap<String, Vec<usize>> {
     for (place, workload) in workloads.iter().enumerate() {
         for address in &workload.addresses {
             map.entry(address.clone()).or_default().push(place);
-        }
-    }
-    map
-}
-
-fn endpoint_index(services: &[Digested<Service>]) -> BTreeMap<String, Vec<(usize, usize)>> {
-    let mut map: BTreeMap<String, Vec<(usize, usize)>> = BTreeMap::new();
-    for (place, service) in services.iter().enumerate() {
-        for (index, endpoint) in service.endpoints.iter().enumerate() {
-            map.entry(endpoint.address.clone()).or_default().push((place, index));
         }
     }
     map

@@ -18,6 +18,8 @@ pub struct World {
     pub(crate) objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What is wrong with the newest text of an object whose last good version (if any) is in `objects`.
     pub(crate) refused: BTreeMap<ObjectKey, Vec<Problem>>,
+    /// What is wrong with objects that are in effect all the same, each in itself.
+    pub(crate) told: BTreeMap<ObjectKey, Vec<Problem>>,
 }
 
 /// What a source saw.
@@ -39,6 +41,7 @@ impl World {
             domain: domain.to_owned(),
             objects: BTreeMap::new(),
             refused: BTreeMap::new(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -58,6 +61,7 @@ impl World {
                     self.settings.forget();
                 }
                 let refused = self.refused.remove(&key).is_some();
+                self.told.remove(&key);
                 self.objects.remove(&key).is_some() || refused
             }
             Change::Reject(_) => false,
@@ -71,6 +75,10 @@ impl World {
             return self.refused.insert(key, problems.clone()) != Some(problems);
         }
         let was_refused = self.refused.remove(&key).is_some();
+        match problems.is_empty() {
+            true => drop(self.told.remove(&key)),
+            false => drop(self.told.insert(key.clone(), problems)),
+        }
         let same = self.objects.get(&key).is_some_and(|old| {
             old.digest == object.digest
                 && old.origin == object.origin

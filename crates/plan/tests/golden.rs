@@ -76,12 +76,13 @@ fn proxy(case: &Path) -> ProxyIdentity {
 fn resources(case: &Path, scope: &Scope, snapshot: &Snapshot) -> Value {
     let mut all = Map::new();
     for (name, kind) in KINDS {
-        let list: Vec<Value> = scope.generate(kind).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect();
+        let list: Vec<Value> =
+            scope.generate(kind).iter().map(|one| api::json::to_json(&one.body()).unwrap()).collect();
         all.insert(name.into(), Value::Array(list));
     }
     // Nobody else asks for them.
     if proxy(case).dns_capture {
-        let of = |one: &std::sync::Arc<plan::Named>| api::json::to_json(&one.body).unwrap();
+        let of = |one: &std::sync::Arc<plan::Named>| api::json::to_json(&one.body()).unwrap();
         all.insert("names".into(), scope.generate(ResourceKind::NameTable).iter().map(of).collect());
     }
     for text in snapshot.problems().iter().chain(scope.problems()).map(|problem| problem.message.as_str()) {

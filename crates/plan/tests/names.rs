@@ -51,7 +51,7 @@ fn table(snapshot: &Arc<Snapshot>) -> (Arc<Named>, Vec<(String, Vec<String>)>) {
     let resources = Scope::of(snapshot, &proxy("sidecar")).generate(ResourceKind::NameTable);
     assert_eq!(resources.len(), 1);
     let one = resources.iter().next().unwrap().clone();
-    let table: NameTable = unpack(&one.body).unwrap();
+    let table: NameTable = unpack(&one.body()).unwrap();
     let names = table.table.into_iter().map(|(name, info)| (name, info.ips)).collect();
     (one, names)
 }

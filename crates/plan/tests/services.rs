@@ -42,7 +42,7 @@ fn proxy(addresses: &str, mut metadata: Value) -> ProxyIdentity {
 }
 
 fn resources(snapshot: &Arc<Snapshot>, proxy: &ProxyIdentity, kind: ResourceKind) -> Vec<Value> {
-    Scope::of(snapshot, proxy).generate(kind).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect()
+    Scope::of(snapshot, proxy).generate(kind).iter().map(|one| api::json::to_json(&one.body()).unwrap()).collect()
 }
 
 fn listeners(snapshot: &Arc<Snapshot>, proxy: &ProxyIdentity) -> Vec<String> {

@@ -79,7 +79,7 @@ pub struct Answer {
 impl Answer {
     /// Bytes of its resources.
     pub fn bytes(&self) -> usize {
-        self.entries.iter().map(|entry| entry.body.value.len()).sum()
+        self.entries.iter().map(|entry| entry.length()).sum()
     }
 
     /// As the delta protocol sends it.
@@ -87,7 +87,7 @@ impl Answer {
         let resource = |entry: &Arc<Named>| Resource {
             name: entry.name.to_string(),
             version: version(entry.version),
-            resource: Some(entry.body.clone()),
+            resource: Some(entry.body()),
             ..Resource::default()
         };
         DeltaDiscoveryResponse {
@@ -104,7 +104,7 @@ impl Answer {
     pub fn into_state_of_the_world(self) -> DiscoveryResponse {
         DiscoveryResponse {
             version_info: self.nonce.clone(),
-            resources: self.entries.iter().map(|entry| entry.body.clone()).collect(),
+            resources: self.entries.iter().map(|entry| entry.body()).collect(),
             type_url: self.kind.type_url().to_owned(),
             nonce: self.nonce,
             ..DiscoveryResponse::default()
@@ -170,6 +170,8 @@ struct State {
     answered: bool,
     /// Nonce of the response that the client has not answered.
     outstanding: Option<String>,
+    /// What was offered when nothing was left to send: while it is offered and the client asks for nothing else, nothing is.
+    settled: Option<Resources>,
     status: KindStatus,
 }
 
@@ -243,6 +245,10 @@ impl Session {
         let offered = self.offer.as_ref().filter(|_| !ask.subscribe.is_empty()).map(|offer| offer.of(kind));
         let shared = |name: &String| offered?.get(name).map(|one| one.name.clone());
         let names = ask.subscribe.iter().map(|name| shared(name).unwrap_or_else(|| name.as_str().into())).collect();
+        let only_answers = ask.subscribe.is_empty() && ask.unsubscribe.is_empty() && ask.held.is_empty();
+        if !(only_answers && state.subscribed && self.variant == Variant::Delta) {
+            state.settled = None;
+        }
         match self.variant {
             Variant::Delta => state.subscribe_delta(kind, names, ask.unsubscribe, ask.held),
             // An answer to an older response tells old names: the newer answer, which will come, counts.
@@ -270,8 +276,12 @@ impl Session {
             if after_clusters && !(settled && self.awaited_endpoints.is_empty()) {
                 continue;
             }
-            let state = &self.kinds[kind as usize];
+            let state = &mut self.kinds[kind as usize];
             if !state.subscribed {
+                continue;
+            }
+            if state.is_settled(offer.of(kind)) {
+                settled &= state.outstanding.is_none();
                 continue;
             }
             let difference = state.difference(offer.of(kind));
@@ -284,8 +294,14 @@ impl Session {
                 continue;
             }
             if due {
+                let later = kind == ResourceKind::Cluster && !difference.remove.is_empty();
                 let remove = if kind == ResourceKind::Cluster { Vec::new() } else { difference.remove };
-                return Some(self.answer(kind, difference.set, remove));
+                let answer = self.answer(kind, difference.set, remove);
+                self.kinds[kind as usize].settled = (!later).then(|| offer.of(kind).clone());
+                return Some(answer);
+            }
+            if difference.remove.is_empty() {
+                state.settled = Some(offer.of(kind).clone());
             }
         }
         self.remove_clusters(&offer, settled)
@@ -295,6 +311,9 @@ impl Session {
     fn remove_clusters(&mut self, offer: &Offer, settled: bool) -> Option<Answer> {
         let clusters = &self.kinds[ResourceKind::Cluster as usize];
         if !settled || !clusters.subscribed || clusters.outstanding.is_some() || !self.awaited_endpoints.is_empty() {
+            return None;
+        }
+        if clusters.is_settled(offer.of(ResourceKind::Cluster)) {
             return None;
         }
         let remove = clusters.difference(offer.of(ResourceKind::Cluster)).remove;
@@ -316,6 +335,7 @@ impl Session {
         state.held.set(&set);
         state.held.remove(&remove);
         state.unanswered.clear();
+        state.settled = None;
         state.answered = true;
         state.outstanding = Some(nonce.clone());
         state.status.sent.clone_from(&nonce);
@@ -386,6 +406,10 @@ impl State {
         self.unanswered.retain(|name| names.contains(name));
         self.held.0.retain(|one| names.contains(&one.name));
         self.names = names;
+    }
+
+    fn is_settled(&self, offered: &Resources) -> bool {
+        self.settled.as_ref().is_some_and(|settled| settled.is_same(offered))
     }
 
     /// Whether a name waits for an answer that can be given: in delta also "there is none".

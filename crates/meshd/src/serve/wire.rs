@@ -79,7 +79,7 @@ fn field_length(length: usize) -> usize {
 }
 
 fn any_length(entry: &Named) -> usize {
-    field_length(entry.body.type_url.len()) + field_length(entry.body.value.len())
+    field_length(entry.type_url().len()) + field_length(entry.length())
 }
 
 fn resource_length(entry: &Named, variant: Variant) -> usize {
@@ -99,10 +99,10 @@ fn put_field(out: &mut BytesMut, number: u32, length: usize) {
 }
 
 fn put_any(out: &mut BytesMut, entry: &Named) {
-    put_field(out, 1, entry.body.type_url.len());
-    out.put_slice(entry.body.type_url.as_bytes());
-    put_field(out, 2, entry.body.value.len());
-    out.put_slice(&entry.body.value);
+    put_field(out, 1, entry.type_url().len());
+    out.put_slice(entry.type_url().as_bytes());
+    put_field(out, 2, entry.length());
+    entry.pieces().iter().for_each(|piece| out.put_slice(piece));
 }
 
 /// `google.protobuf.Any` or `envoy.service.discovery.v3.Resource`, as a field of the response.

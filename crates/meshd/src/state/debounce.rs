@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// A batch is closed when nothing came for so long. Sources gather bursts of their own, so this is short.
-const QUIET: Duration = Duration::from_millis(5);
+const QUIET: Duration = Duration::from_millis(2);
 /// A batch is closed after so long at the latest.
 const LONGEST: Duration = Duration::from_millis(100);
 

@@ -4,24 +4,29 @@ mod matcher;
 mod action;
 mod gateway;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use api::cluster_name::{ClusterName, PASSTHROUGH};
 use api::crd::sidecar::OutboundMode;
 use api::crd::virtual_service::HttpRoute;
+use api::json::canonical;
 use api::name::Hostname;
 use api::node::Role;
 use api::value::Labels;
+use api::xds::pack;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{
     Decorator, DirectResponseAction, Route, RouteAction, RouteConfiguration, VirtualHost,
 };
+use prost::Name;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::named;
 use super::wire::{config_path, metadata, some_bool, some_duration};
-use crate::model::{Digested, Port, Protocol, Service, digest_of};
+use crate::model::{Digested, Named, Port, Protocol, Service, digest_of};
 use crate::proxy::Interception;
 use crate::resources::Resources;
 use crate::scope::{Inbound, Scope};
@@ -30,6 +35,8 @@ use crate::snapshot::view::Egress;
 
 /// Name of the routes of the port on which a sidecar serves as an HTTP proxy.
 pub(super) const HTTP_PROXY: &str = "http_proxy";
+/// Number of the field `virtual_hosts` of `RouteConfiguration`.
+const VIRTUAL_HOSTS: u32 = 2;
 
 pub(super) fn all(scope: &Scope) -> Resources {
     let made = scope.snapshot.made.get(digest_of(&("routes", scope.routes_digest())), || {
@@ -37,7 +44,7 @@ pub(super) fn all(scope: &Scope) -> Resources {
         if scope.proxy.role == Role::Router {
             gateway::all(scope, &mut configurations);
         } else {
-            sidecar(scope, &mut configurations);
+            return sidecar(scope);
         }
         configurations.iter().map(|(name, routes)| named(name, routes)).collect()
     });
@@ -54,7 +61,9 @@ enum Which {
     Any,
 }
 
-fn sidecar(scope: &Scope, configurations: &mut BTreeMap<String, RouteConfiguration>) {
+fn sidecar(scope: &Scope) -> Vec<Arc<Named>> {
+    let mut made = Vec::new();
+    let unrouted = scope.unrouted_digest();
     for name in super::listener::route_names(scope) {
         let which = match (name.as_str(), name.parse::<u16>(), name.rsplit_once(':')) {
             (HTTP_PROXY, ..) if scope.snapshot.mesh.proxy_http_port > 0 => Which::Any,
@@ -65,8 +74,9 @@ fn sidecar(scope: &Scope, configurations: &mut BTreeMap<String, RouteConfigurati
             },
             _ => continue,
         };
-        configurations.insert(name.clone(), outbound(scope, &name, &which));
+        made.push(outbound(scope, unrouted, &name, &which));
     }
+    made
 }
 
 /// The egress listener that a port's routes are of: the one of that port, else those without one.
@@ -80,80 +90,134 @@ fn egress_of<'a>(scope: &'a Scope, which: &Which) -> Option<&'a Egress> {
     }
 }
 
-fn outbound(scope: &Scope, name: &str, which: &Which) -> RouteConfiguration {
-    let mut hosts = Vec::new();
-    if let Some(egress) = egress_of(scope, which) {
-        hosts = virtual_hosts(scope, egress, which);
-    }
-    hosts.push(unknown(scope));
-    RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: hosts,
-        validate_clusters: some_bool(false),
-        max_direct_response_body_size_bytes: super::wire::some_u32(1 << 20),
-        ..RouteConfiguration::default()
-    }
+/// The routes of a name. Most changes of a VirtualService are of matter for the routes of one port alone.
+fn outbound(scope: &Scope, unrouted: u64, name: &str, which: &Which) -> Arc<Named> {
+    let egress = egress_of(scope, which);
+    let wanted = egress.map(|egress| wanted_ports(scope, egress, which)).unwrap_or_default();
+    let routing = egress.map(|egress| Routing::of(&egress.virtual_services)).unwrap_or_default();
+    let rules = wanted.iter().map(|(service, _)| routing.find(&service.host).map_or(0, |rules| rules.digest));
+    let only_ruled = egress.filter(|_| takes_only_ruled(which)).into_iter().flat_map(|egress| &egress.virtual_services);
+    let inputs: Vec<u64> = rules.chain([u64::MAX]).chain(only_ruled.map(|rules| rules.digest)).collect();
+    let made = scope.snapshot.made.get(digest_of(&("routes of", name, unrouted, inputs)), || {
+        let mut hosts = egress.map(|egress| virtual_hosts(scope, egress, which, &routing, &wanted)).unwrap_or_default();
+        hosts.push(written(scope, &unknown(scope)));
+        let first = RouteConfiguration { name: name.to_owned(), ..RouteConfiguration::default() };
+        let last = RouteConfiguration {
+            validate_clusters: some_bool(false),
+            max_direct_response_body_size_bytes: super::wire::some_u32(1 << 20),
+            ..RouteConfiguration::default()
+        };
+        vec![in_pieces(&first, hosts, &last)]
+    });
+    made[0].clone()
 }
 
-fn virtual_hosts(scope: &Scope, egress: &Egress, which: &Which) -> Vec<VirtualHost> {
-    let routing = Routing::of(&egress.virtual_services);
-    let mut used = BTreeSet::new();
-    let mut hosts = Vec::new();
+/// Routes whose virtual hosts are written already; other namespaces' routes share most of them. `first` has the fields before
+/// the hosts, `last` those after them.
+fn in_pieces(first: &RouteConfiguration, hosts: Vec<Arc<[u8]>>, last: &RouteConfiguration) -> Arc<Named> {
+    let [begin, end] = [first, last].map(|part| canonical(pack(part)).value.into());
+    let pieces: Vec<Arc<[u8]>> = std::iter::once(begin).chain(hosts).chain([end]).collect();
+    let mut digest = Xxh3::new();
+    pieces.iter().for_each(|piece| digest.update(piece));
+    Arc::new(Named::of_pieces(&first.name, digest.digest(), RouteConfiguration::type_url(), pieces))
+}
+
+/// A virtual host as a field of its routes, the same bytes in one place for all that have it.
+fn written(scope: &Scope, host: &VirtualHost) -> Arc<[u8]> {
+    scope.snapshot.made.same(field(host))
+}
+
+/// A virtual host as a field of its routes.
+fn field(host: &VirtualHost) -> Vec<u8> {
+    let body = canonical(pack(host)).value;
+    let mut field = Vec::with_capacity(body.len() + 6);
+    encode_key(VIRTUAL_HOSTS, WireType::LengthDelimited, &mut field);
+    encode_varint(body.len() as u64, &mut field);
+    field.extend(body);
+    field
+}
+
+/// The services, and their ports, that have a virtual host in some routes.
+fn wanted_ports<'a>(scope: &Scope, egress: &'a Egress, which: &Which) -> Vec<(&'a Digested<Service>, &'a Port)> {
     let listed_port = matches!(which, Which::Port(_)) && egress.port.is_some();
-    for service in &egress.services {
-        for port in service.ports.iter().filter(|port| wanted(scope, which, listed_port, service, port)) {
-            let rules = routing.find(&service.host);
-            let routes = match rules {
-                Some(rules) if !rules.spec.http.is_empty() => http_routes(scope, rules, port.number, "mesh"),
-                _ => vec![default_route(scope, service, port)],
-            };
-            // A VirtualService whose rules are all for others leaves its hosts as they are without it.
-            let routes = if routes.is_empty() { vec![default_route(scope, service, port)] } else { routes };
-            let all_domains = domains(scope, service, port.number, matches!(which, Which::Any));
-            push_host(&mut hosts, &mut used, format!("{}:{}", service.host, port.number), all_domains, routes);
+    let all = egress.services.iter().flat_map(|service| service.ports.iter().map(move |port| (service, port)));
+    all.filter(|(service, port)| wanted(scope, which, listed_port, service, port)).collect()
+}
+
+/// Whether hosts that only a VirtualService knows are among some routes: on port 80, as Istio does.
+fn takes_only_ruled(which: &Which) -> bool {
+    matches!(which, Which::Port(80) | Which::Any)
+}
+
+/// The virtual hosts of some egress, written, in the order of their names.
+fn virtual_hosts(
+    scope: &Scope,
+    egress: &Egress,
+    which: &Which,
+    routing: &Routing<'_>,
+    wanted: &[(&Digested<Service>, &Port)],
+) -> Vec<Arc<[u8]>> {
+    let mut used = HashSet::new();
+    let mut hosts: Vec<(String, Arc<[u8]>)> = Vec::new();
+    for (service, port) in wanted {
+        let rules = routing.find(&service.host);
+        let routes = match rules {
+            Some(rules) if !rules.spec.http.is_empty() => http_routes(scope, rules, port.number, "mesh"),
+            _ => Vec::new(),
+        };
+        let domains = free(&mut used, domains(scope, service, port.number, matches!(which, Which::Any)));
+        if domains.is_empty() {
+            continue;
         }
+        let name = format!("{}:{}", service.host, port.number);
+        // A VirtualService whose rules are all for others leaves its hosts as they are without it.
+        let host = match routes.is_empty() {
+            false => written(scope, &virtual_host(name.clone(), domains, routes)),
+            true => by_default(scope, &name, domains, service, port),
+        };
+        hosts.push((name, host));
     }
-    // Hosts that only a VirtualService knows: on port 80, as Istio does.
-    let known = |host: &Hostname| egress.services.iter().any(|service| host.covers(&service.host));
-    if matches!(which, Which::Port(80) | Which::Any) {
+    // Services are in the order of their hosts.
+    let known = |host: &Hostname| match host.is_wildcard() {
+        true => egress.services.iter().any(|service| host.covers(&service.host)),
+        false => egress.services.binary_search_by(|service| service.host.cmp(host)).is_ok(),
+    };
+    if takes_only_ruled(which) {
         for rules in egress.virtual_services.iter().filter(|rules| !rules.spec.http.is_empty() && rules.is_for_mesh()) {
             for host in rules.hosts.iter().filter(|host| !known(host)) {
                 let routes = http_routes(scope, rules, 80, "mesh");
                 if routes.is_empty() || host.as_str() == "*" {
                     continue;
                 }
-                push_host(
-                    &mut hosts,
-                    &mut used,
-                    format!("{host}:80"),
-                    vec![host.to_string(), format!("{host}:80")],
-                    routes,
-                );
+                let name = format!("{host}:80");
+                let domains = free(&mut used, vec![host.to_string(), name.clone()]);
+                if !domains.is_empty() {
+                    hosts.push((name.clone(), written(scope, &virtual_host(name, domains, routes))));
+                }
             }
         }
     }
-    hosts.sort_by(|one, two| one.name.cmp(&two.name));
-    hosts
+    hosts.sort_by(|one, two| one.0.cmp(&two.0));
+    hosts.into_iter().map(|(_, host)| host).collect()
 }
 
-fn push_host(
-    hosts: &mut Vec<VirtualHost>,
-    used: &mut BTreeSet<String>,
-    name: String,
-    domains: Vec<String>,
-    routes: Vec<Route>,
-) {
-    // Envoy refuses a domain that stands twice; the first owner keeps it.
-    let domains: Vec<String> = domains.into_iter().filter(|domain| used.insert(domain.clone())).collect();
-    if !domains.is_empty() {
-        hosts.push(VirtualHost {
-            name,
-            domains,
-            routes,
-            include_request_attempt_count: true,
-            ..VirtualHost::default()
-        });
-    }
+/// The virtual host of a service that no VirtualService routes. It is made of these arguments and the mesh's settings alone.
+fn by_default(scope: &Scope, name: &str, domains: Vec<String>, service: &Digested<Service>, port: &Port) -> Arc<[u8]> {
+    let inputs = digest_of(&("virtual host", scope.snapshot.mesh_digest, name, &domains, &service.host, port.number));
+    scope.snapshot.made.piece(inputs, || {
+        let routes = vec![default_route(scope, service, port)];
+        field(&virtual_host(name.to_owned(), domains, routes))
+    })
+}
+
+/// Envoy refuses a domain that stands twice; the first owner keeps it.
+fn free(used: &mut HashSet<String>, mut domains: Vec<String>) -> Vec<String> {
+    domains.retain(|domain| used.insert(domain.clone()));
+    domains
+}
+
+fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route>) -> VirtualHost {
+    VirtualHost { name, domains, routes, include_request_attempt_count: true, ..VirtualHost::default() }
 }
 
 fn wanted(scope: &Scope, which: &Which, listed_port: bool, service: &Service, port: &Port) -> bool {
@@ -174,6 +238,7 @@ pub(super) fn is_shared_http(scope: &Scope, service: &Service, port: &Port) -> b
 }
 
 /// The VirtualService of each host: the oldest with that very host, else the one with the most specific wildcard.
+#[derive(Default)]
 pub(super) struct Routing<'a> {
     exact: BTreeMap<&'a Hostname, &'a Arc<VirtualService>>,
     wild: Vec<(&'a Hostname, &'a Arc<VirtualService>)>,
@@ -418,3 +483,29 @@ pub(super) fn inbound_passthrough() -> RouteConfiguration {
 
 pub(super) use action::weighted_tcp;
 pub(super) use gateway::{GatewayServer, Handling, route_name as gateway_route_name, servers_by_port, tcp_rules};
+
+#[cfg(test)]
+mod tests {
+    use api::xds::Any;
+
+    use super::*;
+
+    #[test]
+    fn routes_in_pieces_are_the_message() {
+        let host = |name: &str| {
+            let mut route = to_cluster("default", name);
+            route.metadata =
+                metadata([("z", serde_json::json!({"b": 1, "a": 2})), ("a", serde_json::json!({"c": "d"}))]);
+            virtual_host(name.into(), vec![format!("{name}.shop"), name.into()], vec![route])
+        };
+        let hosts = [host("a"), host(&"long".repeat(99)), VirtualHost::default()];
+        let first = RouteConfiguration { name: "80".into(), ..RouteConfiguration::default() };
+        let last = RouteConfiguration { validate_clusters: some_bool(false), ..RouteConfiguration::default() };
+        let made = in_pieces(&first, hosts.iter().map(|host| field(host).into()).collect(), &last);
+        let whole = RouteConfiguration { name: first.name, virtual_hosts: hosts.to_vec(), ..last };
+        let whole = named("80", &whole);
+        let Any { type_url, value } = made.body();
+        assert_eq!((type_url, value), (whole.body().type_url, whole.body().value));
+        assert_eq!((&made.name, made.version, made.length()), (&whole.name, whole.version, whole.length()));
+    }
+}

@@ -16,49 +16,130 @@ use super::{ByKind, Registry, workload};
 use crate::intrinsic::problem;
 use crate::model::{
     Age, Digested, Distribution, Endpoint, Exports, Port, Protocol, Resolution, Service, Workload, WorkloadSource,
+    digest_of,
 };
 use crate::world::World;
 
-/// Makes all services; adds inline endpoints to the workloads.
-pub(super) fn all(world: &World, by_kind: &ByKind<'_>, registry: &mut Registry) {
-    let mut by_namespace: BTreeMap<&str, Vec<Arc<Workload>>> = BTreeMap::new();
+/// A Kubernetes Service as it was lowered, with all that it was lowered from: kept for the next time.
+#[derive(Clone, Debug)]
+pub(crate) struct Lowered {
+    sources: Vec<Arc<Object>>,
+    service: Digested<Service>,
+    problems: Vec<Problem>,
+}
+
+/// What was lowered from objects and workloads that may still be the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memory {
+    /// Digest of the mesh-wide settings.
+    settings: u64,
+    /// By namespace.
+    workloads: BTreeMap<String, Vec<Arc<Workload>>>,
+    services: BTreeMap<ObjectKey, Lowered>,
+}
+
+/// A service on its way: as it was lowered, or changed by what other objects say.
+enum Draft {
+    Lowered(Digested<Service>),
+    Changed(Box<Service>),
+}
+
+impl Draft {
+    fn get(&self) -> &Service {
+        match self {
+            Draft::Lowered(service) => service,
+            Draft::Changed(service) => service,
+        }
+    }
+
+    fn change(&mut self) -> &mut Service {
+        if let Draft::Lowered(service) = self {
+            *self = Draft::Changed(Box::new((*service.value).clone()));
+        }
+        match self {
+            Draft::Changed(service) => service,
+            Draft::Lowered(service) => Arc::make_mut(&mut service.value),
+        }
+    }
+
+    fn done(self) -> Digested<Service> {
+        match self {
+            Draft::Lowered(service) => service,
+            Draft::Changed(service) => finished(*service),
+        }
+    }
+}
+
+/// In order, with its digests.
+fn finished(mut service: Service) -> Digested<Service> {
+    service.endpoints.sort();
+    service.endpoints.dedup();
+    service.subject_alt_names.sort();
+    service.subject_alt_names.dedup();
+    Digested::new(service.with_shape())
+}
+
+/// Makes all services; adds inline endpoints to the workloads. What was lowered before from the very same objects and equal
+/// workloads is taken from `before`.
+pub(super) fn all(world: &World, by_kind: &ByKind<'_>, before: Option<&Memory>, registry: &mut Registry) {
+    let mut by_namespace: BTreeMap<String, Vec<Arc<Workload>>> = BTreeMap::new();
     let workloads = registry.workloads.clone();
     for workload in &workloads {
-        by_namespace.entry(&workload.namespace).or_default().push(workload.clone());
+        by_namespace.entry(workload.namespace.clone()).or_default().push(workload.clone());
     }
+    let settings = digest_of(&(format!("{:?}", world.mesh().default_service_export_to), &world.domain));
+    let before = before.filter(|before| before.settings == settings);
+    let mut memory = Memory { settings, workloads: BTreeMap::new(), services: BTreeMap::new() };
+    let slices = slices(by_kind);
     let mut services = Vec::new();
-    for object in by_kind.all(Kind::Service) {
-        let own = by_namespace.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
-        services.push(of_kubernetes(world, by_kind, object, own, &mut registry.problems));
+    let mut unmoved: (&str, bool) = ("", false);
+    for (place, object) in by_kind.all(Kind::Service).enumerate() {
+        let namespace = object.meta.namespace.as_str();
+        let own = by_namespace.get(namespace).map_or(&[][..], Vec::as_slice);
+        if place == 0 || unmoved.0 != namespace {
+            let known = before.map(|before| before.workloads.get(namespace).map_or(&[][..], Vec::as_slice));
+            unmoved = (namespace, known == Some(own));
+        }
+        let sources = sources(by_kind, &slices, object);
+        let same = |known: &&Lowered| {
+            known.sources.len() == sources.len()
+                && known.sources.iter().zip(&sources).all(|(one, other)| Arc::ptr_eq(one, other))
+        };
+        let key = object.key();
+        let known = before.filter(|_| unmoved.1).and_then(|before| before.services.get(&key)).filter(same).cloned();
+        let lowered = known.unwrap_or_else(|| {
+            let mut problems = Vec::new();
+            let service = finished(of_kubernetes(world, by_kind, &slices, object, own, &mut problems));
+            Lowered { sources, service, problems }
+        });
+        registry.problems.extend(lowered.problems.iter().cloned());
+        services.push(Draft::Lowered(lowered.service.clone()));
+        memory.services.insert(key, lowered);
     }
+    memory.workloads = by_namespace;
     alias(by_kind, &mut services);
     let known: BTreeMap<Hostname, usize> =
-        services.iter().enumerate().map(|(index, service)| (service.host.clone(), index)).collect();
+        services.iter().enumerate().map(|(index, service)| (service.get().host.clone(), index)).collect();
     for object in by_kind.all(Kind::ServiceEntry) {
-        let own = by_namespace.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
+        let own = memory.workloads.get(object.meta.namespace.as_str()).map_or(&[][..], Vec::as_slice);
         for service in of_entry(world, by_kind, object, own, registry) {
             // A ServiceEntry with the host of a Kubernetes Service only decorates it.
             match known.get(&service.host) {
                 Some(index) => {
-                    services[*index].subject_alt_names.extend(service.subject_alt_names);
+                    services[*index].change().subject_alt_names.extend(service.subject_alt_names);
                     let message = format!(
                         "{} is a Kubernetes Service; of this object only subjectAltNames count for it.",
                         service.host
                     );
                     registry.problems.push(problem(object, "spec.hosts", Code::MeaningTaken, Severity::Info, message));
                 }
-                None => services.push(service),
+                None => services.push(Draft::Changed(Box::new(service))),
             }
         }
     }
-    for service in &mut services {
-        service.endpoints.sort();
-        service.endpoints.dedup();
-        service.subject_alt_names.sort();
-        service.subject_alt_names.dedup();
-    }
+    registry.services = services.into_iter().map(Draft::done).collect();
     // Of several services with one host, a Kubernetes Service counts before others, then the oldest.
-    services.sort_by(|one, two| {
+    registry.services.sort_by(|one, two| {
         (&one.host, !one.kubernetes, &one.age, &one.namespace).cmp(&(
             &two.host,
             !two.kubernetes,
@@ -66,12 +147,34 @@ pub(super) fn all(world: &World, by_kind: &ByKind<'_>, registry: &mut Registry) 
             &two.namespace,
         ))
     });
-    registry.services = services.into_iter().map(Service::with_shape).map(Digested::new).collect();
+    registry.memory = memory;
+}
+
+/// Slices by namespace and service, in the order of their names.
+type Slices<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a Arc<Object>>>;
+
+fn slices<'a>(by_kind: &ByKind<'a>) -> Slices<'a> {
+    let mut slices = Slices::new();
+    for slice in by_kind.all(Kind::EndpointSlice) {
+        if let Some(service) = slice.meta.labels.get(annotation::SERVICE_NAME) {
+            slices.entry((&slice.meta.namespace, service)).or_default().push(slice);
+        }
+    }
+    slices
+}
+
+/// All objects that a Kubernetes Service is lowered from, besides workloads and settings.
+fn sources(by_kind: &ByKind<'_>, slices: &Slices<'_>, object: &Arc<Object>) -> Vec<Arc<Object>> {
+    let (namespace, name) = (object.meta.namespace.as_str(), object.meta.name.as_str());
+    let own = slices.get(&(namespace, name)).into_iter().flatten().copied();
+    let all = std::iter::once(object).chain(own).chain(by_kind.named(Kind::Endpoints, namespace, name));
+    all.chain(by_kind.named(Kind::Namespace, "", namespace)).cloned().collect()
 }
 
 fn of_kubernetes(
     world: &World,
     by_kind: &ByKind<'_>,
+    slices: &Slices<'_>,
     object: &Object,
     own: &[Arc<Workload>],
     problems: &mut Vec<Problem>,
@@ -139,7 +242,7 @@ fn of_kubernetes(
         service.endpoints = service.ports.iter().map(|port| external_endpoint(&written.external_name, port)).collect();
         return service;
     }
-    let listed = of_slices(by_kind, object, &service, own).or_else(|| of_endpoints(by_kind, object, &service, own));
+    let listed = of_slices(slices, object, &service, own).or_else(|| of_endpoints(by_kind, object, &service, own));
     let pods_too = listed.is_none();
     service.endpoints = listed.unwrap_or_default();
     if !written.selector.is_empty() {
@@ -158,7 +261,7 @@ fn of_kubernetes(
 /// Which endpoints are preferred: the field counts over the object's annotation, and that over the namespace's.
 fn distribution(by_kind: &ByKind<'_>, object: &Object, field: &str, problems: &mut Vec<Problem>) -> Distribution {
     let annotated = |object: &Object| object.meta.annotations.get(annotation::TRAFFIC_DISTRIBUTION).cloned();
-    let namespace = || by_kind.within(Kind::Namespace, "").iter().find(|one| one.meta.name == object.meta.namespace);
+    let namespace = || by_kind.named(Kind::Namespace, "", &object.meta.namespace);
     let key = format!("metadata.annotations[{}]", annotation::TRAFFIC_DISTRIBUTION);
     let (path, written) = match (field, annotated(object)) {
         ("", Some(written)) => (key, written),
@@ -177,9 +280,7 @@ fn distribution(by_kind: &ByKind<'_>, object: &Object, field: &str, problems: &m
 /// An ExternalName that is the name of a Service of the cluster is another name for it (Istio
 /// `ENABLE_EXTERNAL_NAME_ALIAS`): requests go to its endpoints, with mutual TLS where they take it. Connections of other kinds
 /// are told by the address that the name leads to, which is that Service's own.
-fn alias(by_kind: &ByKind<'_>, services: &mut [Service]) {
-    let places: BTreeMap<Hostname, usize> =
-        services.iter().enumerate().map(|(place, service)| (service.host.clone(), place)).collect();
+fn alias(by_kind: &ByKind<'_>, services: &mut [Draft]) {
     let names: BTreeMap<ObjectKey, Hostname> = by_kind
         .all(Kind::Service)
         .filter_map(|object| match &object.body {
@@ -189,15 +290,20 @@ fn alias(by_kind: &ByKind<'_>, services: &mut [Service]) {
             _ => None,
         })
         .collect();
+    if names.is_empty() {
+        return;
+    }
+    let places: BTreeMap<Hostname, usize> =
+        services.iter().enumerate().map(|(place, service)| (service.get().host.clone(), place)).collect();
     for (key, name) in &names {
-        let own = services.iter().position(|service| service.object == *key);
+        let own = services.iter().position(|service| service.get().object == *key);
         let (Some(own), Some(target)) = (own, places.get(name)) else { continue };
-        let target = services[*target].clone();
+        let target = services[*target].get().clone();
         // Names of names are left to DNS.
         if target.external {
             continue;
         }
-        let service = &mut services[own];
+        let service = services[own].change();
         if service.ports.is_empty() {
             service.ports.clone_from(&target.ports);
         }
@@ -300,14 +406,11 @@ fn at(workload: &Workload, address: &str, port: u16, service_port: u16) -> Endpo
 }
 
 /// Endpoints of the service's slices; `None` if there are no slices.
-fn of_slices(by_kind: &ByKind<'_>, object: &Object, service: &Service, own: &[Arc<Workload>]) -> Option<Vec<Endpoint>> {
+fn of_slices(slices: &Slices<'_>, object: &Object, service: &Service, own: &[Arc<Workload>]) -> Option<Vec<Endpoint>> {
     let mut found = None;
     let early = matches!(&object.body, Body::Service(body) if body.spec.publish_not_ready_addresses);
-    for slice in by_kind.within(Kind::EndpointSlice, &object.meta.namespace) {
+    for slice in slices.get(&(object.meta.namespace.as_str(), object.meta.name.as_str())).into_iter().flatten() {
         let Body::EndpointSlice(body) = &slice.body else { continue };
-        if slice.meta.labels.get(annotation::SERVICE_NAME) != Some(&object.meta.name) {
-            continue;
-        }
         let endpoints: &mut Vec<Endpoint> = found.get_or_insert_default();
         for one in &body.endpoints {
             let conditions = one.conditions.clone().unwrap_or_default();
@@ -329,10 +432,7 @@ fn of_endpoints(
     service: &Service,
     own: &[Arc<Workload>],
 ) -> Option<Vec<Endpoint>> {
-    let found = by_kind
-        .within(Kind::Endpoints, &object.meta.namespace)
-        .iter()
-        .find(|other| other.meta.name == object.meta.name)?;
+    let found = by_kind.named(Kind::Endpoints, &object.meta.namespace, &object.meta.name)?;
     let Body::Endpoints(body) = &found.body else { return None };
     let mut endpoints = Vec::new();
     for subset in &body.subsets {

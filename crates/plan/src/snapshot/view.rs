@@ -2,7 +2,8 @@
 //! they are many.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use api::crd;
 use api::crd::sidecar::{CaptureMode, OutboundMode};
@@ -19,11 +20,13 @@ use crate::resources::ordered;
 
 /// Resources in the order of names.
 type List = Arc<[Arc<Named>]>;
+/// What has been made, or is being made: whoever else wants it waits instead of making it too.
+type Once<T> = Arc<OnceLock<T>>;
 
 /// The views of one snapshot, by what they are made of.
 #[derive(Debug, Default)]
 pub(crate) struct Views {
-    views: Mutex<HashMap<u64, Arc<View>>>,
+    views: Mutex<HashMap<u64, Once<Arc<View>>>>,
     /// Views of a snapshot that differs from this one only in the places of endpoints, and the services that differ.
     before: HashMap<u64, Arc<View>>,
     moved: Vec<Digested<Service>>,
@@ -33,9 +36,9 @@ impl Views {
     /// Of a snapshot that has the shape of the one before.
     pub(super) fn after(before: &Snapshot, now: &Snapshot) -> Self {
         let moved = before.services.iter().zip(&now.services).filter(|(old, new)| old.digest != new.digest);
-        let mut views: HashMap<_, _> = before.views.before.clone();
+        let mut views: HashMap<u64, Arc<View>> = before.views.before.clone();
         let mut moved: Vec<_> = moved.map(|(_, new)| new.clone()).collect();
-        let made = before.views.views.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let made = made(&before.views.views);
         if !made.is_empty() {
             views = made;
         } else {
@@ -56,14 +59,20 @@ impl Views {
     }
 
     fn get(&self, key: u64, make: impl FnOnce() -> View) -> Arc<View> {
-        let lock = || self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&key) {
-            return known.clone();
-        }
-        // The lock is not held meanwhile: two may make the same, which is the same.
-        let made = Arc::new(make());
-        lock().entry(key).or_insert(made).clone()
+        once(&self.views, key, || Arc::new(make()))
     }
+}
+
+/// What is known by a key, or is made now, once however many ask at a time. The lock is not held meanwhile.
+fn once<K: Hash + Eq, T: Clone>(known: &Mutex<HashMap<K, Once<T>>>, key: K, make: impl FnOnce() -> T) -> T {
+    let place = known.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone();
+    place.get_or_init(make).clone()
+}
+
+/// What has been made until now.
+fn made<K: Clone + Hash + Eq, T: Clone>(known: &Mutex<HashMap<K, Once<T>>>) -> HashMap<K, T> {
+    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    known.iter().filter_map(|(key, place)| Some((key.clone(), place.get()?.clone()))).collect()
 }
 
 /// What proxies of one namespace see that are told the same.
@@ -79,9 +88,11 @@ pub(crate) struct View {
     pub(crate) digest: u64,
     /// The same without the places of endpoints.
     pub(crate) shape: u64,
+    /// The same without VirtualServices too.
+    pub(crate) unrouted: u64,
     /// Some rule asks for the labels of the workload that calls.
     pub(crate) asks_labels: bool,
-    lists: Mutex<HashMap<(ResourceKind, u64), List>>,
+    lists: Mutex<HashMap<(ResourceKind, u64), Once<List>>>,
     /// The endpoints of the view before, by kin, and the services whose endpoints have moved since.
     before: HashMap<u64, List>,
     moved: Vec<Digested<Service>>,
@@ -95,6 +106,7 @@ pub(crate) struct Egress {
     pub(crate) bind: String,
     /// Applications connect to the listener; else traffic is redirected.
     pub(crate) bound: bool,
+    /// By host, each once.
     pub(crate) services: Vec<Digested<Service>>,
     pub(crate) virtual_services: Vec<Arc<VirtualService>>,
 }
@@ -132,6 +144,7 @@ impl View {
             outbound: told.or(snapshot.mesh.outbound_traffic_policy.mode).unwrap_or_default(),
             digest: 0,
             shape: 0,
+            unrouted: 0,
             asks_labels: false,
             lists: Mutex::default(),
             before: HashMap::new(),
@@ -165,8 +178,9 @@ impl View {
             }
         }
         view.asks_labels = view.egress.iter().flat_map(|egress| &egress.virtual_services).any(|routing| asks(routing));
-        view.digest = view.digest_with(snapshot, |service| service.digest);
-        view.shape = view.digest_with(snapshot, |service| service.shape);
+        view.unrouted = view.digest_unrouted(snapshot, |service| service.shape);
+        view.shape = view.digest_with(view.unrouted);
+        view.digest = view.digest_with(view.digest_unrouted(snapshot, |service| service.digest));
         view
     }
 
@@ -186,7 +200,7 @@ impl View {
             services: egress.services.iter().map(|service| new(service).unwrap_or(service).clone()).collect(),
             ..egress.clone()
         };
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut lists = made(&self.lists);
         let before = lists.extract_if(|(kind, _), _| *kind == ResourceKind::Endpoint);
         let before = before.map(|((_, kin), list)| (kin, list)).collect();
         // Of headless services it holds the places of endpoints.
@@ -202,28 +216,38 @@ impl View {
             outbound: self.outbound,
             digest: 0,
             shape: self.shape,
+            unrouted: self.unrouted,
             asks_labels: self.asks_labels,
-            lists: Mutex::new(lists),
+            lists: Mutex::new(lists.into_iter().map(|(key, list)| (key, Arc::new(list.into()))).collect()),
             before,
             moved,
         };
-        view.digest = view.digest_with(snapshot, |service| service.digest);
+        view.digest = view.digest_with(view.digest_unrouted(snapshot, |service| service.digest));
         view
     }
 
-    fn digest_with(&self, snapshot: &Snapshot, of: impl Fn(&Digested<Service>) -> u64) -> u64 {
+    /// Digest of all but VirtualServices.
+    fn digest_unrouted(&self, snapshot: &Snapshot, of: impl Fn(&Digested<Service>) -> u64) -> u64 {
         let mut parts = vec![digest_of(&(self.outbound == OutboundMode::AllowAny))];
         for egress in &self.egress {
             let port = egress.port.as_ref().map(|port| (port.number, port.protocol.as_str()));
             parts.push(digest_of(&(port, &egress.bind, egress.bound)));
             parts.extend(egress.services.iter().map(&of));
             parts.push(u64::MAX);
-            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
-            parts.push(u64::MAX);
         }
         parts.extend(self.rules.values().map(|rule| rule.digest));
         let namespaces: BTreeSet<&str> = self.services.values().map(|service| service.namespace.as_str()).collect();
         parts.extend(namespaces.iter().map(|namespace| digest_of(&snapshot.expected_mutual_tls(namespace))));
+        digest_of(&parts)
+    }
+
+    /// Digest of all, where this is the one of all but VirtualServices.
+    fn digest_with(&self, unrouted: u64) -> u64 {
+        let mut parts = vec![unrouted];
+        for egress in &self.egress {
+            parts.extend(egress.virtual_services.iter().map(|routing| routing.digest));
+            parts.push(u64::MAX);
+        }
         digest_of(&parts)
     }
 
@@ -234,13 +258,7 @@ impl View {
 
     /// The resources of a kind that all proxies with this view and of this kin share.
     pub(crate) fn list(&self, kind: ResourceKind, kin: u64, make: impl FnOnce() -> Vec<Arc<Named>>) -> List {
-        let lock = || self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = lock().get(&(kind, kin)) {
-            return known.clone();
-        }
-        // The lock is not held meanwhile: two may make the same, which is the same.
-        let made = ordered(make());
-        lock().entry((kind, kin)).or_insert(made).clone()
+        once(&self.lists, (kind, kin), || ordered(make()))
     }
 }
 
