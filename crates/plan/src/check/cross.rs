@@ -29,7 +29,11 @@ pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem
                 let labels = spec.selector.as_ref().map(|selector| &selector.match_labels);
                 found.selector(object, "spec.selector.matchLabels", labels, Severity::Warning);
             }
-            Body::AuthorizationPolicy(spec) | Body::RequestAuthentication(spec) => {
+            Body::AuthorizationPolicy(spec) => {
+                let labels = spec.selector.as_ref().map(|selector| &selector.match_labels);
+                found.selector(object, "spec.selector.matchLabels", labels, Severity::Warning);
+            }
+            Body::RequestAuthentication(spec) => {
                 let labels: Option<Labels> = spec
                     .pointer("/selector/matchLabels")
                     .and_then(|labels| serde_json::from_value(labels.clone()).ok());
