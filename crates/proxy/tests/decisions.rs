@@ -325,7 +325,7 @@ fn exchange(snapshot: &Snapshot, request: &Request, chain: &HttpChain, facts: &C
         }
         _ => None,
     };
-    if let Some(reply) = filters(chain, &routed, target.as_ref(), &mut head, facts, &mut dice, decision) {
+    if let Some(reply) = filters(chain, &routed, target.as_ref(), (&mut head, &authority), facts, &mut dice, decision) {
         decision.status = Some(reply.status);
         return;
     }
@@ -365,7 +365,7 @@ fn filters(
     chain: &HttpChain,
     routed: &Routed<'_>,
     target: Option<&Target<'_>>,
-    head: &mut Parts,
+    (head, authority): (&mut Parts, &str),
     facts: &ConnFacts,
     dice: &mut SmallRng,
     decision: &mut Decision,
@@ -379,7 +379,14 @@ fn filters(
             decision.fault = Some(format!("{own:?}"));
         }
         let filter = own.unwrap_or(filter);
-        match filter.on_request(&mut Exchange { head, connection: facts, dice, notes: &mut notes }) {
+        match filter.on_request(&mut Exchange {
+            head,
+            authority,
+            client: facts.remote.ip(),
+            connection: facts,
+            dice,
+            notes: &mut notes,
+        }) {
             Step::Continue => {}
             Step::Reply(reply) => return Some(reply),
             Step::Wait(_) => decision.answer = Some("delayed".into()),
