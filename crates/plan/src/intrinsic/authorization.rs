@@ -148,7 +148,7 @@ fn source(told: &mut Told<'_>, field: &str, of: &Source, action: Action) {
         told.error(
             field,
             Code::SchemaValidation,
-            "serviceAccounts cannot be given together with principals or namespaces.",
+            "The field serviceAccounts cannot be given together with principals or namespaces.",
         );
     }
 }
