@@ -261,3 +261,165 @@ fn expression(template: &str) -> Result<String, String> {
     out.push('$');
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use api::json::from_json;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::facts::{ConnFacts, Direction, PeerFacts};
+    use crate::telemetry::metrics::Decided;
+
+    fn filter(rules: Value) -> Result<Option<Guard>, String> {
+        let json = json!({"@type": "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC", "stat_prefix": "x", "rules": rules});
+        network(&from_json(&json).unwrap())
+    }
+
+    fn facts(uri: Option<&str>) -> ConnFacts {
+        let peer = uri.map(|uri| Arc::new(PeerFacts { uris: vec![uri.to_owned()], ..PeerFacts::default() }));
+        ConnFacts {
+            direction: Direction::Inbound,
+            remote: "10.0.0.9:40000".parse().unwrap(),
+            destination: "[::ffff:10.0.0.1]:8080".parse().unwrap(),
+            server_name: Some("a.shop".into()),
+            alpn: None,
+            tls: peer.is_some(),
+            peer,
+            own_uri: None,
+            tls_version: None,
+        }
+    }
+
+    /// Whether one test lets a request in; the caller is `spiffe://td/ns/shop/sa/a`, the client 203.0.113.7.
+    fn lets_in(permission: Value, principal: Value, path: &str) -> bool {
+        let rules = json!({"policies": {"p": {"permissions": [permission], "principals": [principal]}}});
+        let guard = filter(rules).unwrap().unwrap();
+        let connection = facts(Some("spiffe://td/ns/shop/sa/a"));
+        let head = http::Request::get(path).header("x-a", "one").header("x-a", "two").body(()).unwrap().into_parts().0;
+        let client: IpAddr = "203.0.113.7".parse().unwrap();
+        let request = Some(RequestView::of(&head, "Web.Shop:80", true));
+        let subject = Subject { connection: &connection, client, request };
+        guard.refuses(&subject, &mut Decided::default()).is_none()
+    }
+
+    fn template(path_template: &str) -> Value {
+        json!({"uri_template": {"name": "x", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig", "path_template": path_template}}})
+    }
+
+    #[test]
+    fn every_permission() {
+        let range = |address: &str, length: u32| json!({"address_prefix": address, "prefix_len": length});
+        let metadata = json!({"filter": "f", "path": [{"key": "k"}], "value": {"present_match": true}});
+        let rows = [
+            (json!({"any": true}), true),
+            (json!({"not_rule": {"any": true}}), false),
+            (json!({"and_rules": {"rules": [{"any": true}, {"not_rule": {"any": true}}]}}), false),
+            (json!({"or_rules": {"rules": [{"not_rule": {"any": true}}, {"any": true}]}}), true),
+            (json!({"header": {"name": ":method", "string_match": {"exact": "GET"}}}), true),
+            (json!({"header": {"name": ":path", "string_match": {"exact": "/a/b?q=1"}}}), true),
+            (json!({"header": {"name": ":authority", "string_match": {"prefix": "web.", "ignore_case": true}}}), true),
+            (json!({"header": {"name": "x-a", "string_match": {"exact": "two"}}}), true),
+            (json!({"header": {"name": "x-a", "string_match": {"exact": "one,two"}}}), false),
+            (json!({"url_path": {"path": {"exact": "/a/b"}}}), true),
+            (json!({"url_path": {"path": {"suffix": "q=1"}}}), false),
+            (template("/a/*"), true),
+            (template("/*"), false),
+            (template("/**"), true),
+            (template("/{any}/b"), true),
+            (template("/{any=a/*}"), true),
+            (json!({"destination_ip": range("10.0.0.0", 24)}), true),
+            (json!({"destination_ip": range("10.0.1.0", 24)}), false),
+            (json!({"destination_port": 8080}), true),
+            (json!({"destination_port": 80}), false),
+            (json!({"destination_port_range": {"start": 8080, "end": 8081}}), true),
+            (json!({"destination_port_range": {"start": 8000, "end": 8080}}), false),
+            (json!({"requested_server_name": {"suffix": ".shop"}}), true),
+            (json!({"sourced_metadata": {"metadata_matcher": metadata}}), false),
+        ];
+        for (permission, expected) in rows {
+            assert_eq!(lets_in(permission.clone(), json!({"any": true}), "/a/b?q=1"), expected, "{permission}");
+        }
+    }
+
+    #[test]
+    fn every_principal() {
+        let range = |address: &str, length: u32| json!({"address_prefix": address, "prefix_len": length});
+        let name = |text: &str| json!({"authenticated": {"principal_name": {"exact": text}}});
+        let state = json!({"filter_state": {"key": "io.istio.peer_principal", "string_match": {"suffix": "/sa/a"}}});
+        let rows = [
+            (json!({"any": true}), true),
+            (json!({"not_id": {"any": true}}), false),
+            (json!({"and_ids": {"ids": [{"any": true}, name("x")]}}), false),
+            (json!({"or_ids": {"ids": [{"any": true}, name("x")]}}), true),
+            (name("spiffe://td/ns/shop/sa/a"), true),
+            (name("spiffe://td/ns/shop/sa/A"), false),
+            (json!({"authenticated": {}}), true),
+            (state, true),
+            (json!({"direct_remote_ip": range("10.0.0.9", 32)}), true),
+            (json!({"source_ip": range("203.0.113.0", 24)}), false),
+            (json!({"remote_ip": range("203.0.113.0", 24)}), true),
+            (json!({"remote_ip": range("10.0.0.9", 32)}), false),
+            (json!({"header": {"name": "x-b", "present_match": true}}), false),
+            (json!({"url_path": {"path": {"prefix": "/a"}}}), true),
+        ];
+        for (principal, expected) in rows {
+            assert_eq!(lets_in(json!({"any": true}), principal.clone(), "/a/b"), expected, "{principal}");
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_policy_and_its_object() {
+        let all = json!({"permissions": [{"any": true}], "principals": [{"any": true}]});
+        let none = json!({"permissions": [{"any": true}], "principals": [{"authenticated": {}}]});
+        let said = |rules: Value| {
+            let connection = facts(None);
+            let subject = Subject { connection: &connection, client: connection.remote.ip(), request: None };
+            let guard = filter(rules).unwrap().unwrap();
+            let mut decided = Decided::default();
+            let refusal = guard.refuses(&subject, &mut decided).cloned();
+            assert_eq!((decided.allowed, decided.denied), if refusal.is_some() { (0, 1) } else { (1, 0) });
+            refusal.map(|refusal| (refusal.details.to_string(), refusal.object.clone().unwrap_or_default().to_string()))
+        };
+        let name = "ns[shop]-policy[no one]-rule[1]";
+        let denied = said(json!({"action": "DENY", "policies": {name: all, "z": all}}));
+        let details = "rbac_access_denied_matched_policy[ns[shop]-policy[no_one]-rule[1]]".to_owned();
+        assert_eq!(denied, Some((details, "AuthorizationPolicy shop/no one".to_owned())));
+        let denied = said(json!({"policies": {"ns[shop]-policy[a]-rule[0]": none}}));
+        let details = "rbac_access_denied_matched_policy[none]".to_owned();
+        assert_eq!(denied, Some((details, "AuthorizationPolicy shop/a".to_owned())));
+        assert_eq!(said(json!({"action": "DENY", "policies": {"a": none}})), None);
+        assert_eq!(said(json!({"policies": {"a": none, "b": all}})), None);
+        assert!(said(json!({"policies": {}})).is_some());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let policy = |permission: Value, principal: Value| {
+            filter(json!({"policies": {"p": {"permissions": [permission], "principals": [principal]}}}))
+        };
+        let any = || json!({"any": true});
+        let unknown =
+            json!({"name": "odd", "typed_config": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}});
+        let rows = [
+            (policy(json!({"matcher": unknown}), any()), "odd"),
+            (policy(any(), json!({"custom": unknown})), "odd"),
+            (policy(json!({}), any()), "no rule"),
+            (policy(json!({"any": false}), any()), "must be true"),
+            (policy(json!({"requested_server_name": {"safe_regex": {"regex": "("}}}), any()), "compiled"),
+            (policy(template("/a*"), any()), "whole segment"),
+            (policy(template("/**/*"), any()), "behind **"),
+            (policy(any(), json!({"filter_state": {"key": "other", "string_match": {"exact": "x"}}})), "other"),
+            (policy(any(), json!({"remote_ip": {"address_prefix": "x"}})), "addresses"),
+        ];
+        for (result, says) in rows {
+            let error = result.err().unwrap();
+            assert!(error.contains("policy \"p\"") && error.contains(says), "{error}: {says}");
+        }
+        let logs = filter(json!({"action": "LOG", "policies": {}})).unwrap();
+        assert!(logs.is_none(), "what only notes lets everybody in");
+    }
+}
