@@ -474,6 +474,14 @@ async fn ours_and_envoy_let_in_and_refuse_the_same() {
     assert!(said("rbac_access_denied_matched_policy[none]") > 10, "{details:?}");
     assert!(said("rbac_access_denied_matched_policy[ns[shop]-policy[denied]-rule[0]]") > 5, "{details:?}");
     assert!(details.iter().all(|told| told[0] == "403" && told[1] == "\"-\""), "{details:?}");
+    // gRPC has words of its own for it.
+    let call = Row(Who::Nobody, 8080, "POST", "/a.B/C", ANY, "content-type: application/grpc", 200);
+    for kind in KINDS {
+        let answer = stage.send(kind, &call, "grpc").await.unwrap().to_ascii_lowercase();
+        for said in ["http/1.1 200", "grpc-status: 7\r\n", "grpc-message: rbac: access denied\r\n"] {
+            assert!(answer.contains(said), "{kind}: {said} is not in {answer}");
+        }
+    }
     // On trial, all requests of the port would have been refused.
     let trial = ROWS.iter().filter(|row| row.1 == 8084).count() as u64;
     assert_eq!(stage.counted('m', "http.rbac.shadow_denied").await, trial);

@@ -330,3 +330,53 @@ fn names_are_not_known_where_there_is_no_mutual_tls() {
     let told = told(&format!("{named}{disabled}"));
     assert!(matches!(&told[..], [one] if one.contains("mutual TLS")), "{told:?}");
 }
+
+/// Gateways of a namespace are workloads of it: for their requests and for the bytes that they pass on.
+#[test]
+fn gateways_are_bound_too() {
+    let gateway = "---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec:
+  selector: {app: web}
+  servers:
+  - {port: {number: 8080, name: http, protocol: HTTP}, hosts: ['*']}
+  - {port: {number: 9000, name: tcp, protocol: TCP}, hosts: ['*']}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: edge, namespace: shop}
+spec:
+  hosts: ['*']
+  gateways: [edge]
+  tcp: [{match: [{port: 9000}], route: [{destination: {host: web, port: {number: 90}}}]}]
+";
+    let told = |policies: &str| -> Vec<(String, bool)> {
+        let node = format!("router~{ADDRESS}~web.shop~shop.svc.cluster.local");
+        let all = listeners(&world("{}", &format!("{gateway}{policies}")), &node);
+        all.iter().map(|one| (one["name"].as_str().unwrap().to_owned(), one.to_string().contains("rbac.v3"))).collect()
+    };
+    let named = |bound| vec![("0.0.0.0_8080".to_owned(), bound), ("0.0.0.0_9000".to_owned(), bound)];
+    assert_eq!(told(""), named(false));
+    let spec = "{selector: {matchLabels: {app: web}}, action: DENY, rules: [{from: [{source: {remoteIpBlocks: [192.0.2.1]}}]}]}";
+    assert_eq!(told(&policy("shop", "edge", spec)), named(true));
+}
+
+/// Who has no proxy is not protected, and is told so.
+#[test]
+fn a_server_without_a_proxy_is_told_that_nothing_protects_it() {
+    let snapshot = Snapshot::build(&world("{}", &policy("shop", "a", "{rules: [{}]}")), None);
+    let problems = |metadata: Value| {
+        let node = core::Node {
+            id: format!("sidecar~{ADDRESS}~web.shop~shop.svc.cluster.local"),
+            metadata: Some(api::xds::json_to_struct(&metadata)),
+            ..core::Node::default()
+        };
+        let scope = Scope::of(&snapshot, &ProxyIdentity::of(&node, None).unwrap());
+        scope.problems().iter().map(|problem| problem.message.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(json!({})), Vec::<String>::new());
+    let told = problems(json!({"GENERATOR": "grpc"}));
+    assert!(matches!(&told[..], [one] if one.contains("AuthorizationPolicy shop/a does not protect")), "{told:?}");
+}
