@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::crd;
+use api::crd::authorization_policy::Action;
 use api::crd::peer_authentication::MutualTlsMode;
 use api::mesh_config::MeshConfig;
 use api::name::Hostname;
@@ -110,7 +111,7 @@ pub struct Snapshot {
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
     pub(crate) made: Arc<Made>,
     pub(crate) views: view::Views,
-    /// Digest of all but the places of endpoints and Secrets.
+    /// Digest of all that views are made from, but for the places of endpoints.
     shape: u64,
     /// Subsets for which rules keep the routes they had.
     pub(crate) awaited: BTreeSet<held::Awaited>,
@@ -366,6 +367,17 @@ impl Snapshot {
         let root = self.mesh.root_namespace.as_str();
         let near = |policy: &&Arc<Plain<Authorization>>| policy.namespace == namespace || policy.namespace == root;
         self.authorizations.iter().filter(near).filter(|policy| policy.spec.binds(labels)).cloned().collect()
+    }
+
+    /// The AuthorizationPolicies that bind a workload, the oldest first: what each does to what it matches, and whether it is only to
+    /// be told.
+    pub fn policies_of(&self, namespace: &str, labels: &Labels) -> Vec<(Action, bool, ObjectKey)> {
+        let told = |bound: Arc<Plain<Authorization>>| {
+            let (namespace, name) = (bound.namespace.clone(), bound.name.clone());
+            let key = ObjectKey { kind: Kind::AuthorizationPolicy, namespace, name };
+            (bound.spec.policy.action, bound.spec.dry_run, key)
+        };
+        self.authorizations(namespace, labels).into_iter().map(told).collect()
     }
 
     /// The mode that clients expect of a service's endpoints: that of mesh and namespace alone, as Istio does.
