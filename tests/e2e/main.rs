@@ -62,6 +62,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("servers_that_exit_at_once_are_replaced_under_load", releases::replaced_abruptly),
     scenario("strict_refuses_a_pod_outside", trust::strict),
     scenario("partial_migration", trust::migration),
+    scenario("policies_let_in_and_refuse", trust::policies),
     scenario("job_ends", pods::job),
     scenario("init_container_uses_the_network", pods::init_container),
     scenario("stateful_ring", pods::ring),

@@ -43,8 +43,9 @@ pub(crate) fn gateway(cluster: &Cluster) -> Result<String> {
 /// The shop as it is without a mesh.
 pub(crate) fn without_mesh(cluster: &Cluster) -> Result<String> {
     // What an earlier run on this cluster has left.
-    cluster
-        .kubectl("delete namespace ecommerce pods outside migration abrupt manual --ignore-not-found --timeout=120s")?;
+    cluster.kubectl(
+        "delete namespace ecommerce pods outside migration policies abrupt manual --ignore-not-found --timeout=120s",
+    )?;
     cluster.apply_file("examples/ecommerce/kubernetes/shop.yaml")?;
     cluster.rolled_out(SHOP)?;
     expect_column(cluster, SHOP, "1/1")?;

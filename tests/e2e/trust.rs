@@ -1,6 +1,6 @@
-//! Who may speak to whom: STRICT against pods outside, and a move into the mesh one namespace at a time.
+//! Who may speak to whom: STRICT against pods outside, a move into the mesh one namespace at a time, and policies that name callers.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::kubectl::Cluster;
 use crate::pods;
@@ -127,5 +127,104 @@ pub(crate) fn migration(cluster: &Cluster) -> Result<String> {
     cluster.until("STRICT refuses a pod outside", || refused(cluster, SERVER))?;
     pods::call(cluster, SERVER)?;
     cluster.kubectl("delete namespace migration --wait=false")?;
+    Ok(String::new())
+}
+
+const PAYMENT: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: policies, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: payment, namespace: policies}
+spec:
+  selector: {app: payment}
+  ports:
+  - {name: http, port: 80, targetPort: 8080}
+  - {name: tcp, port: 7070}
+";
+const MEMBER: &str = "---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: NAME, namespace: policies}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: NAME, namespace: policies}
+spec:
+  selector: {matchLabels: {app: NAME}}
+  template:
+    metadata: {labels: {app: NAME}}
+    spec:
+      serviceAccountName: NAME
+      containers:
+      - name: workload
+        image: mesh/workload:TAG
+        args: [serve]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+";
+const ONLY_ORDERS: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: payment, namespace: policies}
+spec:
+  selector: {matchLabels: {app: payment}}
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/policies/sa/order]}}]
+";
+const BOTH: &str = r#"[{"op": "add", "path": "/spec/rules/0/from/0/source/principals/-", "value": "cluster.local/ns/policies/sa/report"}]"#;
+/// An attribute that no proxy knows.
+const UNREADABLE: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: unreadable, namespace: policies}
+spec: {rules: [{when: [{key: custom.decision, values: [allow]}]}]}
+";
+
+/// A policy lets in one account and refuses another, over HTTP and bytes; an edit counts at once; the API server refuses a policy that
+/// could not be decided.
+pub(crate) fn policies(cluster: &Cluster) -> Result<String> {
+    let members = ["payment", "order", "report"].map(|name| MEMBER.replace("NAME", name)).concat();
+    cluster.apply(&format!("{PAYMENT}{members}").replace("TAG", &cluster.tag))?;
+    cluster.rolled_out("policies")?;
+    let call = |who: &str, url: &str| {
+        let words = ["/usr/local/bin/workload", "get", url];
+        cluster.exec("policies", &format!("deploy/{who}"), "workload", &words)
+    };
+    let (http, bytes) = ("http://payment/", "http://payment:7070/");
+    let served = |who: &str| call(who, http).map(drop);
+    // The server of bytes speaks first, and no HTTP: hearing it is what counts.
+    let heard = |who: &str| match call(who, bytes) {
+        Err(error) if format!("{error:#}").contains("Parse") => Ok(()),
+        other => bail!("{who} has not heard the server: {other:?}"),
+    };
+    let forbidden = |who: &str| {
+        let said = match call(who, http) {
+            Ok(text) => bail!("{who} was served: {text}"),
+            Err(error) => format!("{error:#}"),
+        };
+        ensure!(said.contains("403 Forbidden"), "{who} was not refused: {said}");
+        ensure!(heard(who).is_err(), "{who} was heard by the server of bytes");
+        Ok(())
+    };
+    for who in ["order", "report"] {
+        cluster.until("everybody is served", || served(who).and_then(|()| heard(who)))?;
+    }
+    cluster.apply(ONLY_ORDERS)?;
+    cluster.until("another account is refused", || forbidden("report"))?;
+    served("order")?;
+    heard("order")?;
+    let pods = cluster.get("pods -n policies -l app=payment")?;
+    let pod = pods["items"][0]["metadata"]["name"].as_str().context("payment has no pod")?;
+    let why = cluster.meshctl(&format!("why --last {pod}.policies"))?;
+    ensure!(why.contains("AuthorizationPolicy policies/payment"), "meshctl why says: {why}");
+    cluster.kubectl_words(&["patch", "-n", "policies", "authorizationpolicy", "payment", "--type=json", "-p", BOTH])?;
+    cluster.until("the edit lets it in", || served("report").and_then(|()| heard("report")))?;
+    match cluster.once(&["apply"], UNREADABLE) {
+        Ok(text) => bail!("a policy that cannot be decided was taken: {text}"),
+        Err(error) => ensure!(format!("{error:#}").contains("custom.decision"), "{error:#}"),
+    }
+    cluster.kubectl("delete namespace policies --wait=false")?;
     Ok(String::new())
 }

@@ -38,7 +38,6 @@ struct Row {
     says: &'static str,
 }
 
-// The row "denied by a policy" (403 UAEX rbac_access_denied) comes with AuthorizationPolicy: nothing can force it before.
 /// Flags and details are those that an Envoy 1.40 wrote for the same failures; of a certificate for another name, without the
 /// names that it is for.
 const ROWS: &[Row] = &[
@@ -533,6 +532,140 @@ async fn refused_configuration_is_told_with_the_object_that_it_comes_from() {
     }
     // Everything else of the gateway is as before: the refused listener is the only one.
     assert!(TcpStream::connect(&mesh.edge).await.is_ok());
+    for agent in mesh.agents {
+        agent.end().await;
+    }
+}
+
+/// What the policies of one workload say, and to whom.
+const POLICIES: &str = "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny-admin, namespace: shop}
+spec:
+  selector: {matchLabels: {app: user}}
+  action: DENY
+  rules:
+  - to: [{operation: {ports: ['8080'], paths: [/never]}}]
+  - to: [{operation: {ports: ['8080'], paths: [/admin/*]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: allow-known, namespace: shop}
+spec:
+  selector: {matchLabels: {app: user}}
+  rules:
+  - to: [{operation: {ports: ['8080'], paths: [/known, /admin/*]}}]
+  - to: [{operation: {ports: ['9001']}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny-bytes, namespace: shop}
+spec:
+  selector: {matchLabels: {app: user}}
+  action: DENY
+  rules:
+  - from: [{source: {principals: ['*/sa/caller']}}]
+    to: [{operation: {ports: ['9001']}}]
+";
+
+/// What is refused: path or port, the policy that says so, what the details name, a word of the sentence.
+const REFUSALS: [(&str, &str, &str, &str); 4] = [
+    ("/admin/x", "deny-admin", "[ns[shop]-policy[deny-admin]-rule[1]]", "with the action DENY"),
+    ("/unknown", "allow-known", "[none]", "No AuthorizationPolicy allows"),
+    ("9000", "allow-known", "[none]", "No AuthorizationPolicy allows"),
+    ("9001", "deny-bytes", "[ns[shop]-policy[deny-bytes]-rule[0]]", "with the action DENY"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_told_with_the_policy_that_explains_them() {
+    let [at_user, at_caller] = [(); 2].map(|()| loopback());
+    let objects = format!(
+        "# Not all is allowed.
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: user, namespace: shop}}
+spec:
+  selector: {{app: user}}
+  ports:
+  - {{name: http, port: 8080, targetPort: 8080}}
+  - {{name: tcp-one, port: 9000, targetPort: 9000}}
+  - {{name: tcp-two, port: 9001, targetPort: 9001}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: user, namespace: shop}}
+spec:
+  workloadSelector: {{labels: {{app: user}}}}
+  ingress:
+  - {{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
+  - {{port: {{number: 9000, protocol: TCP, name: one}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
+  - {{port: {{number: 9001, protocol: TCP, name: two}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: caller, namespace: shop}}
+spec:
+  workloadSelector: {{labels: {{app: caller}}}}
+  egress:
+  - {{port: {{number: 9000, protocol: TCP, name: one}}, bind: {at_caller}, captureMode: NONE, hosts: [./*]}}
+  - {{port: {{number: 9001, protocol: TCP, name: two}}, bind: {at_caller}, captureMode: NONE, hosts: [./*]}}
+  - {{captureMode: NONE, hosts: [./*]}}
+{POLICIES}{}{}",
+        workload("user", "shop", &at_user),
+        workload("caller", "shop", &at_caller),
+    );
+    let control_plane = ControlPlane::start_with(&[(FILE, objects.as_str())], MESH_CONFIG).await;
+    assert_eq!(control_plane.problems(), []);
+    echo(&format!("{at_user}:18080")).await;
+    let agents = vec![
+        sidecar::start(&control_plane, Role::Sidecar, "user", "shop", &at_user, &[]).await,
+        sidecar::start(&control_plane, Role::Sidecar, "caller", "shop", &at_caller, &[]).await,
+    ];
+    let outbound = format!("{at_caller}:15080");
+    until("the way", async || match ask(&outbound, "user.shop:8080", "/known").await {
+        Ok((200, _)) => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    let mesh = Broken {
+        control_plane,
+        objects,
+        outbound,
+        inbound: String::new(),
+        edge: String::new(),
+        agents,
+        _full: Full::open(&at_user).await,
+        _authorities: tempfile::tempdir().unwrap(),
+    };
+    for (what, policy, names, says) in REFUSALS {
+        if what.starts_with('/') {
+            let mut request = get("user.shop:8080", what);
+            request.headers_mut().insert("x-request-id", what.parse().unwrap());
+            let answered = Client::connect(&mesh.outbound).await.unwrap().ask(request).await.unwrap();
+            assert_eq!(answered, (403, "RBAC: access denied".to_owned()), "{what}");
+        } else {
+            let mut stream = TcpStream::connect(format!("{at_caller}:{what}")).await.unwrap();
+            let _ = stream.write_all(b"GET /known HTTP/1.1\r\nhost: user\r\n\r\n").await;
+            assert!(stream.read_u8().await.is_err(), "{what} was let in");
+        }
+        let why = until(what, async || match mesh.explained(&["--last", "user"]).await {
+            Ok(why) if why.request_id == what || why.request.ends_with(&format!(":{what}")) => Ok(why),
+            other => Err(other),
+        })
+        .await;
+        assert_eq!(why.object, format!("AuthorizationPolicy shop/{policy}"), "{why:?}");
+        assert_eq!(why.place, mesh.place("AuthorizationPolicy", policy), "{why:?}");
+        assert_eq!(why.details, format!("rbac_access_denied_matched_policy{names}"), "{why:?}");
+        assert_eq!((why.flag.as_str(), why.side.as_str()), ("-", "policy"), "{why:?}");
+        assert!(why.sentence.contains(says), "{why:?}");
+        let words = if what.starts_with('/') { vec!["why", what] } else { vec!["why", "--last", "user"] };
+        let told = mesh.meshctl(&words).await;
+        for said in [&why.sentence, &format!("{}, {}", why.object, why.place), &why.details] {
+            assert!(told.contains(said.as_str()), "{what}: {said} is not in\n{told}");
+        }
+    }
     for agent in mesh.agents {
         agent.end().await;
     }

@@ -18,6 +18,7 @@ macro_rules! keys {
 }
 
 keys! {
+    DRY_RUN = "istio.io/dry-run": "Annotation of an AuthorizationPolicy: `true` if it is only to be told what it would decide.";
     TLS_MODE = "security.istio.io/tlsMode": "`istio` on workloads that accept mutual TLS; endpoints carry it to the clients.";
     CANONICAL_NAME = "service.istio.io/canonical-name": "Name of the workload's service in metrics.";
     CANONICAL_REVISION = "service.istio.io/canonical-revision": "Revision of the workload in metrics; `latest` when unknown.";

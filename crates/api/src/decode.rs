@@ -312,7 +312,7 @@ impl Reader<'_> {
             Kind::EnvoyFilter => raw!(EnvoyFilter),
             Kind::ProxyConfig => raw!(ProxyConfig),
             Kind::RequestAuthentication => raw!(RequestAuthentication),
-            Kind::AuthorizationPolicy => raw!(AuthorizationPolicy),
+            Kind::AuthorizationPolicy => spec!(AuthorizationPolicy),
             Kind::Telemetry => raw!(Telemetry),
             Kind::WasmPlugin => raw!(WasmPlugin),
             Kind::TrafficExtension => raw!(TrafficExtension),

@@ -196,7 +196,7 @@ pub enum Body {
     EnvoyFilter(Value),
     ProxyConfig(Value),
     RequestAuthentication(Value),
-    AuthorizationPolicy(Value),
+    AuthorizationPolicy(crd::AuthorizationPolicy),
     Telemetry(Value),
     WasmPlugin(Value),
     TrafficExtension(Value),

@@ -139,6 +139,7 @@ codes! {
     SubsetNotFound = "MESH0007": "The route names a subset that no DestinationRule defines.";
     MeaningTaken = "MESH0008": "The object is ambiguous or unusual; the meaning taken is told.";
     SidecarBypassed = "MESH0009": "A container goes around its pod's own sidecar.";
+    NeverMatches = "MESH0010": "The value can match nothing that there is.";
 }
 
 /// The known word that is nearest to a misspelt one, if it is near enough to be meant.

@@ -2,6 +2,7 @@
 
 mod wire;
 mod tls;
+mod rbac;
 mod filter;
 mod route;
 mod cluster;

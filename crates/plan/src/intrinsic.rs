@@ -1,6 +1,8 @@
 //! What is wrong with an object in itself. An Error keeps a new version out, so only what Istio's own validation refuses
 //! is one; what is not built yet is told on its field.
 
+mod authorization;
+
 use std::collections::BTreeSet;
 
 use api::annotation;
@@ -54,7 +56,8 @@ pub fn intrinsic(object: &Object) -> Vec<Problem> {
                 told.warn(&field, Code::SidecarBypassed, &sentence);
             }
         }
-        Body::AuthorizationPolicy(_) | Body::RequestAuthentication(_) => {
+        Body::AuthorizationPolicy(spec) => authorization::check(&mut told, spec),
+        Body::RequestAuthentication(_) => {
             told.error(
                 "",
                 Code::NotBuilt,
@@ -72,6 +75,16 @@ pub fn intrinsic(object: &Object) -> Vec<Problem> {
         _ => {}
     }
     told.problems
+}
+
+/// Whether an AuthorizationPolicy is only to be told what it would decide; nothing if its annotation says neither (the words
+/// are those that Go reads as a boolean).
+pub(crate) fn dry_run(object: &Object) -> Option<bool> {
+    match object.meta.annotations.get(annotation::DRY_RUN).map(String::as_str) {
+        None | Some("0" | "f" | "F" | "FALSE" | "false" | "False") => Some(false),
+        Some("1" | "t" | "T" | "TRUE" | "true" | "True") => Some(true),
+        Some(_) => None,
+    }
 }
 
 fn is_captured(pod: &Object) -> bool {

@@ -20,7 +20,7 @@ use crate::model::{Digested, Named, Place, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::resources::ordered;
 use crate::snapshot::view::{View, sidecar_of};
-use crate::snapshot::{Plain, Snapshot};
+use crate::snapshot::{Authorization, Plain, Snapshot};
 
 pub(crate) use credentials::{AUTHORITIES, secret_name};
 
@@ -35,6 +35,8 @@ pub struct Scope {
     pub(crate) view: Arc<View>,
     pub(crate) inbound: Vec<Inbound>,
     pub(crate) gateways: Vec<Arc<Plain<crd::Gateway>>>,
+    /// Who may do what, the oldest first.
+    pub(crate) authorizations: Vec<Arc<Plain<Authorization>>>,
     /// Where the workload is, if that is of matter for some service.
     pub(crate) place: Option<Place>,
     /// For a gateway: ports of services that select it, and the port that the gateway itself listens on.
@@ -81,8 +83,10 @@ impl Scope {
         let sidecar = (proxy.role == Role::Sidecar).then(|| sidecar_of(snapshot, &proxy.namespace, &labels)).flatten();
         let view = View::shared(snapshot, &proxy, &labels, sidecar.as_deref());
         let place = workload.as_ref().and_then(|workload| snapshot.place(workload));
+        let authorizations = snapshot.authorizations(&proxy.namespace, &labels);
         let mut scope = Scope {
             snapshot: snapshot.clone(),
+            authorizations,
             place,
             proxy,
             labels,
@@ -98,6 +102,7 @@ impl Scope {
             Role::Sidecar => scope.take_in(sidecar.as_deref(), &addresses),
             Role::Router => scope.open(&addresses),
         }
+        scope.tell_unguarded();
         scope.shape = scope.digest(sidecar.as_deref());
         scope.key = digest_of(&(scope.shape, scope.view.digest));
         scope
@@ -252,6 +257,22 @@ impl Scope {
         }
     }
 
+    /// A gRPC server without a proxy is told nothing of what it takes in.
+    fn tell_unguarded(&mut self) {
+        if !self.proxy.proxyless {
+            return;
+        }
+        let problems = self.authorizations.iter().map(|policy| {
+            let message = format!(
+                "AuthorizationPolicy {}/{} does not protect this workload: it has no proxy, and gRPC servers get no configuration from here yet.",
+                policy.namespace, policy.name
+            );
+            self.problem(Code::NotBuilt, Severity::Warning, message)
+        });
+        let mut problems: Vec<Problem> = problems.collect();
+        self.problems.append(&mut problems);
+    }
+
     fn problem(&self, code: Code, severity: Severity, message: String) -> Problem {
         Problem {
             object: ObjectRef {
@@ -284,6 +305,7 @@ impl Scope {
             self.view.shape,
         ];
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
+        parts.extend(self.authorizations.iter().map(|policy| policy.digest));
         parts.extend(self.credential_digests());
         digest_of(&parts)
     }

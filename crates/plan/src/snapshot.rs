@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::crd;
+use api::crd::authorization_policy::Action;
 use api::crd::peer_authentication::MutualTlsMode;
 use api::mesh_config::MeshConfig;
 use api::name::Hostname;
@@ -18,6 +19,7 @@ use api::problem::Problem;
 use api::value::Labels;
 use serde_json::{Value, json};
 
+use crate::intrinsic::dry_run;
 use crate::lower::{self, ByKind};
 use crate::made::Made;
 use crate::model::{Age, Digested, Distribution, Endpoint, Exports, Place, Service, Workload, digest_of};
@@ -67,6 +69,24 @@ pub(crate) struct Plain<T> {
     pub(crate) digest: u64,
 }
 
+/// An AuthorizationPolicy, and whether it is only to be told what it would decide.
+#[derive(Clone, Debug)]
+pub(crate) struct Authorization {
+    pub(crate) policy: crd::AuthorizationPolicy,
+    pub(crate) dry_run: bool,
+}
+
+impl Authorization {
+    /// Whether it is for the workloads of a namespace that have these labels. What is for objects is for no workload: there are
+    /// none of the kinds that it may name.
+    fn binds(&self, labels: &Labels) -> bool {
+        let policy = &self.policy;
+        policy.target_ref.is_none()
+            && policy.target_refs.is_empty()
+            && policy.selector.as_ref().is_none_or(|selector| api::selector::selects(&selector.match_labels, labels))
+    }
+}
+
 /// The mesh at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -87,10 +107,11 @@ pub struct Snapshot {
     pub(crate) gateways: Vec<Arc<Plain<crd::Gateway>>>,
     pub(crate) sidecars: Vec<Arc<Plain<crd::Sidecar>>>,
     pub(crate) peer_authentications: Vec<Arc<Plain<crd::PeerAuthentication>>>,
+    pub(crate) authorizations: Vec<Arc<Plain<Authorization>>>,
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
     pub(crate) made: Arc<Made>,
     pub(crate) views: view::Views,
-    /// Digest of all but the places of endpoints and Secrets.
+    /// Digest of all that views are made from, but for the places of endpoints.
     shape: u64,
     /// Subsets for which rules keep the routes they had.
     pub(crate) awaited: BTreeSet<held::Awaited>,
@@ -150,6 +171,7 @@ impl Snapshot {
                 Body::PeerAuthentication(spec) => Some(spec),
                 _ => None,
             }),
+            authorizations: authorizations(&by_kind),
             secrets: by_kind
                 .all(Kind::Secret)
                 .map(|object| ((object.meta.namespace.clone(), object.meta.name.clone()), (*object).clone()))
@@ -363,6 +385,24 @@ impl Snapshot {
         decided
     }
 
+    /// The AuthorizationPolicies that bind a workload, the oldest first: those of its namespace and of the root namespace.
+    pub(crate) fn authorizations(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Plain<Authorization>>> {
+        let root = self.mesh.root_namespace.as_str();
+        let near = |policy: &&Arc<Plain<Authorization>>| policy.namespace == namespace || policy.namespace == root;
+        self.authorizations.iter().filter(near).filter(|policy| policy.spec.binds(labels)).cloned().collect()
+    }
+
+    /// The AuthorizationPolicies that bind a workload, the oldest first: what each does to what it matches, and whether it is only to
+    /// be told.
+    pub fn policies_of(&self, namespace: &str, labels: &Labels) -> Vec<(Action, bool, ObjectKey)> {
+        let told = |bound: Arc<Plain<Authorization>>| {
+            let (namespace, name) = (bound.namespace.clone(), bound.name.clone());
+            let key = ObjectKey { kind: Kind::AuthorizationPolicy, namespace, name };
+            (bound.spec.policy.action, bound.spec.dry_run, key)
+        };
+        self.authorizations(namespace, labels).into_iter().map(told).collect()
+    }
+
     /// The mode that clients expect of a service's endpoints: that of mesh and namespace alone, as Istio does.
     pub(crate) fn expected_mutual_tls(&self, namespace: &str) -> MutualTlsMode {
         let root = self.mesh.root_namespace.clone();
@@ -411,6 +451,22 @@ fn plain<T: Clone>(by_kind: &ByKind<'_>, kind: Kind, spec: impl Fn(&Body) -> Opt
         }))
     };
     let mut all: Vec<_> = by_kind.all(kind).filter_map(make).collect();
+    all.sort_by(|one, two| one.age.cmp(&two.age));
+    all
+}
+
+fn authorizations(by_kind: &ByKind<'_>) -> Vec<Arc<Plain<Authorization>>> {
+    let make = |object: &Arc<Object>| {
+        let Body::AuthorizationPolicy(policy) = &object.body else { return None };
+        Some(Arc::new(Plain {
+            name: object.meta.name.clone(),
+            namespace: object.meta.namespace.clone(),
+            age: Age::of(object),
+            spec: Arc::new(Authorization { policy: policy.clone(), dry_run: dry_run(object) == Some(true) }),
+            digest: digest_of(&(object.digest, Age::of(object))),
+        }))
+    };
+    let mut all: Vec<_> = by_kind.all(Kind::AuthorizationPolicy).filter_map(make).collect();
     all.sort_by(|one, two| one.age.cmp(&two.age));
     all
 }

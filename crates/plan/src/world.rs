@@ -1,10 +1,11 @@
-//! Each object as last seen, by key. An object that is wrong in itself does not come in: its last good version stays.
+//! Each object as last seen, by key. An object that is wrong in itself does not come in: its last good version stays. Where
+//! there is none, a policy that keeps callers out comes in all the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::mesh_config::MeshConfig;
-use api::object::{Object, ObjectKey};
+use api::object::{Kind, Object, ObjectKey};
 use api::problem::{Problem, Severity};
 
 use crate::intrinsic::{intrinsic, keeps_effect};
@@ -71,8 +72,16 @@ impl World {
     fn upsert(&mut self, object: Object) -> bool {
         let key = object.key();
         let problems = intrinsic(&object);
-        if problems.iter().any(|problem| problem.severity == Severity::Error && !keeps_effect(problem)) {
-            return self.refused.insert(key, problems.clone()) != Some(problems);
+        if keeps_out(&problems) {
+            let before = self.objects.get(&key);
+            let unprotected = is_closed(&object) && before.is_none_or(|before| is_refused(before));
+            let same = before.is_some_and(|before| before.digest == object.digest && before.origin == object.origin);
+            let told = self.refused.insert(key.clone(), problems.clone()) != Some(problems);
+            if !unprotected {
+                return told;
+            }
+            self.objects.insert(key, Arc::new(object));
+            return told || !same;
         }
         let was_refused = self.refused.remove(&key).is_some();
         match problems.is_empty() {
@@ -115,4 +124,18 @@ impl World {
     pub fn object(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.objects.get(key)
     }
+}
+
+fn keeps_out(problems: &[Problem]) -> bool {
+    problems.iter().any(|problem| problem.severity == Severity::Error && !keeps_effect(problem))
+}
+
+fn is_refused(object: &Object) -> bool {
+    keeps_out(&intrinsic(object))
+}
+
+/// Whether the object is made to keep callers out: one that is wrong is better than none, since what is wrong in it lets nobody in
+/// and takes nobody's guilt away (`generate/rbac.rs`).
+fn is_closed(object: &Object) -> bool {
+    object.kind == Kind::AuthorizationPolicy
 }

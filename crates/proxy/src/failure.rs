@@ -3,6 +3,8 @@
 
 #![deny(clippy::disallowed_methods)]
 
+use std::sync::Arc;
+
 /// Whose side a failure is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -39,6 +41,8 @@ pub enum Blame {
     Service,
     /// What says which connections are taken: a PeerAuthentication or a Gateway.
     Listener,
+    /// What says who may do what: an AuthorizationPolicy.
+    Authorization,
     /// The caller; no object is at fault.
     Nobody,
 }
@@ -54,6 +58,8 @@ pub struct Objects<'a> {
     pub service: Option<&'a str>,
     /// Of the listener.
     pub listener: Option<&'a str>,
+    /// What refused the request.
+    pub authorization: Option<&'a str>,
 }
 
 impl Objects<'_> {
@@ -64,10 +70,22 @@ impl Objects<'_> {
             Blame::Policy => self.policy.or(self.service).or(self.route),
             Blame::Service => self.service.or(self.policy).or(self.route),
             Blame::Listener => self.listener,
+            Blame::Authorization => self.authorization,
             Blame::Nobody => None,
         };
         found.unwrap_or_default().to_owned()
     }
+}
+
+/// Which policy refused, for the one who asks why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What happened.
+    pub failure: Failure,
+    /// Envoy's details, with the policy's name in them.
+    pub details: Arc<str>,
+    /// The object that the policy was made from.
+    pub object: Option<Arc<str>>,
 }
 
 macro_rules! failures {
@@ -186,8 +204,10 @@ failures! {
         sentence: "The route does not allow this kind of upgrade." }
     Misdirected { status: 421, flag: "NR", details: "misdirected_request", side: Client, body: "Misdirected Request",
         sentence: "The request's host is not one that this TLS connection's certificate is for; the caller should open another connection." }
-    Denied { status: 403, flag: "UAEX", details: "rbac_access_denied", side: Policy, body: "RBAC: access denied",
-        sentence: "An AuthorizationPolicy forbids the request." }
+    Denied { status: 403, flag: "-", details: "rbac_access_denied_matched_policy", side: Policy, body: "RBAC: access denied",
+        sentence: "An AuthorizationPolicy with the action DENY forbids this; the details name its rule." }
+    NotAllowed { status: 403, flag: "-", details: "rbac_access_denied_matched_policy[none]", side: Policy, body: "RBAC: access denied",
+        sentence: "No AuthorizationPolicy allows this: there are some with the action ALLOW for the workload, and none of their rules matches the caller, the host, the method, the path or the port." }
     RateLimited { status: 429, flag: "RL", details: "local_rate_limited", side: Policy, body: "local_rate_limited",
         sentence: "The rate limit was exceeded." }
     NoFilterChain { status: 0, flag: "NR", details: "filter_chain_not_found", side: Policy, body: "",
@@ -242,7 +262,8 @@ impl Failure {
             | Failure::UpstreamTruncated
             | Failure::UpstreamBrokenOff
             | Failure::UpstreamBroken => Blame::Service,
-            Failure::NoFilterChain | Failure::DownstreamTls | Failure::Denied => Blame::Listener,
+            Failure::NoFilterChain | Failure::DownstreamTls => Blame::Listener,
+            Failure::Denied | Failure::NotAllowed => Blame::Authorization,
             Failure::ClientGone
             | Failure::BadRequest
             | Failure::AmbiguousPath

@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts as RequestHead;
@@ -11,12 +13,17 @@ use http::{HeaderMap, HeaderValue};
 use rand::rngs::SmallRng;
 
 use crate::facts::ConnFacts;
-use crate::failure::Failure;
+use crate::failure::{Failure, Refusal};
+use crate::telemetry::metrics::Decided;
 
 /// A request on its way through the filters.
 pub struct Exchange<'a> {
     /// The request's head, to read and change.
     pub head: &'a mut RequestHead,
+    /// The host that was asked for.
+    pub authority: &'a str,
+    /// Who asks, as far as the proxies in between are believed; told only if some filter of the chain wants to know.
+    pub client: IpAddr,
     /// The connection it came on.
     pub connection: &'a ConnFacts,
     /// Dice.
@@ -32,6 +39,10 @@ pub struct Notes {
     pub cors_origin: Option<HeaderValue>,
     /// A fault delayed the request (response flag DI).
     pub delayed: bool,
+    /// The policy that refused the request.
+    pub refusal: Option<Arc<Refusal>>,
+    /// What policies decided.
+    pub decided: Decided,
 }
 
 /// A local answer.
@@ -80,6 +91,11 @@ pub trait HttpFilter: Debug + Send + Sync {
     /// Looks at a request before it is sent on.
     fn on_request(&self, _exchange: &mut Exchange<'_>) -> Step {
         Step::Continue
+    }
+
+    /// Whether `Exchange::client` is wanted.
+    fn asks_client(&self) -> bool {
+        false
     }
 
     /// Looks at an answer; called in reverse order.

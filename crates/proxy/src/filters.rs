@@ -2,6 +2,7 @@
 
 pub mod cors;
 pub mod fault;
+pub mod rbac;
 
 use std::sync::Arc;
 
@@ -42,6 +43,7 @@ pub const TABLE: &[Row] = &[
     Row { type_name: "envoy.extensions.filters.http.fault.v3.HTTPFault", compile: fault::compile },
     Row { type_name: "envoy.extensions.filters.http.cors.v3.Cors", compile: |_| Ok(Compiled::Idle) },
     Row { type_name: "envoy.extensions.filters.http.cors.v3.CorsPolicy", compile: cors::compile },
+    Row { type_name: "envoy.extensions.filters.http.rbac.v3.RBAC", compile: rbac::compile },
     Row { type_name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", compile: |_| Ok(Compiled::GrpcStats) },
     Row {
         type_name: "stats.PluginConfig",

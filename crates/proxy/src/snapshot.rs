@@ -7,6 +7,7 @@ pub mod tls_terms;
 pub mod endpoint;
 pub mod cluster;
 pub mod route;
+pub mod rbac;
 pub mod chain;
 pub mod listener;
 

@@ -12,15 +12,17 @@ use std::sync::Arc;
 use api::xds::ResourceKind;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Uri};
-use proxy::facts::ConnFacts;
+use proxy::facts::{ConnFacts, PeerFacts};
 use proxy::filter::{Exchange, Notes, Reply, Step};
 use proxy::http::path::{Canonical, canonical};
 use proxy::snapshot::Snapshot;
 use proxy::snapshot::chain::{Chain, HttpChain, Network, RouteSource, StripPort, TcpChain, Transport};
 use proxy::snapshot::listener::{ChainQuery, Listener};
+use proxy::snapshot::rbac::Subject;
 use proxy::snapshot::route::action::{Action, ClusterChoice, Forward, HostRewrite};
 use proxy::snapshot::route::{Decision as Routed, Target, without_port};
 use proxy::telemetry::format::Facts;
+use proxy::telemetry::metrics::Decided;
 use proxy::xds::resources::{Resource, ResourceSet};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -45,6 +47,8 @@ struct Request {
     sni: Option<String>,
     #[serde(default)]
     alpn: Vec<String>,
+    /// The name that its certificate has.
+    peer: Option<String>,
     /// The client does not speak HTTP.
     #[serde(default)]
     tcp: bool,
@@ -201,7 +205,7 @@ fn decide(snapshot: &Snapshot, request: &Request) -> Decision {
         server_name: request.sni.as_deref().map(Into::into),
         alpn: None,
         tls: chain.tls.is_some(),
-        peer: None,
+        peer: request.peer.clone().map(|uri| Arc::new(PeerFacts { uris: vec![uri], ..PeerFacts::default() })),
         own_uri: None,
         tls_version: None,
     };
@@ -220,7 +224,7 @@ fn connection(snapshot: &Snapshot, request: &Request, chain: &Chain, facts: &Con
     }
     match &chain.network {
         Network::Close => decision.refused = Some("closed".into()),
-        Network::Tcp(tcp) => bytes(snapshot, request, tcp, decision),
+        Network::Tcp(tcp) => bytes(snapshot, request, tcp, facts, decision),
         Network::Http(_) if request.tcp || (request.tls && chain.tls.is_none()) => {
             decision.refused = Some("the chain wants HTTP".into());
         }
@@ -228,7 +232,13 @@ fn connection(snapshot: &Snapshot, request: &Request, chain: &Chain, facts: &Con
     }
 }
 
-fn bytes(snapshot: &Snapshot, request: &Request, chain: &TcpChain, decision: &mut Decision) {
+fn bytes(snapshot: &Snapshot, request: &Request, chain: &TcpChain, facts: &ConnFacts, decision: &mut Decision) {
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    let mut refusals = chain.guards.iter().filter_map(|guard| guard.refuses(&subject, &mut Decided::default()));
+    if let Some(refusal) = refusals.next() {
+        decision.refused = Some(refusal.details.to_string());
+        return;
+    }
     let rows: Vec<(&str, u64)> =
         chain.clusters.iter().map(|(name, weight)| (name.as_ref(), u64::from(*weight))).collect();
     let total: u64 = rows.iter().map(|(_, weight)| weight).sum();
@@ -325,7 +335,7 @@ fn exchange(snapshot: &Snapshot, request: &Request, chain: &HttpChain, facts: &C
         }
         _ => None,
     };
-    if let Some(reply) = filters(chain, &routed, target.as_ref(), &mut head, facts, &mut dice, decision) {
+    if let Some(reply) = filters(chain, &routed, target.as_ref(), (&mut head, &authority), facts, &mut dice, decision) {
         decision.status = Some(reply.status);
         return;
     }
@@ -365,7 +375,7 @@ fn filters(
     chain: &HttpChain,
     routed: &Routed<'_>,
     target: Option<&Target<'_>>,
-    head: &mut Parts,
+    (head, authority): (&mut Parts, &str),
     facts: &ConnFacts,
     dice: &mut SmallRng,
     decision: &mut Decision,
@@ -379,9 +389,19 @@ fn filters(
             decision.fault = Some(format!("{own:?}"));
         }
         let filter = own.unwrap_or(filter);
-        match filter.on_request(&mut Exchange { head, connection: facts, dice, notes: &mut notes }) {
+        match filter.on_request(&mut Exchange {
+            head,
+            authority,
+            client: facts.remote.ip(),
+            connection: facts,
+            dice,
+            notes: &mut notes,
+        }) {
             Step::Continue => {}
-            Step::Reply(reply) => return Some(reply),
+            Step::Reply(reply) => {
+                decision.refused = notes.refusal.as_ref().map(|refusal| refusal.details.to_string());
+                return Some(reply);
+            }
             Step::Wait(_) => decision.answer = Some("delayed".into()),
         }
     }

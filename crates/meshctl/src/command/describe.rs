@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use api::crd::authorization_policy::Action;
 use api::crd::peer_authentication::MutualTlsMode;
 use api::crd::virtual_service::{HttpRoute, RouteDestination};
 use api::crd::{DestinationRule, VirtualService};
@@ -133,6 +134,7 @@ fn pod(known: &Known, key: &ObjectKey) -> Result<String> {
     }
     let numbers: Vec<u16> = ports.into_iter().map(|(port, _)| port).collect();
     text += &mutual_tls(known, pod, &numbers, &mut told);
+    text += &policies(known, pod, &mut told);
     Ok(text + &problems(known, &told))
 }
 
@@ -151,6 +153,7 @@ fn service(known: &Known, key: &ObjectKey) -> Result<String> {
     if let Some(pod) = pods.first() {
         let targets: Vec<u16> = service.spec.ports.iter().map(|port| target(port, Some(pod))).collect();
         text += &mutual_tls(known, pod, &targets, &mut told);
+        text += &policies(known, pod, &mut told);
     }
     Ok(text + &problems(known, &told))
 }
@@ -435,6 +438,40 @@ fn mode((mode, policy): &(MutualTlsMode, Option<ObjectKey>)) -> String {
     }
 }
 
+/// Which policies say who may call a pod, in the order in which they decide.
+fn policies(known: &Known, pod: &Object, told: &mut BTreeSet<ObjectRef>) -> String {
+    let mut bound = known.snapshot.policies_of(&pod.meta.namespace, &pod.meta.labels);
+    if bound.is_empty() {
+        return String::new();
+    }
+    if !has_proxy(&pod.raw) {
+        return "Policies: without effect, the pod has no proxy\n".to_owned();
+    }
+    bound.sort_by_key(|(action, dry_run, key)| (order(*action), *dry_run, key.clone()));
+    let mut text = "Policies\n".to_owned();
+    for (action, dry_run, key) in bound {
+        let meaning = match action {
+            Action::Custom => "denies what its rules match, since nobody is asked",
+            Action::Deny => "denies what its rules match",
+            Action::Allow => "lets in what its rules match; all else that no other lets in is denied",
+            Action::Audit => "has no effect",
+        };
+        let trial = if dry_run { "; on trial, it is only counted" } else { "" };
+        told.insert(key.reference());
+        let _ = writeln!(text, "  {} {meaning}{trial}", key.reference());
+    }
+    text
+}
+
+fn order(action: Action) -> u8 {
+    match action {
+        Action::Custom => 0,
+        Action::Deny => 1,
+        Action::Allow => 2,
+        Action::Audit => 3,
+    }
+}
+
 /// What is wrong with the objects told of.
 fn problems(known: &Known, told: &BTreeSet<ObjectRef>) -> String {
     let all = known.reading.iter().chain(known.snapshot.problems());
@@ -512,6 +549,21 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: user, namespace: shop}
 spec: {selector: {matchLabels: {app: user}}, portLevelMtls: {'9000': {mode: DISABLE}}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: everybody, namespace: istio-system}
+spec: {rules: [{to: [{operation: {methods: [GET]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin, namespace: shop, annotations: {istio.io/dry-run: 'true'}}
+spec: {selector: {matchLabels: {app: user}}, action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: others, namespace: shop}
+spec: {selector: {matchLabels: {app: other}}, rules: [{}]}
 ";
 
     fn known() -> Known {
@@ -547,9 +599,12 @@ spec: {selector: {matchLabels: {app: user}}, portLevelMtls: {'9000': {mode: DISA
             "http[1]: all requests: to user.shop.svc.cluster.local",
             "Mutual TLS: STRICT, plaintext is refused (PeerAuthentication shop/default)",
             "Port 9000: DISABLE, only plaintext is taken (PeerAuthentication shop/user)",
+            "AuthorizationPolicy istio-system/everybody lets in what its rules match; all else that no other lets in is denied",
+            "AuthorizationPolicy shop/no-admin denies what its rules match; on trial, it is only counted",
         ] {
             assert!(text.lines().any(|found| found.trim() == line), "{line:?} is not in:\n{text}");
         }
+        assert!(!text.contains("shop/others"), "what binds others is not told:\n{text}");
         assert!(!text.contains("to other.shop"), "what leads elsewhere is not told:\n{text}");
         // The subset v3 is not there; the sentence is the control plane's own.
         assert!(text.contains("Problems\n") && text.contains("v3"), "{text}");

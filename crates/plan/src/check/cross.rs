@@ -3,6 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::crd::AuthorizationPolicy;
+use api::crd::authorization_policy::Source;
+use api::crd::peer_authentication::MutualTlsMode;
 use api::crd::virtual_service::{Destination, HttpMatchRequest};
 use api::name::Hostname;
 use api::object::{Body, Kind, Object, ObjectKey};
@@ -29,7 +32,12 @@ pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem
                 let labels = spec.selector.as_ref().map(|selector| &selector.match_labels);
                 found.selector(object, "spec.selector.matchLabels", labels, Severity::Warning);
             }
-            Body::AuthorizationPolicy(spec) | Body::RequestAuthentication(spec) => {
+            Body::AuthorizationPolicy(spec) => {
+                let labels = spec.selector.as_ref().map(|selector| &selector.match_labels);
+                found.selector(object, "spec.selector.matchLabels", labels, Severity::Warning);
+                found.unnamed_callers(object, spec);
+            }
+            Body::RequestAuthentication(spec) => {
                 let labels: Option<Labels> = spec
                     .pointer("/selector/matchLabels")
                     .and_then(|labels| serde_json::from_value(labels.clone()).ok());
@@ -317,6 +325,26 @@ impl Found<'_> {
         }
     }
 
+    /// Callers have names only where mutual TLS is spoken.
+    fn unnamed_callers(&mut self, object: &Object, spec: &AuthorizationPolicy) {
+        if !names_callers(spec) || spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+            return;
+        }
+        let anywhere = object.meta.namespace == self.world.mesh().root_namespace;
+        let labels = spec.selector.as_ref().map(|selector| &selector.match_labels);
+        let bound = self.snapshot.workloads.iter().find(|workload| {
+            (anywhere || workload.namespace == object.meta.namespace)
+                && labels.is_none_or(|labels| selects(labels, &workload.labels))
+                && self.snapshot.mutual_tls(&workload.namespace, &workload.labels, 0).0 == MutualTlsMode::Disable
+        });
+        let Some(workload) = bound else { return };
+        let message = format!(
+            "The policy asks for names of callers, which only mutual TLS tells; the workload {}/{} takes none (PeerAuthentication DISABLE), so nobody there has the name.",
+            workload.namespace, workload.name
+        );
+        self.tell(object, "spec.rules", Code::NeverMatches, Severity::Warning, message);
+    }
+
     /// Of VirtualServices with one host, sidecars follow the oldest.
     fn conflicting_hosts(&mut self) {
         let mut first: BTreeMap<&Hostname, Vec<&VirtualService>> = BTreeMap::new();
@@ -453,6 +481,19 @@ impl Found<'_> {
             self.tell(object, "spec.hosts", Code::MissingField, Severity::Warning, message);
         }
     }
+}
+
+/// Whether some rule asks who calls, by a name that the caller's certificate proves.
+fn names_callers(spec: &AuthorizationPolicy) -> bool {
+    const KEYS: [&str; 4] = ["source.principal", "source.namespace", "source.serviceAccount", "source.trustDomain"];
+    let named = |source: &Source| {
+        let lists = [&source.principals, &source.namespaces, &source.service_accounts, &source.trust_domains];
+        lists.iter().any(|list| !list.is_empty())
+    };
+    spec.rules.iter().any(|rule| {
+        rule.from.iter().filter_map(|from| from.source.as_ref()).any(named)
+            || rule.when.iter().any(|condition| KEYS.contains(&condition.key.as_str()))
+    })
 }
 
 /// Whether two hosts of servers (`NAMESPACE/HOST` or `HOST`) are one for some VirtualService.

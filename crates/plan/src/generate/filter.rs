@@ -32,6 +32,7 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpPro
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use serde_json::{Value, json};
 
+use super::rbac;
 use super::wire::{ads, some_bool, some_duration};
 use crate::scope::Scope;
 
@@ -142,6 +143,9 @@ fn http_filters(scope: &Scope, side: Side) -> Vec<HttpFilter> {
     if extensions.metadata_exchange {
         filters.push(http_filter("istio.metadata_exchange", pack(&peer_data(side))));
     }
+    if side != Side::Outbound {
+        filters.extend(rbac::http(scope).into_iter().map(|config| http_filter(rbac::HTTP, config)));
+    }
     let grpc = GrpcStats {
         emit_filter_state: true,
         per_method_stat_specifier: Some(PerMethodStatSpecifier::StatsForAllMethods(
@@ -243,9 +247,16 @@ pub(super) fn tcp(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::Cluste
     filters
 }
 
+/// A TCP proxy behind the policies that bind the workload.
+pub(super) fn tcp_guarded(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
+    let guard =
+        |config| Filter { name: rbac::NETWORK.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) };
+    rbac::network(scope).into_iter().map(guard).chain(tcp(scope, stat_prefix, specifier)).collect()
+}
+
 /// A TCP proxy for what a workload takes in: the peer's metadata stands before the bytes of those that speak the exchange.
 pub(super) fn tcp_inbound(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
-    let mut filters = tcp(scope, stat_prefix, specifier);
+    let mut filters = tcp_guarded(scope, stat_prefix, specifier);
     if let Some((name, config)) = peer_exchange(scope) {
         filters.insert(0, Filter { name: name.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) });
     }

@@ -86,6 +86,7 @@ fn range(range: &CidrRange) -> Result<IpNet, String> {
 
 fn network(chain: &FilterChain) -> Result<Network, String> {
     let (mut stats, mut exchange) = (false, false);
+    let mut guards = Vec::new();
     let mut found = None;
     for filter in &chain.filters {
         let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
@@ -103,12 +104,28 @@ fn network(chain: &FilterChain) -> Result<Network, String> {
             }
             "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy" => {
                 let config = api::xds::unpack(any)?;
-                found = Some(Network::Tcp(Arc::new(TcpChain { stats, exchange, ..tcp(&config)? })));
+                found = Some(Network::Tcp(Arc::new(TcpChain {
+                    stats,
+                    exchange,
+                    guards: std::mem::take(&mut guards),
+                    ..tcp(&config)?
+                })));
+            }
+            "envoy.extensions.filters.network.rbac.v3.RBAC" => {
+                guards
+                    .extend(filters::rbac::network(any).map_err(|error| format!("filter {:?}: {error}", filter.name))?);
             }
             "stats.PluginConfig" => stats = true,
             _ if tls::is_exchange(any)? => exchange = true,
             other => return Err(format!("the network filter {other:?} is not known to this proxy")),
         }
+    }
+    // Requests have filters of their own; what is to be decided of a connection that carries them is not asked for anywhere else.
+    if !guards.is_empty() {
+        return Err(format!(
+            "filter chain {:?}: network RBAC before an HTTP connection manager is not built",
+            chain.name
+        ));
     }
     match found {
         Some(network) => Ok(network),
@@ -164,6 +181,7 @@ fn http(config: &HttpConnectionManager) -> Result<HttpChain, String> {
         },
         routes,
         filters: Vec::new(),
+        asks_client: false,
         use_remote_address: config.use_remote_address.is_some_and(|edge| edge.value),
         xff_trusted_hops: config.xff_num_trusted_hops,
         skip_xff_append: config.skip_xff_append,
@@ -246,7 +264,10 @@ fn filters_of(config: &HttpConnectionManager, chain: &mut HttpChain) -> Result<(
         }
         let name: Arc<str> = filter.name.as_str().into();
         match filters::compile(any).map_err(|error| format!("HTTP filter {:?}: {error}", filter.name))? {
-            Compiled::Filter(filter) => chain.filters.push((name, filter)),
+            Compiled::Filter(filter) => {
+                chain.asks_client |= filter.asks_client();
+                chain.filters.push((name, filter));
+            }
             // It stays in its place: a route may override it.
             Compiled::Idle => chain.filters.push((name, Arc::new(Idle))),
             Compiled::Stats => chain.stats = true,
@@ -295,6 +316,7 @@ fn tcp(config: &TcpProxy) -> Result<TcpChain, String> {
         idle_timeout: duration_or(&config.idle_timeout, Duration::from_secs(3600))?,
         connect_attempts: config.max_connect_attempts.map_or(1, |attempts| attempts.value.max(1)),
         stats: false,
+        guards: Vec::new(),
         exchange: false,
         access_logs: access_log::compile(&config.access_log)?,
     })

@@ -7,10 +7,13 @@ use envoy_types::pb::envoy::config::cluster::v3::cluster::LbConfig;
 use envoy_types::pb::envoy::config::cluster::v3::{Cluster, OutlierDetection};
 use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
 use envoy_types::pb::envoy::config::listener::v3::{FilterChain, Listener};
+use envoy_types::pb::envoy::config::rbac::v3::rbac::Action as Verdict;
 use envoy_types::pb::envoy::config::route::v3::route::Action;
 use envoy_types::pb::envoy::config::route::v3::{RetryPolicy, Route, RouteConfiguration, VirtualHost};
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::RouteSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType as HttpConfigType;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use envoy_types::pb::google::protobuf::UInt32Value;
 use prost::Name;
@@ -273,6 +276,17 @@ fn http(manager: &HttpConnectionManager, found: &mut Vec<&'static str>) {
             ),
         ],
     );
+    for filter in &manager.http_filters {
+        if let Some(HttpConfigType::TypedConfig(any)) = &filter.config_type
+            && let Ok(policies) = api::xds::unpack::<Rbac>(any)
+        {
+            note(found, [("rbac.track_per_rule_stats", policies.track_per_rule_stats)]);
+            note(
+                found,
+                [("rbac.rules.action", policies.rules.is_some_and(|rules| rules.action == Verdict::Log as i32))],
+            );
+        }
+    }
     if let Some(RouteSpecifier::RouteConfig(config)) = &manager.route_specifier {
         routes(config, found);
     }

@@ -80,8 +80,7 @@ pub fn compile(any: &Any) -> Result<Compiled, String> {
 impl HttpFilter for Fault {
     fn on_request(&self, exchange: &mut Exchange<'_>) -> Step {
         if !self.headers.is_empty() {
-            let authority = exchange.head.uri.authority().map_or("", |authority| authority.as_str());
-            let view = RequestView::of(exchange.head, authority, exchange.connection.tls);
+            let view = RequestView::of(exchange.head, exchange.authority, exchange.connection.tls);
             if !self.headers.iter().all(|header| header.matches(&view)) {
                 return Step::Continue;
             }

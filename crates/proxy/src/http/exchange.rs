@@ -141,13 +141,12 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     keep_headers(&mut story, &head);
 
     let snapshot = connection.worker.snapshot();
-    let Some(table) = table_of(chain, &snapshot) else {
-        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
-    };
+    let mut notes = Notes::default();
     // Hosts that are no visible characters have been refused.
     let host = authority.to_str().unwrap_or("");
-    let Some(virtual_host) = table.host_of(host) else {
-        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
+    let table = table_of(chain, &snapshot);
+    let Some((table, virtual_host)) = table.and_then(|table| Some((table, table.host_of(host)?))) else {
+        return unrouted(connection, &mut head, host, &mut notes, story).await;
     };
     if virtual_host.require_tls && !came_over_tls(&head) {
         return reply::respond(redirect_to_tls(host, &head), story);
@@ -157,7 +156,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     let Some(decision) = decision else {
         // The host is known: whoever wrote its routes has none for this path.
         story.object = virtual_host.routes.iter().find_map(|route| route.object.clone());
-        return reply::respond(Reply::failure(Failure::RouteNotFound), story);
+        return unrouted(connection, &mut head, host, &mut notes, story).await;
     };
     story.route = Some(Arc::clone(&decision.route.name));
     story.object.clone_from(&decision.route.object);
@@ -168,8 +167,9 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     let weighted = target.as_ref().and_then(|target| target.weighted);
     let levels = Levels { decision, weighted: weighted.map(|weighted| &weighted.edits) };
 
-    let mut notes = Notes::default();
-    if let Some(reply) = run_filters(connection, &mut head, &mut notes, &decision, weighted).await {
+    let replied = run_filters(connection, &mut head, host, &mut notes, Some(&decision), weighted).await;
+    note_policies(connection, &mut story, &mut notes);
+    if let Some(reply) = replied {
         // Where it would have gone.
         let upstream = target.as_ref().and_then(|target| connection.worker.upstreams.get(&target.cluster, &snapshot));
         story.cluster = upstream.map(|upstream| Arc::clone(&upstream.settings));
@@ -211,6 +211,25 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     };
     finish_response(connection, &levels, &notes, &mut response, None);
     response
+}
+
+/// The answer to a request without a route, unless a filter has another one: who may not ask is not told what there is.
+async fn unrouted(
+    connection: &Rc<HttpConnection>,
+    head: &mut RequestHead,
+    host: &str,
+    notes: &mut Notes,
+    mut story: Box<Story>,
+) -> Response<ResponseBody> {
+    let replied = run_filters(connection, head, host, notes, None, None).await;
+    note_policies(connection, &mut story, notes);
+    reply::respond(replied.map_or_else(|| Reply::failure(Failure::RouteNotFound), |reply| *reply), story)
+}
+
+/// Writes down what policies decided.
+fn note_policies(connection: &HttpConnection, story: &mut Story, notes: &mut Notes) {
+    story.refusal = notes.refusal.take();
+    connection.worker.shard.process.http_policies.add(notes.decided);
 }
 
 /// Whether the client, or the trusted proxy before us that it spoke to, used TLS: what `x-forwarded-proto` says is settled by
@@ -547,16 +566,20 @@ fn override_of<'a>(
 async fn run_filters(
     connection: &Rc<HttpConnection>,
     head: &mut RequestHead,
+    authority: &str,
     notes: &mut Notes,
-    decision: &Decision<'_>,
+    decision: Option<&Decision<'_>>,
     weighted: Option<&crate::snapshot::route::action::WeightedCluster>,
 ) -> Option<Box<Reply>> {
-    for (name, filter) in &connection.chain.filters {
-        let filter = override_of(decision, weighted, name).unwrap_or(filter);
+    let (chain, facts) = (&connection.chain, &connection.facts);
+    let told = chain.asks_client.then(|| forwarded::client(&head.headers, chain)).flatten();
+    let client = told.unwrap_or(facts.remote).ip();
+    for (name, filter) in &chain.filters {
+        let filter = decision.and_then(|decision| override_of(decision, weighted, name)).unwrap_or(filter);
         let step = {
             let env = connection.worker.upstreams.env();
             let mut dice = env.dice.borrow_mut();
-            filter.on_request(&mut Exchange { head, connection: &connection.facts, dice: &mut dice, notes })
+            filter.on_request(&mut Exchange { head, authority, client, connection: facts, dice: &mut dice, notes })
         };
         match step {
             Step::Continue => {}
@@ -667,6 +690,7 @@ fn begin(connection: &Rc<HttpConnection>, head: &RequestHead, authority: &Header
         status: 0,
         grpc_status: None,
         failure: None,
+        refusal: None,
         flags: Vec::new(),
         head_time: None,
         sent: 0,

@@ -159,7 +159,8 @@ pub fn describe_client(
 /// The client as the proxies in front of us say, where they are believed: the last of `x-forwarded-for` but the trusted hops
 /// (Envoy `use_remote_address`, `xff_num_trusted_hops`). Its port is not known.
 pub fn client(headers: &HeaderMap, chain: &HttpChain) -> Option<std::net::SocketAddr> {
-    if chain.use_remote_address {
+    // An edge has appended the address of whoever connected.
+    if chain.use_remote_address && (chain.xff_trusted_hops == 0 || chain.skip_xff_append) {
         return None;
     }
     let address = told_client(headers, chain.xff_trusted_hops)?;

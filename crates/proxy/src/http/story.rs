@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
 use crate::facts::{ConnFacts, Direction, PeerFacts};
-use crate::failure::{Failure, Objects};
+use crate::failure::{Failure, Objects, Refusal};
 use crate::snapshot::chain::HttpChain;
 use crate::snapshot::cluster::Cluster;
 use crate::telemetry::format::Facts;
@@ -83,6 +83,8 @@ pub struct Story {
     pub grpc_status: Option<u32>,
     /// Why it failed.
     pub failure: Option<Failure>,
+    /// The policy that refused it.
+    pub refusal: Option<Arc<Refusal>>,
     /// More flags (`URX`, `DI`).
     pub flags: Vec<&'static str>,
     /// Time until the answer's head.
@@ -222,7 +224,7 @@ impl Story {
         }
         let flags = self.flag_text(failure);
         let details = match failure {
-            Some(failure) => failure.details(),
+            Some(failure) => self.details_of(failure),
             None if self.attempts == 0 => "direct_response",
             None => "via_upstream",
         };
@@ -268,6 +270,14 @@ impl Story {
         self.worker.sink.record(&self.chain.access_logs, &facts);
     }
 
+    /// Envoy's details, with the policy's name where one refused.
+    fn details_of(&self, failure: Failure) -> &str {
+        match &self.refusal {
+            Some(refusal) if refusal.failure == failure => &refusal.details,
+            _ => failure.details(),
+        }
+    }
+
     fn flag_text(&self, failure: Option<Failure>) -> String {
         let all: Vec<&str> = failure
             .map(Failure::flag)
@@ -291,7 +301,7 @@ impl Story {
             request: format!("{} {}{}", self.method, text(&self.authority), self.uri.path()),
             status: self.status,
             flag: self.flag_text(Some(failure)),
-            details: failure.details().to_owned(),
+            details: self.details_of(failure).to_owned(),
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
             sentence: failure.sentence().to_owned(),
@@ -300,6 +310,7 @@ impl Story {
                 policy: cluster.and_then(|cluster| cluster.object.as_deref()),
                 service: cluster.and_then(|cluster| cluster.origin.as_deref()),
                 listener: None,
+                authorization: self.refusal.as_ref().and_then(|refusal| refusal.object.as_deref()),
             }
             .to_blame(failure),
             place: String::new(),

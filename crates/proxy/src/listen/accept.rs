@@ -287,6 +287,10 @@ impl Begin {
         let Some(chain) = self.silent_chain() else { return Speaker::Nobody };
         let Network::Tcp(tcp) = &chain.network else { return Speaker::Nobody };
         let facts = self.facts(None);
+        // It is told so when it speaks: then it is known who it is.
+        if !proxy::may_connect(&facts, tcp) {
+            return Speaker::Nobody;
+        }
         let mut reached = tokio::select! {
             read = stream.read_buf(bytes) => return Speaker::Client(read),
             reached = proxy::reach(&self.worker, &facts, tcp) => match reached {

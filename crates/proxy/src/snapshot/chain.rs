@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use ipnet::IpNet;
 
+use super::rbac::Guard;
 use super::route::RouteTable;
 use super::tls_terms::ServerTerms;
 use crate::filter::HttpFilter;
@@ -84,6 +85,8 @@ pub struct HttpChain {
     pub routes: RouteSource,
     /// Filters in order, without the router.
     pub filters: Vec<(Arc<str>, Arc<dyn HttpFilter>)>,
+    /// Some filter asks who the client is.
+    pub asks_client: bool,
     /// The connection's peer is the client (edge); else `x-forwarded-for` is believed.
     pub use_remote_address: bool,
     /// Trusted proxies in front.
@@ -254,6 +257,8 @@ pub struct TcpChain {
     pub exchange: bool,
     /// Istio's metrics are counted.
     pub stats: bool,
+    /// Who may connect.
+    pub guards: Vec<Guard>,
     /// Logs.
     pub access_logs: Vec<AccessLog>,
 }

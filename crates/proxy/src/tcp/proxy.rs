@@ -10,11 +10,12 @@ use rand::RngExt;
 use super::exchange::{Exchange, Introduced};
 use super::relay::{self, Ended};
 use crate::facts::{ConnFacts, Direction, PeerFacts};
-use crate::failure::{Failure, Objects};
+use crate::failure::{Failure, Objects, Refusal};
 use crate::snapshot::chain::TcpChain;
 use crate::snapshot::cluster::Cluster;
+use crate::snapshot::rbac::Subject;
 use crate::telemetry::format::Facts;
-use crate::telemetry::metrics::{self, TcpSeries};
+use crate::telemetry::metrics::{self, Decided, TcpSeries};
 use crate::telemetry::peer::Peer;
 use crate::telemetry::{access_log::AccessLog, labels};
 use crate::upstream::io::Io;
@@ -101,6 +102,22 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
     }))
 }
 
+/// The policy that keeps a client from connecting. It is asked before anything is dialled, so that nobody hears a server that speaks
+/// first who may not; Envoy asks only when the client has said something.
+fn refuses<'a>(worker: &Worker, facts: &ConnFacts, chain: &'a TcpChain) -> Option<&'a Refusal> {
+    let mut decided = Decided::default();
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    let refusal = chain.guards.iter().find_map(|guard| guard.refuses(&subject, &mut decided));
+    worker.shard.process.tcp_policies.add(decided);
+    refusal.map(AsRef::as_ref)
+}
+
+/// Whether a client that has said nothing yet may be heard by a server that speaks first.
+pub fn may_connect(facts: &ConnFacts, chain: &TcpChain) -> bool {
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    chain.guards.iter().all(|guard| guard.refuses(&subject, &mut Decided::default()).is_none())
+}
+
 /// The bytes of a connection on which the exchange was negotiated, or was not.
 fn exchanging(worker: &Worker, io: Io, negotiated: bool) -> Exchange<Io> {
     if negotiated { Exchange::with(io, worker.own.preface.clone()) } else { Exchange::without(io) }
@@ -121,6 +138,18 @@ fn cluster_of(worker: &Worker, chain: &TcpChain) -> Arc<str> {
 /// Proxies a client's connection to its end. `reached` is an upstream's connection that was made ahead.
 pub async fn run(worker: Rc<Worker>, io: Io, facts: Rc<ConnFacts>, chain: Arc<TcpChain>, reached: Option<Reached>) {
     let (start, wall) = (Instant::now(), SystemTime::now());
+    if let Some(refusal) = refuses(&worker, &facts, &chain) {
+        let mut end = TcpEnd { failure: Some(refusal.failure), ..TcpEnd::new(&worker, &facts, start, wall) };
+        let snapshot = worker.snapshot();
+        let name = cluster_of(&worker, &chain);
+        let upstream = worker.upstreams.get(&name, &snapshot);
+        end.cluster = upstream.as_ref().map(|upstream| upstream.settings.as_ref());
+        end.cluster_name = &name;
+        end.refusal = Some(refusal);
+        end.count_at_once(&chain);
+        end.write_down(&chain.access_logs);
+        return;
+    }
     let reached = match reached {
         Some(reached) => Ok(reached),
         None => reach(&worker, &facts, &chain).await,
@@ -133,11 +162,7 @@ pub async fn run(worker: Rc<Worker>, io: Io, facts: Rc<ConnFacts>, chain: Arc<Tc
             end.cluster = unreached.cluster.as_deref();
             end.cluster_name = &unreached.cluster_name;
             end.host = unreached.host.as_deref();
-            if chain.stats {
-                let series = end.series();
-                series.opened.add(1);
-                series.closed.add(1);
-            }
+            end.count_at_once(&chain);
             end.write_down(&chain.access_logs);
             return;
         }
@@ -228,6 +253,8 @@ pub struct TcpEnd<'a> {
     pub failure: Option<Failure>,
     /// The object that says which connections are taken.
     pub listener_object: Option<&'a str>,
+    /// The policy that refused it.
+    pub refusal: Option<&'a Refusal>,
 }
 
 impl<'a> TcpEnd<'a> {
@@ -247,6 +274,7 @@ impl<'a> TcpEnd<'a> {
             counted: (0, 0),
             failure: None,
             listener_object: None,
+            refusal: None,
         }
     }
 
@@ -274,6 +302,19 @@ impl<'a> TcpEnd<'a> {
         self.worker.shard.tcp(&metrics::labels(&pairs))
     }
 
+    /// Of a connection that ends before it went anywhere.
+    fn count_at_once(&self, chain: &TcpChain) {
+        if chain.stats {
+            let series = self.series();
+            series.opened.add(1);
+            series.closed.add(1);
+        }
+    }
+
+    fn details_of(&self, failure: Failure) -> &str {
+        self.refusal.map_or(failure.details(), |refusal| &refusal.details)
+    }
+
     /// Log and explanation.
     pub fn write_down(&self, logs: &[AccessLog]) {
         let flag = self.failure.map_or("-", Failure::flag);
@@ -283,7 +324,7 @@ impl<'a> TcpEnd<'a> {
             duration: Some(self.start.elapsed()),
             flags: flag,
             details: self.failure.filter(|failure| failure.status() == 0).map(Failure::details),
-            termination_details: self.failure.filter(|failure| *failure == Failure::Denied).map(Failure::details),
+            termination_details: self.refusal.map(|refusal| refusal.details.as_ref()),
             transport_failure: self.failure.and_then(Failure::transport_reason),
             bytes_received: self.counted.0,
             bytes_sent: self.counted.1,
@@ -310,7 +351,7 @@ impl<'a> TcpEnd<'a> {
             direction: self.facts.direction.as_str().to_owned(),
             request: format!("TCP {}", self.facts.destination),
             flag: flag.to_owned(),
-            details: failure.details().to_owned(),
+            details: self.details_of(failure).to_owned(),
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
             sentence: failure.sentence().to_owned(),
@@ -319,6 +360,7 @@ impl<'a> TcpEnd<'a> {
                 policy: self.cluster.and_then(|cluster| cluster.object.as_deref()),
                 service: self.cluster.and_then(|cluster| cluster.origin.as_deref()),
                 listener: self.listener_object,
+                authorization: self.refusal.and_then(|refusal| refusal.object.as_deref()),
             }
             .to_blame(failure),
             cluster: self.cluster_name.to_owned(),

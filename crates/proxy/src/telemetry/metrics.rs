@@ -133,6 +133,46 @@ pub struct ProcessSeries {
     pub bad_requests: Counter,
     pub server_first: Counter,
     pub connections_resting: Counter,
+    pub http_policies: PolicySeries,
+    pub tcp_policies: PolicySeries,
+}
+
+/// How often policies let pass and refused, and would have if they were enforced (Envoy's RBAC counters).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decided {
+    /// Passed.
+    pub allowed: u64,
+    /// Refused.
+    pub denied: u64,
+    /// Would have passed.
+    pub shadow_allowed: u64,
+    /// Would have been refused.
+    pub shadow_denied: u64,
+}
+
+/// What policies decided (Envoy's `rbac` counters).
+#[derive(Debug, Default)]
+#[allow(missing_docs)]
+pub struct PolicySeries {
+    pub allowed: Counter,
+    pub denied: Counter,
+    pub shadow_allowed: Counter,
+    pub shadow_denied: Counter,
+}
+
+impl PolicySeries {
+    /// Adds what was decided of one request or connection.
+    pub fn add(&self, decided: Decided) {
+        let rows = [
+            (&self.allowed, decided.allowed),
+            (&self.denied, decided.denied),
+            (&self.shadow_allowed, decided.shadow_allowed),
+            (&self.shadow_denied, decided.shadow_denied),
+        ];
+        for (counter, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
+            counter.add(count);
+        }
+    }
 }
 
 /// One worker's part.
@@ -258,6 +298,18 @@ impl Metrics {
             ("http.downstream_rq_active".to_owned(), self.total(|process| &process.requests_active)),
             ("http.downstream_rq_4xx_codec".to_owned(), self.total(|process| &process.bad_requests)),
         ];
+        type Of = fn(&ProcessSeries) -> &PolicySeries;
+        let policies: [(&str, Of); 2] =
+            [("http", |process| &process.http_policies), ("tcp", |process| &process.tcp_policies)];
+        for (protocol, of) in policies {
+            let row = |name: &str, total: u64| (format!("{protocol}.rbac.{name}"), total);
+            rows.extend([
+                row("allowed", self.total(|process| &of(process).allowed)),
+                row("denied", self.total(|process| &of(process).denied)),
+                row("shadow_allowed", self.total(|process| &of(process).shadow_allowed)),
+                row("shadow_denied", self.total(|process| &of(process).shadow_denied)),
+            ]);
+        }
         rows.sort();
         rows
     }

@@ -103,7 +103,7 @@ fn tcp(scope: &Scope, specifier: ClusterSpecifier) -> Vec<envoy_types::pb::envoy
             weighted.clusters.first().map(|first| first.name.clone()).unwrap_or_default()
         }
     };
-    filter::tcp(scope, &prefix, specifier)
+    filter::tcp_guarded(scope, &prefix, specifier)
 }
 
 /// Names that the handshake must ask for; none for `*`.
