@@ -43,7 +43,7 @@ fn listeners(world: &World, node: &str) -> Vec<Value> {
     let snapshot = Snapshot::build(world, None);
     let node = core::Node { id: node.to_owned(), ..core::Node::default() };
     let scope = Scope::of(&snapshot, &ProxyIdentity::of(&node, None).unwrap());
-    scope.generate(ResourceKind::Listener).iter().map(|one| api::json::to_json(&one.body).unwrap()).collect()
+    scope.generate(ResourceKind::Listener).iter().map(|one| api::json::to_json(&one.body()).unwrap()).collect()
 }
 
 /// All RBAC configurations of the chains for a port, in their order.
