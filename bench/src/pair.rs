@@ -354,14 +354,15 @@ fn idle(measurement: &Measurement, contestants: &[Contestant]) -> Result<Vec<See
         if contestant.peer == Peer::None {
             seen.reason = Some("no proxy holds connections".to_owned());
         } else if let Some(target) = target {
+            let before = pair.anonymous()?;
             let after = load::hold(&target, size, measurement.connections, || {
                 // What is given back when a connection falls idle is given back by then.
                 std::thread::sleep(Duration::from_secs(1));
-                pair.resident()
+                Ok((pair.resident()?, pair.anonymous()?))
             });
-            let after = after.with_context(|| format!("idle connections of {}", contestant.name))?;
+            let (after, anonymous) = after.with_context(|| format!("idle connections of {}", contestant.name))?;
             seen.resident.iter_mut().zip(after).for_each(|(held, now)| held.1 = now);
-            let grown: u64 = seen.resident.iter().map(|(before, after)| after.saturating_sub(*before)).sum();
+            let grown = anonymous.saturating_sub(before);
             seen.idle = Some(grown as f64 / 1024.0 / measurement.connections as f64);
         }
         all.push(seen);

@@ -129,6 +129,14 @@ impl Pair {
         self.proxies.iter().map(Process::resident).collect()
     }
 
+    /// Resident memory of both proxies together in bytes, without what is a file's.
+    ///
+    /// # Errors
+    /// One has ended.
+    pub(crate) fn anonymous(&self) -> Result<u64> {
+        self.proxies.iter().map(Process::anonymous).sum()
+    }
+
     fn wait(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         let ways = [

@@ -146,9 +146,21 @@ impl Process {
     /// # Errors
     /// It has ended.
     pub(crate) fn resident(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// What of it is not a file's (`RssAnon`): connections have none of a program's code.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(crate) fn anonymous(&self) -> Result<u64> {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, kind: &str) -> Result<u64> {
         let of = |process: &u32| {
             let text = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+            let line = text.lines().find_map(|line| line.strip_prefix(kind))?;
             line.split_whitespace().next()?.parse::<u64>().ok()
         };
         let kilobytes = self.tree().iter().filter_map(of).max();
