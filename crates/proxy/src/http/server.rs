@@ -208,7 +208,8 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
         };
         resting.subtract(1);
         watch.rests.set(false);
-        if !again {
+        // A request may have come that the runtime has not seen yet: it is served, and told of the end.
+        if !again && !io.has_input() {
             return;
         }
     }
@@ -320,7 +321,7 @@ async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option
         )
         .with_upgrades();
     let mut served = std::pin::pin!(served);
-    let mut ending = false;
+    let (mut leaves, mut ending) = (false, false);
     let rests = poll_fn(|context| {
         if let Poll::Ready(result) = served.as_mut().poll(context) {
             log_end(result.as_ref().err());
@@ -341,10 +342,16 @@ async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option
                 }
                 // Asked again only after another request.
                 watch.rests.set(true);
-            } else if !std::mem::replace(&mut ending, true) {
-                served.as_mut().graceful_shutdown();
-                context.waker().wake_by_ref();
+            } else {
+                leaves = true;
             }
+        }
+        // A request may have come that the runtime has not seen yet: it is served, and told of the end.
+        let comes = || watch.active.get() == 0 && io.lock().unwrap_or_else(PoisonError::into_inner).has_input();
+        if leaves && !ending && !comes() {
+            ending = true;
+            served.as_mut().graceful_shutdown();
+            context.waker().wake_by_ref();
         }
         Poll::Pending
     })
@@ -412,6 +419,20 @@ mod tests {
 
     use super::*;
     use crate::upstream::io::Prefixed;
+
+    #[tokio::test]
+    async fn a_request_on_its_way_is_known_to_the_kernel_before_the_runtime() {
+        let (near, far) = UnixStream::pair().unwrap();
+        far.writable().await.unwrap();
+        let io = Io::Unix(Prefixed { prefix: Bytes::new(), inner: near });
+        assert!(!io.has_input());
+        // Nothing is waited for in between: the runtime has no turn.
+        assert_eq!(far.try_write(b"G").unwrap(), 1);
+        assert!(io.has_input());
+        let (near, far) = UnixStream::pair().unwrap();
+        drop(far);
+        assert!(!Io::Unix(Prefixed { prefix: Bytes::new(), inner: near }).has_input(), "an end is no request");
+    }
 
     #[tokio::test]
     async fn what_the_client_has_not_taken_is_known() {

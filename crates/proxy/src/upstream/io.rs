@@ -43,6 +43,18 @@ impl Io {
         seen != Err(Errno::EAGAIN)
     }
 
+    /// Whether the peer has sent what was not read yet; asks the kernel, which knows before the runtime does, and takes nothing.
+    pub fn has_input(&self) -> bool {
+        let socket = match self {
+            Io::Tcp(stream) => stream.inner.as_raw_fd(),
+            Io::Unix(stream) => stream.inner.as_raw_fd(),
+            Io::Client(stream, _) => stream.get_ref().0.as_raw_fd(),
+            Io::Server(stream, _) => stream.get_ref().0.inner.as_raw_fd(),
+            Io::Gone(_) => return false,
+        };
+        matches!(recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT), Ok(1..))
+    }
+
     /// The peer of a plain connection has reset it since the socket was last used: after an end (FIN) too, which is all that
     /// reads tell.
     pub fn was_reset(&self) -> bool {
