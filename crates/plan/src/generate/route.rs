@@ -22,7 +22,6 @@ use envoy_types::pb::envoy::config::route::v3::{
 use super::named;
 use super::wire::{config_path, metadata, some_bool, some_duration};
 use crate::model::{Digested, Port, Protocol, Service, digest_of};
-use crate::proxy::Interception;
 use crate::resources::Resources;
 use crate::scope::{Inbound, Scope};
 use crate::snapshot::VirtualService;
@@ -246,7 +245,7 @@ pub(super) fn domains(scope: &Scope, service: &Service, port: u16, with_port_onl
 /// What happens to hosts that nobody knows.
 fn unknown(scope: &Scope) -> VirtualHost {
     // Without capture, "where it was sent" would be the proxy itself.
-    let allow = scope.view.outbound == OutboundMode::AllowAny && scope.proxy.interception == Interception::Captured;
+    let allow = scope.view.outbound == OutboundMode::AllowAny && scope.proxy.interception.is_captured();
     let (name, route) = if allow {
         ("allow_any", to_cluster("allow_any", PASSTHROUGH))
     } else {
