@@ -413,6 +413,16 @@ async fn applications_that_know_nothing_speak_mutual_tls() {
     .await;
 }
 
+const ONE_CONNECTION: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: user, namespace: shop}
+spec:
+  host: user.shop.svc.cluster.local
+  workloadSelector: {matchLabels: {app: user}}
+  trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}
+";
+
 const TRANSPARENT: [&str; 2] = ["-m", "TPROXY"];
 
 /// With TPROXY an application sees who called it, whatever the protocol, over mutual TLS and in plaintext, over both families,
@@ -482,6 +492,21 @@ async fn with_tproxy_the_application_sees_its_caller() {
         // Its own address, without the mesh.
         let greeting = ask(&mesh.network, SERVER, &["greet", &format!("{server}:9999"), "word"]);
         assert_eq!(greeting.unwrap(), format!("hello {server}\nWORD\n"), "{program}");
+    }
+    // Where the application takes one connection, one that rests in another's name makes room.
+    std::fs::write(mesh.network.folder.path().join("config/one.yaml"), ONE_CONNECTION).unwrap();
+    until("the limit", async || {
+        let dump = ask(&mesh.network, SERVER, &["get", "127.0.0.1:15000", "x", "/config_dump"])?;
+        let bare: String = dump.split_whitespace().collect();
+        let is_there = [",", "}"].iter().any(|end| bare.contains(&format!("\"max_connections\":1{end}")));
+        if is_there { Ok(()) } else { Err(format!("{} letters without it", dump.len())) }
+    })
+    .await;
+    for _ in 0..3 {
+        for (machine, address) in [(OUTSIDER, &outsider), (HUB, &Network::address(HUB))] {
+            let text = mesh.get(machine, &format!("{server}:8080"), "user").unwrap();
+            assert!(text.contains(&format!("connected from {address}\n")), "{text}");
+        }
     }
     let captured =
         ["istio_requests_total{reporter=\"source\"", "source_workload=\"user\"", "destination_service_name=\"user\""];
