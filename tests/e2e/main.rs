@@ -66,6 +66,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("job_ends", pods::job),
     scenario("init_container_uses_the_network", pods::init_container),
     scenario("stateful_ring", pods::ring),
+    scenario("application_sees_its_caller", pods::transparent),
     scenario("cron_job_ends", pods::cron_job),
     scenario("probes_under_strict", pods::probes),
     scenario("names_that_no_name_server_knows", pods::names),

@@ -120,6 +120,58 @@ pub(crate) fn init_container(cluster: &Cluster) -> Result<String> {
     Ok(String::new())
 }
 
+const SEEING: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: seeing, namespace: pods}
+spec:
+  selector: {app: seeing}
+  ports: [{name: http, port: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: seeing, namespace: pods}
+spec:
+  selector: {matchLabels: {app: seeing}}
+  template:
+    metadata:
+      labels: {app: seeing}
+      annotations: {sidecar.istio.io/interceptionMode: TPROXY}
+    spec:
+      containers:
+      - {name: workload, image: 'mesh/workload:TAG', args: [serve], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}
+";
+
+/// With TPROXY an application sees its caller's address, over mutual TLS; what it sends goes through the mesh as ever.
+pub(crate) fn transparent(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    cluster.apply(&SEEING.replace("TAG", &cluster.tag))?;
+    cluster.kubectl("rollout status -n pods deployment/seeing --timeout=90s")?;
+    let caller = cluster.get("pods -n pods -l app=caller")?;
+    let address = caller["items"][0]["status"]["podIP"].as_str().context("the caller has no address")?.to_owned();
+    cluster.until("the caller is seen", || {
+        let text = call(cluster, "http://seeing.pods:8080/")?;
+        ensure!(text.contains(&format!("from: {address}\n")), "it sees another than {address}: {text}");
+        ensure!(text.contains("spiffe://cluster.local/ns/pods/sa/default"), "not by mutual TLS: {text}");
+        Ok(())
+    })?;
+    // The other way: the caller's own proxy redirects, and is not privileged.
+    let words = ["/usr/local/bin/workload", "get", "http://caller.pods:8080/"];
+    let text = cluster.exec(NAMESPACE, "deploy/seeing", "workload", &words)?;
+    ensure!(text.contains("from: 127.0.0.6\n") && text.contains("spiffe://"), "{text}");
+    let user = &proxy_of(&caller["items"][0])?["securityContext"]["runAsUser"];
+    ensure!(user == 1337, "a proxy without TPROXY runs as {user}");
+    cluster.kubectl("delete -n pods deployment/seeing service/seeing")?;
+    Ok(String::new())
+}
+
+/// The proxy's container, among those that stay or that come first.
+fn proxy_of(pod: &Value) -> Result<&Value> {
+    let mut all =
+        ["initContainers", "containers"].into_iter().filter_map(|list| pod["spec"][list].as_array()).flatten();
+    all.find(|container| container["name"] == "istio-proxy").context("there is no sidecar")
+}
+
 const RING: &str = "
 apiVersion: v1
 kind: Service

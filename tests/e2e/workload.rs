@@ -4,6 +4,7 @@
 //! `workload serve` · `workload get URL [HEADER:VALUE]…`
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,7 +22,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Answers HTTP/1.1: `/metrics`, and everything else with the request's head.
+/// Answers HTTP/1.1: `/metrics`, and everything else with who connected and the request's head.
 const HTTP: u16 = 8080;
 /// Speaks first, as databases do.
 const TCP: u16 = 7070;
@@ -61,11 +62,11 @@ async fn serve() -> std::io::Result<()> {
     let https = TcpListener::bind(("::", HTTPS)).await?;
     let acceptor = acceptor().map_err(std::io::Error::other)?;
     tokio::spawn(async move {
-        while let Ok((stream, _)) = https.accept().await {
+        while let Ok((stream, peer)) = https.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
                 let stream = TokioIo::new(acceptor.accept(stream).await?);
-                let service = service_fn(async |request| Ok::<_, Infallible>(echo(&request)));
+                let service = service_fn(move |request| std::future::ready(Ok::<_, Infallible>(echo(&request, peer))));
                 let served = hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
                 served.map_err(std::io::Error::other)
             });
@@ -73,10 +74,10 @@ async fn serve() -> std::io::Result<()> {
     });
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::spawn(async move {
-        while let Ok((stream, _)) = http.accept().await {
+        while let Ok((stream, peer)) = http.accept().await {
             let connection = hyper::server::conn::http1::Builder::new().serve_connection(
                 TokioIo::new(stream),
-                service_fn(async |request| Ok::<_, Infallible>(echo(&request))),
+                service_fn(move |request| std::future::ready(Ok::<_, Infallible>(echo(&request, peer)))),
             );
             tokio::spawn(connection);
         }
@@ -97,7 +98,7 @@ async fn serve() -> std::io::Result<()> {
     Ok(())
 }
 
-fn echo(request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn echo(request: &Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
     let number = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
     if request.uri().path() == "/metrics" {
         return Response::new(Full::from(format!(
@@ -110,7 +111,8 @@ fn echo(request: &Request<Incoming>) -> Response<Full<Bytes>> {
         return response;
     }
     let pod = std::env::var("HOSTNAME").unwrap_or_default();
-    let mut text = format!("pod: {pod}\n{} {}\n", request.method(), request.uri());
+    let from = peer.ip().to_canonical();
+    let mut text = format!("pod: {pod}\nfrom: {from}\n{} {}\n", request.method(), request.uri());
     for (name, value) in request.headers() {
         text += &format!("{name}: {}\n", value.to_str().unwrap_or("?"));
     }

@@ -85,12 +85,12 @@ impl Network {
         self.command(machine).arg(program).args(arguments).output().unwrap()
     }
 
-    /// Starts a program as the given user; it ends with the network.
-    fn start(&mut self, machine: usize, name: &str, user: Option<&str>, program: &Path, arguments: &[String]) {
+    /// Starts a program with what `setpriv` is told; it ends with the network.
+    fn start(&mut self, machine: usize, name: &str, as_whom: &[&str], program: &Path, arguments: &[String]) {
         let log = File::create(self.folder.path().join(format!("{name}.log"))).unwrap();
         let mut command = self.command(machine);
-        if let Some(user) = user {
-            command.args(["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]);
+        if !as_whom.is_empty() {
+            command.arg("setpriv").args(as_whom).arg("--clear-groups");
         }
         command.arg(program).args(arguments).stdout(log.try_clone().unwrap()).stderr(log);
         self.running.push((name.to_owned(), command.spawn().unwrap()));
@@ -98,12 +98,18 @@ impl Network {
 
     /// Starts a program as root.
     pub fn start_program(&mut self, machine: usize, name: &str, program: &Path, arguments: &[String]) {
-        self.start(machine, name, None, program, arguments);
+        self.start(machine, name, &[], program, arguments);
     }
 
     /// Starts a program as the proxy's user.
     pub fn start_proxy(&mut self, machine: usize, name: &str, program: &Path, arguments: &[String]) {
-        self.start(machine, name, Some(PROXY), program, arguments);
+        self.start(machine, name, &["--reuid", PROXY, "--regid", PROXY], program, arguments);
+    }
+
+    /// Starts a program as pods with TPROXY start the proxy: as root of the proxy's group, with one capability.
+    pub fn start_transparent_proxy(&mut self, machine: usize, name: &str, program: &Path, arguments: &[String]) {
+        let as_whom = ["--reuid", "0", "--regid", PROXY, "--bounding-set", "-all,+net_admin"];
+        self.start(machine, name, &as_whom, program, arguments);
     }
 
     /// Asks a program to end, as the kubelet does.

@@ -105,6 +105,11 @@ impl Mesh {
 
     /// With further words for `proxy init` and `proxy sidecar` at the caller.
     async fn start_with(init: &'static [&'static str], sidecar: &'static [&'static str]) -> Mesh {
+        Self::start_as(CALLER, init, sidecar).await
+    }
+
+    /// With further words for `proxy init` and `proxy sidecar` at one machine.
+    async fn start_as(which: usize, init: &'static [&'static str], sidecar: &'static [&'static str]) -> Mesh {
         let mut network = Network::new(3);
         network.set_resolv_conf(CALLER, RESOLV_CONF);
         let path = |network: &Network, below: &str| network.folder.path().join(below).display().to_string();
@@ -128,8 +133,8 @@ impl Mesh {
         for (machine, account) in [(CALLER, "caller"), (SERVER, "user")] {
             let token = path(&network, &format!("{account}.token"));
             std::fs::write(&token, join_token::create(&key, "shop", account, now, 600).unwrap()).unwrap();
-            let of_caller = |words: &'static [&'static str]| if machine == CALLER { words } else { &[] };
-            install_with(&network, machine, &proxy, of_caller(init));
+            let of_it = |words: &'static [&'static str]| if machine == which { words } else { &[] };
+            install_with(&network, machine, &proxy, of_it(init));
             let line = format!(
                 "sidecar --name {account}-1 --namespace shop --ip {} --instance-ips {} --service-account {account} --workload-name {account} \
                  --xds-address 10.66.0.1:15012 --root-cert {} --token-file {token} --workers 1",
@@ -137,8 +142,12 @@ impl Mesh {
                 Network::address_six(machine),
                 path(&network, "root.pem")
             );
-            let line = [words(&line), of_caller(sidecar).iter().map(|word| (*word).to_owned()).collect()].concat();
-            network.start_proxy(machine, &format!("proxy-{account}"), &proxy, &line);
+            let line = [words(&line), of_it(sidecar).iter().map(|word| (*word).to_owned()).collect()].concat();
+            let name = format!("proxy-{account}");
+            match of_it(init).contains(&"TPROXY") {
+                true => network.start_transparent_proxy(machine, &name, &proxy, &line),
+                false => network.start_proxy(machine, &name, &proxy, &line),
+            }
         }
         network.start_program(SERVER, "user", &application(), &words("serve [::]:8080 [::]:9001 [::]:9999"));
         network.start_program(
@@ -305,10 +314,6 @@ fn install_with_iptables(network: &Network, machine: usize, proxy: &Path, progra
     assert!(output.status.success() && told.contains(&format!("with {program}-restore")), "{told}");
 }
 
-fn install(network: &Network, machine: usize, proxy: &Path) {
-    install_with(network, machine, proxy, &[]);
-}
-
 fn install_with(network: &Network, machine: usize, proxy: &Path, words: &[&str]) {
     let output = network.output(machine, proxy, &[&["init"], words].concat());
     assert!(output.status.success(), "proxy init: {}", String::from_utf8_lossy(&output.stderr));
@@ -322,6 +327,10 @@ fn rules(network: &Network, machine: usize) -> String {
     print("nft", &["list", "ruleset"])
         + &print("iptables", &["-t", "nat", "-S"])
         + &print("ip6tables", &["-t", "nat", "-S"])
+        + &print("ip", &["rule"])
+        + &print("ip", &["-6", "rule"])
+        + &print("ip", &["-4", "route", "show", "table", "133"])
+        + &print("ip", &["-6", "route", "show", "table", "133"])
         + &print("ip", &["-6", "addr", "show", "dev", "lo"])
 }
 
@@ -404,6 +413,106 @@ async fn applications_that_know_nothing_speak_mutual_tls() {
     .await;
 }
 
+const ONE_CONNECTION: &str = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: user, namespace: shop}
+spec:
+  host: user.shop.svc.cluster.local
+  workloadSelector: {matchLabels: {app: user}}
+  trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}
+";
+
+const TRANSPARENT: [&str; 2] = ["-m", "TPROXY"];
+
+/// With TPROXY an application sees who called it, whatever the protocol, over mutual TLS and in plaintext, over both families,
+/// and whichever program took the rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_tproxy_the_application_sees_its_caller() {
+    let mesh = Mesh::start_as(SERVER, &TRANSPARENT, &["--interception-mode", "TPROXY"]).await;
+    let (caller, caller_six) = (Network::address(CALLER), Network::address_six(CALLER));
+    let (outsider, outsider_six) = (Network::address(OUTSIDER), Network::address_six(OUTSIDER));
+    let (server, server_six) = (Network::address(SERVER), format!("[{}]", Network::address_six(SERVER)));
+    let proxy = mesh.network.folder.path().join("proxy");
+    // The service's endpoints are one of each family: both callers are seen, and over mutual TLS.
+    let sees = async |seen: &str| {
+        until(&format!("an answer to {seen}"), async || {
+            let text = mesh.get(CALLER, &format!("{SERVICE}:80"), "user.shop.svc.cluster.local")?;
+            let secured = text.contains("URI=spiffe://cluster.local/ns/shop/sa/caller");
+            if secured && text.contains(&format!("connected from {seen}\n")) { Ok(()) } else { Err(text) }
+        })
+        .await;
+        until(&format!("a greeting to {seen}"), async || {
+            let text = ask(&mesh.network, CALLER, &["greet", &format!("{SERVICE}:9000"), "word"])?;
+            if text == format!("hello {seen}\nWORD\n") { Ok(()) } else { Err(text) }
+        })
+        .await;
+    };
+    for program in ["nft", "iptables", "iptables-legacy"] {
+        if program != "nft" {
+            let output = mesh.network.output(SERVER, &proxy, &["init", "--cleanup-only"]);
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            install_with_iptables(&mesh.network, SERVER, &proxy, program, &TRANSPARENT);
+        }
+        mesh.set_mode("STRICT");
+        for seen in [&caller, &caller_six] {
+            sees(seen).await;
+        }
+        until("plaintext that is refused", async || match mesh.get(OUTSIDER, &format!("{server}:8080"), "user") {
+            Err(_) => Ok(()),
+            Ok(text) => Err(text),
+        })
+        .await;
+        mesh.set_mode("PERMISSIVE");
+        for (address, seen) in [(&server, &outsider), (&server_six, &outsider_six)] {
+            until("plaintext that is taken", async || {
+                let text = mesh.get(OUTSIDER, &format!("{address}:8080"), "user")?;
+                if text.contains(&format!("connected from {seen}\n")) { Ok(()) } else { Err(text) }
+            })
+            .await;
+            // A port of the application that no service names, and on which the server speaks first.
+            let greeting = ask(&mesh.network, OUTSIDER, &["greet", &format!("{address}:9999"), "word"]);
+            assert_eq!(greeting.unwrap(), format!("hello {seen}\nWORD\n"), "{program}");
+        }
+        // Callers in turn: nobody is given a connection in another's name.
+        for _ in 0..10 {
+            let text = mesh.get(OUTSIDER, &format!("{server}:8080"), "user").unwrap();
+            assert!(text.contains(&format!("connected from {outsider}\n")), "{program}: {text}");
+            let text = mesh.get(CALLER, &format!("{SERVICE}:80"), "user").unwrap();
+            let seen = |address: &str| text.contains(&format!("connected from {address}\n"));
+            assert!(seen(&caller) || seen(&caller_six), "{program}: {text}");
+        }
+        // What the server's machine sends is captured as ever: to its own service, and elsewhere.
+        let text = mesh.get(SERVER, &format!("{SERVICE}:80"), "user.shop.svc.cluster.local").unwrap();
+        let own = [Network::address(SERVER), Network::address_six(SERVER)];
+        assert!(own.iter().any(|own| text.contains(&format!("connected from {own}\n"))), "{program}: {text}");
+        assert!(text.contains("URI=spiffe://cluster.local/ns/shop/sa/user"), "{program}: {text}");
+        let greeting = ask(&mesh.network, SERVER, &["greet", &format!("{}:7000", Network::address(HUB)), "word"]);
+        assert_eq!(greeting.unwrap(), format!("hello {}\nWORD\n", Network::address(SERVER)), "{program}");
+        // Its own address, without the mesh.
+        let greeting = ask(&mesh.network, SERVER, &["greet", &format!("{server}:9999"), "word"]);
+        assert_eq!(greeting.unwrap(), format!("hello {server}\nWORD\n"), "{program}");
+    }
+    // Where the application takes one connection, one that rests in another's name makes room.
+    std::fs::write(mesh.network.folder.path().join("config/one.yaml"), ONE_CONNECTION).unwrap();
+    until("the limit", async || {
+        let dump = ask(&mesh.network, SERVER, &["get", "127.0.0.1:15000", "x", "/config_dump"])?;
+        let bare: String = dump.split_whitespace().collect();
+        let is_there = [",", "}"].iter().any(|end| bare.contains(&format!("\"max_connections\":1{end}")));
+        if is_there { Ok(()) } else { Err(format!("{} letters without it", dump.len())) }
+    })
+    .await;
+    for _ in 0..3 {
+        for (machine, address) in [(OUTSIDER, &outsider), (HUB, &Network::address(HUB))] {
+            let text = mesh.get(machine, &format!("{server}:8080"), "user").unwrap();
+            assert!(text.contains(&format!("connected from {address}\n")), "{text}");
+        }
+    }
+    let captured =
+        ["istio_requests_total{reporter=\"source\"", "source_workload=\"user\"", "destination_service_name=\"user\""];
+    assert!(mesh.metric(SERVER, &captured) >= 3.0);
+}
+
 /// The rules are tried: outbound as anybody, inbound as the proxy's user; without them, the program says so.
 #[test]
 fn rules_are_tried_with_a_connection() {
@@ -419,8 +528,17 @@ fn rules_are_tried_with_a_connection() {
         let (code, told) = validate(user, &["--skip-rule-apply", "--probe-timeout", "300ms"]);
         assert!(code == 126 && told.contains("do not work"), "{user}: {code} {told}");
     }
+    for mode in [&[][..], &TRANSPARENT] {
+        let (code, told) = validate("0", mode);
+        assert!(code == 0 && told.matches("comes to port 15001").count() == 2, "{code} {told}");
+        let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
+        assert!(output.status.success());
+    }
+    // Rules of REDIRECT are none of TPROXY.
     let (code, told) = validate("0", &[]);
-    assert!(code == 0 && told.matches("comes to port 15001").count() == 2, "{code} {told}");
+    assert_eq!(code, 0, "{told}");
+    let (code, told) = validate("0", &["--skip-rule-apply", "-m", "TPROXY"]);
+    assert!(code == 126 && told.contains("marked 1337 do not stay"), "{code} {told}");
     let (code, told) = validate("1337", &["--skip-rule-apply"]);
     assert!(code == 0 && told.matches("comes to port 15006").count() == 2, "{code} {told}");
 }
@@ -429,14 +547,22 @@ fn rules_are_tried_with_a_connection() {
 fn installing_twice_is_installing_once_and_cleaning_removes_everything() {
     let network = Network::new(1);
     let proxy = program("proxy");
-    install(&network, CALLER, &proxy);
-    let once = rules(&network, CALLER);
-    assert!(once.contains("15001") && once.contains("15006"), "{once}");
-    assert!(once.contains("::6/128") && once.matches("15006").count() >= 2, "both families: {once}");
-    install(&network, CALLER, &proxy);
-    assert_eq!(rules(&network, CALLER), once);
-    let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let after = rules(&network, CALLER);
-    assert!(!after.to_lowercase().contains("istio") && !after.contains("1500") && !after.contains("::6/"), "{after}");
+    let before = rules(&network, CALLER);
+    for mode in [&[][..], &TRANSPARENT] {
+        install_with(&network, CALLER, &proxy, mode);
+        let once = rules(&network, CALLER);
+        assert!(once.contains("15001") && once.contains("15006"), "{once}");
+        assert!(once.contains("::6/128") && once.matches("15006").count() >= 2, "both families: {once}");
+        let marked = once.matches("fwmark 0x539 lookup 133").count();
+        let routed = once.matches("local default dev lo").count();
+        assert_eq!((marked, routed), if mode.is_empty() { (0, 0) } else { (2, 2) }, "{once}");
+        install_with(&network, CALLER, &proxy, mode);
+        assert_eq!(rules(&network, CALLER), once);
+        let output = network.output(CALLER, &proxy, &["init", "--cleanup-only"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let after = rules(&network, CALLER);
+        assert!(!after.to_lowercase().contains("istio") && !after.contains("1500"), "{after}");
+        assert!(!after.contains("::6/") && !after.contains("fwmark") && !after.contains("local default"), "{after}");
+    }
+    assert!(!before.contains("fwmark"), "{before}");
 }

@@ -47,7 +47,7 @@ keys! {
     PROXY_CPU_LIMIT = "sidecar.istio.io/proxyCPULimit": "CPU that the proxy may use.";
     PROXY_MEMORY = "sidecar.istio.io/proxyMemory": "Memory that the proxy requests.";
     PROXY_MEMORY_LIMIT = "sidecar.istio.io/proxyMemoryLimit": "Memory that the proxy may use.";
-    INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode": "REDIRECT, or NONE for pods whose traffic is not captured.";
+    INTERCEPTION_MODE = "sidecar.istio.io/interceptionMode": "REDIRECT, TPROXY for applications that are to see their callers' addresses, or NONE for pods whose traffic is not captured.";
     NATIVE_SIDECAR = "sidecar.istio.io/nativeSidecar": "Whether the proxy is an init container that stays.";
     REWRITE_PROBES = "sidecar.istio.io/rewriteAppHTTPProbers": "Whether the application's probes go through the proxy's status port.";
     PROXY_LOG_LEVEL = "sidecar.istio.io/logLevel": "Log level of the data path.";

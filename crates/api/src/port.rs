@@ -25,3 +25,5 @@ pub const DNS: u16 = 15053;
 pub const PROMETHEUS: u16 = 15090;
 /// Unix user and group of the sidecar, whose own connections are not captured.
 pub const PROXY_UID: u32 = 1337;
+/// Mark of packets that stay on a host with TPROXY, and of connections that a proxy makes from its client's address.
+pub const TPROXY_MARK: u32 = 1337;

@@ -24,9 +24,11 @@ pub struct Extensions {
 /// How a workload's traffic gets to its proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Interception {
-    /// Redirected by packet filter rules; TPROXY is the same for the plan.
+    /// Redirected by packet filter rules.
     #[default]
     Captured,
+    /// The same on its way out; on its way in it keeps its addresses, and the application sees its caller's (TPROXY).
+    Transparent,
     /// Applications talk to the proxy's listeners.
     None,
     /// The node does not say: `defaultConfig.interceptionMode` of the mesh counts.
@@ -39,9 +41,15 @@ impl Interception {
         match word.to_ascii_uppercase().as_str() {
             "" => Some(Interception::Unsaid),
             "NONE" => Some(Interception::None),
-            "REDIRECT" | "TPROXY" => Some(Interception::Captured),
+            "REDIRECT" => Some(Interception::Captured),
+            "TPROXY" => Some(Interception::Transparent),
             _ => None,
         }
+    }
+
+    /// Packet filter rules bring the traffic.
+    pub(crate) fn is_captured(self) -> bool {
+        matches!(self, Interception::Captured | Interception::Transparent)
     }
 
     /// What counts for a proxy, with what the mesh says of those that do not say.
@@ -219,7 +227,7 @@ mod tests {
         ] {
             assert_eq!(own.or_of(default), expected);
         }
-        assert_eq!(Interception::named("tproxy"), Some(Interception::Captured));
+        assert_eq!(Interception::named("tproxy"), Some(Interception::Transparent));
         assert_eq!(Interception::named("sometimes"), None);
     }
 

@@ -72,7 +72,8 @@ pub struct Arguments {
     /// Name of the workload (the Deployment); the instance's name if not given.
     #[arg(long, env = "ISTIO_META_WORKLOAD_NAME")]
     pub workload_name: Option<String>,
-    /// How traffic comes: REDIRECT (captured by `proxy init`), or NONE (the proxy is addressed).
+    /// How traffic comes: REDIRECT or TPROXY (captured by `proxy init`; with TPROXY the application sees its callers' addresses), or
+    /// NONE (the proxy is addressed).
     #[arg(long, env = "ISTIO_META_INTERCEPTION_MODE", default_value = "REDIRECT")]
     pub interception_mode: String,
     /// The proxy's own settings in YAML, with the fields of the mesh's `defaultConfig`, over which they count (Istio: the

@@ -3,6 +3,7 @@
 
 mod rules;
 mod render;
+mod routes;
 mod validate;
 pub mod check;
 
@@ -39,11 +40,17 @@ pub fn run(options: &Options) -> Result<()> {
         eprintln!("taken, but without effect here: {}", idle.join(", "));
     }
     if options.cleanup_only && !options.dry_run {
-        return clean();
+        return clean(options);
     }
     for family in families() {
         if options.dry_run {
             print!("{}", render(options, Program::Nft, family));
+            if options.is_transparent() {
+                let (word, mark, table) = (render::word(family), options.mark(), options.table());
+                let flag = if family == Family::Six { "-6" } else { "-4" };
+                println!("# {word}: as by ip {flag} rule add fwmark {mark} lookup {table}");
+                println!("# {word}: as by ip {flag} route add local default dev lo table {table}");
+            }
         } else if !options.skip_rule_apply {
             install(options, family)?;
         }
@@ -85,6 +92,15 @@ fn install(options: &Options, family: Family) -> Result<()> {
             "IPv6 needs the address ::6 on the loopback interface, set with the program ip (iproute2) and NET_ADMIN",
         )?;
     }
+    if options.is_transparent() {
+        let routes = marked(options, family);
+        routes.install().with_context(|| {
+            format!(
+                "packets marked {} cannot be routed to this host by table {} ({family}); this takes the capability NET_ADMIN",
+                routes.mark, routes.table
+            )
+        })?;
+    }
     let mut reasons = Vec::new();
     for program in PROGRAMS {
         match apply(options, program, family) {
@@ -95,10 +111,15 @@ fn install(options: &Options, family: Family) -> Result<()> {
             Err(error) => reasons.push(format!("{}: {error:#}", program.name(family))),
         }
     }
+    let more = if options.is_transparent() {
+        "; for TPROXY also nft_tproxy, or xt_TPROXY, xt_mark, xt_connmark and xt_conntrack"
+    } else {
+        ""
+    };
     bail!(
         "no rules for {family} could be installed. This takes the capabilities NET_ADMIN and NET_RAW, and of the node's kernel either \
          nf_tables (modules nf_tables, nft_chain_nat, nft_redir, nft_ct) or ip_tables (modules ip_tables, iptable_nat, iptable_raw, \
-         xt_REDIRECT, xt_owner, xt_CT): load them on the node, or leave capture to somebody else (interceptionMode NONE). Tried:\n  {}",
+         xt_REDIRECT, xt_owner, xt_CT){more}: load them on the node, or leave capture to somebody else (interceptionMode NONE). Tried:\n  {}",
         reasons.join("\n  ")
     )
 }
@@ -110,7 +131,7 @@ fn apply(options: &Options, program: Program, family: Family) -> Result<()> {
             feed("nft", &["-f", "-"], &text)?;
             // What was asked for must be there: a kernel without NAT takes the table and drops the chains on some systems.
             let listed = output("nft", &["list", "table", render::word(family), render::TABLE])?;
-            if !listed.contains("redirect to") {
+            if !listed.contains("redirect to") || (options.is_transparent() && !listed.contains("tproxy to")) {
                 bail!("the rules are not there after they were installed");
             }
         }
@@ -118,8 +139,11 @@ fn apply(options: &Options, program: Program, family: Family) -> Result<()> {
             // Chains of ours that exist already are replaced: --noflush leaves all others alone.
             remove_jumps(program, family);
             feed(program.name(family), &["--noflush", "-w"], &text)?;
-            if !output(program.single(family), &["-w", "-t", "nat", "-S"])?.contains("ISTIO_REDIRECT") {
-                bail!("the rules are not there after they were installed");
+            let tables = [("nat", "-j REDIRECT"), ("mangle", "-j TPROXY")];
+            for (table, part) in &tables[..if options.is_transparent() { 2 } else { 1 }] {
+                if !output(program.single(family), &["-w", "-t", table, "-S"])?.contains(part) {
+                    bail!("the rules are not there after they were installed");
+                }
             }
         }
     }
@@ -135,14 +159,21 @@ fn remove_jumps(program: Program, family: Family) {
         ("raw", "OUTPUT", &["-p", "udp", "-j", "ISTIO_OUTPUT_DNS"]),
         ("raw", "PREROUTING", &["-p", "udp", "-j", "ISTIO_PREROUTING_DNS"]),
         ("mangle", "PREROUTING", &["-m", "conntrack", "--ctstate", "INVALID", "-j", "ISTIO_DROP"]),
+        ("mangle", "PREROUTING", &["-p", "tcp", "-j", "ISTIO_INBOUND"]),
+        ("mangle", "OUTPUT", &["-p", "tcp", "-j", "ISTIO_OUTPUT"]),
     ] {
         let mut command = Command::new(program.single(family));
         let _ = command.args(["-w", "-t", table, "-D", chain]).args(rest).stderr(Stdio::null()).status();
     }
 }
 
-fn clean() -> Result<()> {
+fn marked(options: &Options, family: Family) -> routes::Marked {
+    routes::Marked { mark: options.mark(), table: options.table(), family }
+}
+
+fn clean(options: &Options) -> Result<()> {
     for family in [Family::Four, Family::Six] {
+        marked(options, family).remove();
         let word = render::word(family);
         if output("nft", &["list", "table", word, render::TABLE]).is_ok() {
             feed("nft", &["-f", "-"], &format!("delete table {word} {}\n", render::TABLE))?;

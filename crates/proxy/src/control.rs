@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use api::xds::ResourceKind;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -239,9 +239,14 @@ impl Shared {
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
         let was_early = early.is_some();
         for _ in &self.workers {
-            let socket = match early.take().filter(|_| !transparent) {
+            let socket = match early.take() {
                 // With the connections that wait in it.
-                Some(socket) => socket,
+                Some(socket) => {
+                    if transparent {
+                        make_transparent(SockRef::from(&socket), address.is_ipv4())?;
+                    }
+                    socket
+                }
                 None => listen(actual, transparent)?,
             };
             actual = socket.local_addr()?;
@@ -261,14 +266,15 @@ impl Shared {
         Ok(Bound { actual, stop })
     }
 
-    /// Opens sockets of which it is known that there will be listeners: connections wait in them instead of being refused.
+    /// Opens sockets of which it is known that there will be listeners, transparent or not: connections wait in them instead of
+    /// being refused.
     ///
     /// # Errors
     /// An address cannot be had.
-    pub(crate) fn open_early(&self, addresses: &[SocketAddr]) -> std::io::Result<()> {
+    pub(crate) fn open_early(&self, addresses: &[(SocketAddr, bool)]) -> std::io::Result<()> {
         let mut early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
-        for address in addresses {
-            early.insert(*address, listen(*address, false)?);
+        for (address, transparent) in addresses {
+            early.insert(*address, listen(*address, *transparent)?);
         }
         Ok(())
     }
@@ -408,13 +414,23 @@ fn listen(address: SocketAddr, transparent: bool) -> std::io::Result<std::net::T
         socket.set_only_v6(true)?;
     }
     if transparent {
-        match address.is_ipv4() {
-            true => socket.set_ip_transparent_v4(true)?,
-            false => socket.set_ip_transparent_v6(true)?,
-        }
+        make_transparent(SockRef::from(&socket), address.is_ipv4())?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     Ok(socket.into())
+}
+
+/// Lets a socket take connections to addresses that are not this host's (ip(7) `IP_TRANSPARENT`).
+fn make_transparent(socket: SockRef<'_>, four: bool) -> std::io::Result<()> {
+    let made = if four { socket.set_ip_transparent_v4(true) } else { socket.set_ip_transparent_v6(true) };
+    made.map_err(|error| match error.kind() {
+        std::io::ErrorKind::PermissionDenied => std::io::Error::new(
+            error.kind(),
+            "taking connections with their addresses as they are (interceptionMode TPROXY) takes the capability NET_ADMIN, \
+             which this proxy does not have",
+        ),
+        _ => error,
+    })
 }

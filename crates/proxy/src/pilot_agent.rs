@@ -278,7 +278,8 @@ impl ProxyOptions {
     }
 
     fn pod(&self, role: Role, environment: &Environment, arguments: &Arguments) -> Result<pod::Pod> {
-        let is_captured = role == Role::Sidecar && arguments.interception_mode == "REDIRECT";
+        let is_captured =
+            role == Role::Sidecar && matches!(arguments.interception_mode.as_str(), "REDIRECT" | "TPROXY");
         let mut metadata = pod::metadata(environment.variables.clone().into_iter());
         if !environment.annotations.is_empty() {
             metadata.insert("ANNOTATIONS".to_owned(), serde_json::to_value(&environment.annotations)?);
@@ -297,8 +298,8 @@ impl ProxyOptions {
     }
 }
 
-/// The two capturing listeners, in each family that the pod has.
-fn early(arguments: &Arguments) -> Vec<SocketAddr> {
+/// The two capturing listeners, in each family that the pod has; with TPROXY the inbound one is transparent.
+fn early(arguments: &Arguments) -> Vec<(SocketAddr, bool)> {
     let all: Vec<IpAddr> = arguments.instance_ips.iter().copied().chain([arguments.ip]).collect();
     let mut addresses = Vec::new();
     for (has, any) in [
@@ -306,7 +307,9 @@ fn early(arguments: &Arguments) -> Vec<SocketAddr> {
         (all.iter().any(IpAddr::is_ipv6), IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     ] {
         if has {
-            addresses.extend([api::port::OUTBOUND, api::port::INBOUND].map(|port| SocketAddr::new(any, port)));
+            let transparent = arguments.interception_mode == "TPROXY";
+            addresses.push((SocketAddr::new(any, api::port::OUTBOUND), false));
+            addresses.push((SocketAddr::new(any, api::port::INBOUND), transparent));
         }
     }
     addresses

@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 pub struct Pod {
     /// Whether readiness takes that the pod's traffic is captured.
     pub check_capture: bool,
-    /// Addresses on which connections wait until there is a configuration.
-    pub early: Vec<SocketAddr>,
+    /// Addresses on which connections wait until there is a configuration, and whether they keep their addresses (TPROXY).
+    pub early: Vec<(SocketAddr, bool)>,
     /// Whether the proxy ends as soon as nothing is connected (`EXIT_ON_ZERO_ACTIVE_CONNECTIONS`).
     pub exit_on_zero: bool,
     /// Whether connections of the application are still taken while the proxy ends.

@@ -15,7 +15,7 @@ pub mod resolve;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -25,7 +25,7 @@ use rand::rngs::SmallRng;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Notify, oneshot};
 
-use crate::facts::PeerFacts;
+use crate::facts::{Caller, PeerFacts};
 use crate::failure::Failure;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::{Cluster, Discovery, Protocol};
@@ -172,6 +172,8 @@ pub struct Host {
     pub tls: Option<Arc<ClientTerms>>,
     /// Connections.
     pub pool: Rc<Pool>,
+    /// Those in clients' names, by the clients' addresses: nobody is given another's.
+    named: Rc<RefCell<HashMap<IpAddr, Rc<Pool>>>>,
     /// Shared with the record that a changed endpoint replaced: requests under way still count.
     active: Rc<Cell<u32>>,
     health: Arc<Health>,
@@ -184,6 +186,32 @@ impl Host {
             Place::Socket(address) => Some(address),
             _ => None,
         }
+    }
+
+    /// The connections for requests of this caller.
+    fn pool_of(&self, caller: Option<Caller>) -> Rc<Pool> {
+        let Some(caller) = caller else { return Rc::clone(&self.pool) };
+        let mut named = self.named.borrow_mut();
+        Rc::clone(named.entry(caller.address).or_insert_with(|| Pool::new(self.pool.life())))
+    }
+
+    /// Closes a connection that rests for another caller, to make room for this one's; says whether there was one.
+    fn makes_room(&self, caller: Option<Caller>) -> bool {
+        let named = self.named.borrow();
+        let mut others = named.iter().filter(|(address, _)| Some(**address) != caller.map(|caller| caller.address));
+        others.any(|(_, pool)| pool.close_idle())
+    }
+
+    fn retire(&self) {
+        self.pool.retire();
+        self.named.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
+    }
+
+    /// Closes what has been idle for long; says whether nothing is left.
+    fn sweep(&self, now: Instant) -> bool {
+        let mut named = self.named.borrow_mut();
+        named.retain(|_, pool| !pool.sweep(now) || Rc::strong_count(pool) > 1);
+        self.pool.sweep(now) && named.is_empty()
     }
 }
 
@@ -224,6 +252,8 @@ pub struct Wanted<'a> {
     pub once: bool,
     /// The request's host.
     pub host: &'a str,
+    /// In whose name the upstream is called; none: in the proxy's.
+    pub caller: Option<Caller>,
 }
 
 impl Upstreams {
@@ -343,7 +373,7 @@ impl Upstream {
             hosts.priorities.push(all);
         }
         for host in old.values() {
-            host.pool.retire();
+            host.retire();
         }
         *self.hosts.borrow_mut() = hosts;
     }
@@ -368,6 +398,7 @@ impl Upstream {
             place,
             tls,
             pool: kept.map_or_else(|| Pool::new(life), |host| Rc::clone(&host.pool)),
+            named: kept.map_or_else(Rc::default, |host| Rc::clone(&host.named)),
             active: kept.map_or_else(Rc::default, |host| Rc::clone(&host.active)),
         })
     }
@@ -376,7 +407,7 @@ impl Upstream {
         let original_dst = matches!(self.settings.discovery, Discovery::OriginalDst { .. });
         let mut hosts = self.hosts.borrow_mut();
         for group in &mut hosts.priorities {
-            group.retain(|host| !host.pool.sweep(now) || !original_dst || host.active.get() > 0);
+            group.retain(|host| !host.sweep(now) || !original_dst || host.active.get() > 0);
         }
         if original_dst {
             hosts.healthy = hosts.priorities.clone();
@@ -552,14 +583,15 @@ impl Upstream {
     /// # Errors
     /// None can be had.
     pub async fn checkout(self: &Rc<Self>, host: &Rc<Host>, wanted: Wanted<'_>) -> Result<Lease, Failure> {
+        let pool = host.pool_of(wanted.caller);
         let http2 = match self.settings.protocol {
             Protocol::Http1 => false,
             Protocol::Http2 => true,
             Protocol::Downstream => wanted.downstream_http2,
-            Protocol::Auto => host.tls.is_some() && host.pool.speaks_http2.get() != Some(false),
+            Protocol::Auto => host.tls.is_some() && pool.speaks_http2.get() != Some(false),
         };
         let mesh = host.tls.as_ref().is_some_and(|terms| terms.mesh);
-        let mux = mesh && !wanted.alone && !self.settings.preserve_header_case && host.pool.muxes.get() != Some(false);
+        let mux = mesh && !wanted.alone && !self.settings.preserve_header_case && pool.muxes.get() != Some(false);
         let offer = match self.settings.protocol {
             _ if wanted.alone => Offer::Http1 { mux: false, istio: wanted.istio_alpn },
             Protocol::Auto => Offer::Auto,
@@ -569,49 +601,52 @@ impl Upstream {
         let mut pending: Option<Permit> = None;
         loop {
             if !wanted.alone {
-                let may_share = http2 || mux || host.pool.speaks_http2.get() == Some(true);
-                if may_share && let Some(lease) = host.pool.shared(!http2) {
+                let may_share = http2 || mux || pool.speaks_http2.get() == Some(true);
+                if may_share && let Some(lease) = pool.shared(!http2) {
                     return Ok(lease);
                 }
-                if !http2 && let Some(lease) = host.pool.idle(wanted.once) {
+                if !http2 && let Some(lease) = pool.idle(wanted.once) {
                     return Ok(lease);
                 }
             }
             if pending.is_none() {
                 pending = Some(self.permit(Limited::Pending)?);
             }
-            let shares = !wanted.alone && (http2 || (mux && host.pool.muxes.get() != Some(false)));
-            if shares && let Some(waiting) = host.pool.wait_for_shared() {
+            let shares = !wanted.alone && (http2 || (mux && pool.muxes.get() != Some(false)));
+            if shares && let Some(waiting) = pool.wait_for_shared() {
                 match waiting.await {
                     Ok(Ok(())) => {}
                     Ok(Err(failure)) => return Err(failure),
                     // Whoever dialled was cancelled: somebody else does it.
-                    Err(_) => host.pool.shared_done(Ok(())),
+                    Err(_) => pool.shared_done(Ok(())),
                 }
-                if http2 || host.pool.muxes.get() == Some(true) {
+                if http2 || pool.muxes.get() == Some(true) {
                     continue;
                 }
                 // The peer turned out to speak HTTP/1 only: everyone dials.
             } else if shares {
-                return self.dial_shared(host, offer, wanted, http2).await;
+                return self.dial_shared(host, pool, offer, wanted, http2).await;
             }
             let Some(permit) = self.usage.take(Limited::Connections, &self.settings.limits) else {
+                if host.makes_room(wanted.caller) {
+                    continue;
+                }
                 let (sender, receiver) = oneshot::channel();
                 self.waiting.borrow_mut().push_back(sender);
                 let _ = receiver.await;
                 continue;
             };
-            let dialled = self.dial(host, offer, wanted.host).await?;
+            let dialled = self.dial(host, offer, wanted.host, wanted.caller).await?;
             let link = Link::new(&dialled, permit, Arc::clone(&self.series));
             if dialled.alpn.as_deref() == Some(b"h2") || link.mux {
-                host.pool.speaks_http2.set(Some(true));
-                host.pool.start_shared(dialled, link).await?;
+                pool.speaks_http2.set(Some(true));
+                pool.start_shared(dialled, link).await?;
                 continue;
             }
             if self.settings.protocol == Protocol::Auto {
-                host.pool.speaks_http2.set(Some(false));
+                pool.speaks_http2.set(Some(false));
             }
-            return host.pool.start_http1(dialled, link, self.settings.preserve_header_case).await;
+            return pool.start_http1(dialled, link, self.settings.preserve_header_case).await;
         }
     }
 
@@ -619,15 +654,17 @@ impl Upstream {
     async fn dial_shared(
         self: &Rc<Self>,
         host: &Rc<Host>,
+        pool: Rc<Pool>,
         offer: Offer,
         wanted: Wanted<'_>,
         http2: bool,
     ) -> Result<Lease, Failure> {
         let (result, receiver) = oneshot::channel();
         let (upstream, host, name) = (Rc::clone(self), Rc::clone(host), wanted.host.to_owned());
+        let caller = wanted.caller;
         tokio::task::spawn_local(async move {
-            let made = upstream.make_shared(&host, offer, &name, http2).await;
-            host.pool.shared_done(made.as_ref().map(|_| ()).map_err(|failure| *failure));
+            let made = upstream.make_shared(&host, &pool, offer, (&name, caller), http2).await;
+            pool.shared_done(made.as_ref().map(|_| ()).map_err(|failure| *failure));
             // Nobody may be left to take it: a lease of HTTP/1 then goes to the pool.
             if let Err(Ok(lease)) = result.send(made) {
                 lease.give_back();
@@ -639,12 +676,13 @@ impl Upstream {
     async fn make_shared(
         self: &Rc<Self>,
         host: &Rc<Host>,
+        pool: &Rc<Pool>,
         offer: Offer,
-        name: &str,
+        (name, caller): (&str, Option<Caller>),
         http2: bool,
     ) -> Result<Lease, Failure> {
         let permit = self.permit(Limited::Connections)?;
-        let dialled = self.dial(host, offer, name).await?;
+        let dialled = self.dial(host, offer, name, caller).await?;
         let link = Link::new(&dialled, permit, Arc::clone(&self.series));
         let negotiated_http2 = dialled.alpn.as_deref() == Some(b"h2");
         let shares = link.mux
@@ -653,20 +691,27 @@ impl Upstream {
                 && !matches!(dialled.alpn.as_deref(), Some(b"http/1.1" | b"istio-http/1.1"))
                 && self.settings.protocol != Protocol::Auto);
         if matches!(offer, Offer::Http1 { mux: true, .. } | Offer::Http2 { mux: true, .. }) {
-            host.pool.muxes.set(Some(link.mux));
+            pool.muxes.set(Some(link.mux));
         }
         if !shares {
             if self.settings.protocol == Protocol::Auto {
-                host.pool.speaks_http2.set(Some(false));
+                pool.speaks_http2.set(Some(false));
             }
-            return host.pool.start_http1(dialled, link, self.settings.preserve_header_case).await;
+            return pool.start_http1(dialled, link, self.settings.preserve_header_case).await;
         }
-        host.pool.start_shared(dialled, link).await?;
-        host.pool.shared(!http2 && !negotiated_http2).ok_or(Failure::ConnectFailed)
+        pool.start_shared(dialled, link).await?;
+        pool.shared(!http2 && !negotiated_http2).ok_or(Failure::ConnectFailed)
     }
 
-    async fn dial(&self, host: &Host, offer: Offer, name: &str) -> Result<connect::Dialled, Failure> {
-        let result = connect::dial(&self.env, &self.settings, &host.place, host.tls.as_ref(), offer, name).await;
+    async fn dial(
+        &self,
+        host: &Host,
+        offer: Offer,
+        name: &str,
+        caller: Option<Caller>,
+    ) -> Result<connect::Dialled, Failure> {
+        let terms = host.tls.as_ref();
+        let result = connect::dial(&self.env, &self.settings, &host.place, terms, offer, name, caller).await;
         if result.is_err() {
             self.series.connect_failures.add(1);
         }
@@ -675,7 +720,8 @@ impl Upstream {
 
     /// Nobody takes connections at an endpoint without TLS any more.
     pub async fn is_refused_by(&self, host: &Host) -> bool {
-        let dialled = connect::dial(&self.env, &self.settings, &host.place, None, Offer::Tcp { exchange: false }, "");
+        let dialled =
+            connect::dial(&self.env, &self.settings, &host.place, None, Offer::Tcp { exchange: false }, "", None);
         matches!(dialled.await, Err(Failure::ConnectRefused))
     }
 
@@ -683,17 +729,26 @@ impl Upstream {
     ///
     /// # Errors
     /// None can be had.
-    pub async fn connect_tcp(&self, host: &Host) -> Result<(connect::Dialled, Rc<Link>), Failure> {
-        self.connect_bytes(host, false).await
+    pub async fn connect_tcp(
+        &self,
+        host: &Host,
+        caller: Option<Caller>,
+    ) -> Result<(connect::Dialled, Rc<Link>), Failure> {
+        self.connect_bytes(host, false, caller).await
     }
 
     /// The same, with an exchange of metadata in front if `exchange` and the endpoint can: the negotiated protocol tells.
     ///
     /// # Errors
     /// A circuit breaker, or the connection fails.
-    pub async fn connect_bytes(&self, host: &Host, exchange: bool) -> Result<(connect::Dialled, Rc<Link>), Failure> {
+    pub async fn connect_bytes(
+        &self,
+        host: &Host,
+        exchange: bool,
+        caller: Option<Caller>,
+    ) -> Result<(connect::Dialled, Rc<Link>), Failure> {
         let permit = self.usage.take(Limited::Connections, &self.settings.limits).ok_or(Failure::TcpOverflow)?;
-        let dialled = self.dial(host, Offer::Tcp { exchange }, "").await?;
+        let dialled = self.dial(host, Offer::Tcp { exchange }, "", caller).await?;
         let link = Link::new(&dialled, permit, Arc::clone(&self.series));
         Ok((dialled, link))
     }

@@ -199,6 +199,7 @@ fn decide(snapshot: &Snapshot, request: &Request) -> Decision {
     };
     decision.chain = Some(chain.name.to_string()).filter(|name| !name.is_empty());
     let facts = ConnFacts {
+        caller: None,
         direction: listener.direction,
         remote: source,
         destination: request.to,

@@ -34,7 +34,6 @@ use super::wire::{ads, config_path, metadata, object_path, some_duration, some_u
 use super::{endpoint, filter, named, tls};
 use crate::model::Named;
 use crate::model::{Digested, Port, Protocol, Resolution, Service, digest_of};
-use crate::proxy::Interception;
 use crate::resources::Resources;
 use crate::scope::{Inbound, Scope};
 use crate::snapshot::DestinationRule;
@@ -103,7 +102,7 @@ pub(super) fn takes_eds(scope: &Scope, service: &Service) -> bool {
 
 /// Headless services and those without resolution keep the address that the caller asked for, where that is known.
 fn is_original_destination(scope: &Scope, service: &Service) -> bool {
-    let captured = scope.proxy.role == Role::Sidecar && scope.proxy.interception == Interception::Captured;
+    let captured = scope.proxy.role == Role::Sidecar && scope.proxy.interception.is_captured();
     service.resolution == Resolution::Passthrough || (service.headless && captured)
 }
 

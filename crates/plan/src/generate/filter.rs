@@ -20,6 +20,7 @@ use envoy_types::pb::envoy::extensions::filters::http::grpc_stats::v3::{
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::listener::http_inspector::v3::HttpInspector;
 use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+use envoy_types::pb::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
 use envoy_types::pb::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
     ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation,
@@ -290,6 +291,12 @@ pub(super) fn http_inspector() -> ListenerFilter {
 /// Finds out where a redirected connection was meant to go.
 pub(super) fn original_dst() -> ListenerFilter {
     listener_filter("envoy.filters.listener.original_dst", pack(&OriginalDst {}))
+}
+
+/// The application is called from its client's address, by connections whose answers the mark brings back.
+pub(super) fn original_src() -> ListenerFilter {
+    let source = OriginalSrc { mark: api::port::TPROXY_MARK, ..OriginalSrc::default() };
+    listener_filter("envoy.filters.listener.original_src", pack(&source))
 }
 
 fn listener_filter(name: &str, config: Any) -> ListenerFilter {

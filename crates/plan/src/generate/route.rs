@@ -27,7 +27,6 @@ use xxhash_rust::xxh3::Xxh3;
 use super::named;
 use super::wire::{config_path, metadata, some_bool, some_duration};
 use crate::model::{Digested, Named, Port, Protocol, Service, digest_of};
-use crate::proxy::Interception;
 use crate::resources::Resources;
 use crate::scope::{Inbound, Scope};
 use crate::snapshot::VirtualService;
@@ -311,7 +310,7 @@ pub(super) fn domains(scope: &Scope, service: &Service, port: u16, with_port_onl
 /// What happens to hosts that nobody knows.
 fn unknown(scope: &Scope) -> VirtualHost {
     // Without capture, "where it was sent" would be the proxy itself.
-    let allow = scope.view.outbound == OutboundMode::AllowAny && scope.proxy.interception == Interception::Captured;
+    let allow = scope.view.outbound == OutboundMode::AllowAny && scope.proxy.interception.is_captured();
     let (name, route) = if allow {
         ("allow_any", to_cluster("allow_any", PASSTHROUGH))
     } else {

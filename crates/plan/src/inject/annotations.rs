@@ -92,9 +92,8 @@ fn truth(value: &str) -> Result<(), String> {
 
 fn interception(value: &str) -> Result<(), String> {
     match value {
-        "REDIRECT" | "NONE" => Ok(()),
-        "TPROXY" => Err("is not built yet; REDIRECT and NONE are".to_owned()),
-        _ => Err("is neither REDIRECT nor NONE".to_owned()),
+        "REDIRECT" | "TPROXY" | "NONE" => Ok(()),
+        _ => Err("is none of REDIRECT, TPROXY and NONE".to_owned()),
     }
 }
 
@@ -210,7 +209,6 @@ mod tests {
     #[test]
     fn each_wrong_value_is_told_in_one_sentence() {
         for (name, value) in [
-            ("sidecar.istio.io/interceptionMode", "TPROXY"),
             ("sidecar.istio.io/interceptionMode", "redirect"),
             ("sidecar.istio.io/proxyCPU", "1 core"),
             ("sidecar.istio.io/userVolume", "[1]"),
@@ -233,6 +231,7 @@ mod tests {
     fn good_values_pass_and_what_does_nothing_is_told() {
         for (name, value) in [
             ("sidecar.istio.io/interceptionMode", "NONE"),
+            ("sidecar.istio.io/interceptionMode", "TPROXY"),
             ("sidecar.istio.io/proxyCPU", "100m"),
             ("sidecar.istio.io/proxyMemory", "1.5Gi"),
             ("sidecar.istio.io/proxyMemoryLimit", "1e3"),

@@ -63,8 +63,8 @@ impl<'a> Request<'a> {
             .cloned()
             .or_else(|| config.get("interceptionMode").and_then(Value::as_str).map(str::to_owned))
             .unwrap_or_else(|| "REDIRECT".to_owned());
-        if interception != "REDIRECT" && interception != "NONE" {
-            return Err(format!("interceptionMode {interception} is not built yet; REDIRECT and NONE are."));
+        if !["REDIRECT", "TPROXY", "NONE"].contains(&interception.as_str()) {
+            return Err(format!("interceptionMode {interception} is none of REDIRECT, TPROXY and NONE."));
         }
         let mut request = Request {
             context,

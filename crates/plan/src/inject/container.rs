@@ -111,9 +111,14 @@ fn resources(request: &Request<'_>) -> Value {
 
 fn security(request: &Request<'_>, role: Role) -> Value {
     let mut capabilities = json!({"drop": ["ALL"]});
+    // Foreign addresses take a capability, which only root keeps; the group tells the proxy's connections.
+    let transparent = role == Role::Sidecar && request.interception == "TPROXY";
     let asked = request.annotations.get("sidecar.istio.io/capNetBindService");
-    if role == Role::Sidecar && asked.and_then(|value| read_truth(value)) == Some(true) {
-        capabilities["add"] = json!(["NET_BIND_SERVICE"]);
+    let low_ports = role == Role::Sidecar && asked.and_then(|value| read_truth(value)) == Some(true);
+    let wanted = [(transparent, "NET_ADMIN"), (low_ports, "NET_BIND_SERVICE")];
+    let added: Vec<&str> = wanted.iter().filter(|(wanted, _)| *wanted).map(|(_, name)| *name).collect();
+    if !added.is_empty() {
+        capabilities["add"] = json!(added);
     }
     let seccomp = request.settings.value("/global/proxy/seccompProfile").filter(|profile| profile != &&json!({}));
     json!({
@@ -122,8 +127,8 @@ fn security(request: &Request<'_>, role: Role) -> Value {
         "privileged": false,
         "readOnlyRootFilesystem": true,
         "runAsGroup": api::port::PROXY_UID,
-        "runAsNonRoot": true,
-        "runAsUser": api::port::PROXY_UID,
+        "runAsNonRoot": !transparent,
+        "runAsUser": if transparent { 0 } else { api::port::PROXY_UID },
         "seccompProfile": seccomp.cloned().unwrap_or_else(|| json!({"type": "RuntimeDefault"})),
     })
 }

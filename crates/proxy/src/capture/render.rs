@@ -62,7 +62,7 @@ impl Table {
 }
 
 /// The chains that are not the system's.
-pub(super) const OURS: [(Table, Chain); 8] = [
+pub(super) const OURS: [(Table, Chain); 12] = [
     (Table::Nat, Chain::Inbound),
     (Table::Nat, Chain::InRedirect),
     (Table::Nat, Chain::Out),
@@ -71,12 +71,22 @@ pub(super) const OURS: [(Table, Chain); 8] = [
     (Table::Raw, Chain::RawQueries),
     (Table::Raw, Chain::RawAnswers),
     (Table::Mangle, Chain::Invalid),
+    (Table::Mangle, Chain::MangleInbound),
+    (Table::Mangle, Chain::MangleOut),
+    (Table::Mangle, Chain::Divert),
+    (Table::Mangle, Chain::Tproxy),
 ];
 
 fn table(chain: Chain) -> Table {
     match chain {
         Chain::RawPrerouting | Chain::RawOutput | Chain::RawAnswers | Chain::RawQueries => Table::Raw,
-        Chain::ManglePrerouting | Chain::Invalid => Table::Mangle,
+        Chain::ManglePrerouting
+        | Chain::Invalid
+        | Chain::MangleOutput
+        | Chain::MangleInbound
+        | Chain::MangleOut
+        | Chain::Divert
+        | Chain::Tproxy => Table::Mangle,
         _ => Table::Nat,
     }
 }
@@ -85,10 +95,12 @@ fn table(chain: Chain) -> Table {
 pub(super) fn name(chain: Chain) -> &'static str {
     match chain {
         Chain::Prerouting | Chain::RawPrerouting | Chain::ManglePrerouting => "PREROUTING",
-        Chain::Output | Chain::RawOutput => "OUTPUT",
-        Chain::Inbound => "ISTIO_INBOUND",
+        Chain::Output | Chain::RawOutput | Chain::MangleOutput => "OUTPUT",
+        Chain::Inbound | Chain::MangleInbound => "ISTIO_INBOUND",
         Chain::InRedirect => "ISTIO_IN_REDIRECT",
-        Chain::Out => "ISTIO_OUTPUT",
+        Chain::Out | Chain::MangleOut => "ISTIO_OUTPUT",
+        Chain::Divert => "ISTIO_DIVERT",
+        Chain::Tproxy => "ISTIO_TPROXY",
         Chain::Redirect => "ISTIO_REDIRECT",
         Chain::Dns | Chain::RawQueries => "ISTIO_OUTPUT_DNS",
         Chain::RawAnswers => "ISTIO_PREROUTING_DNS",
@@ -113,6 +125,8 @@ fn hook(chain: Chain) -> Option<&'static str> {
         Chain::RawPrerouting => Some("type filter hook prerouting priority -300; policy accept;"),
         Chain::RawOutput => Some("type filter hook output priority -300; policy accept;"),
         Chain::ManglePrerouting => Some("type filter hook prerouting priority -150; policy accept;"),
+        // A packet whose mark changes there is routed again.
+        Chain::MangleOutput => Some("type route hook output priority -150; policy accept;"),
         _ => None,
     }
 }
@@ -138,11 +152,13 @@ fn nft(rules: &[Rule], family: Family) -> String {
     let word = word(family);
     // Made, then removed, then made: one transaction, whether it was there before or not.
     let mut text = format!("table {word} {TABLE} {{}}\ndelete table {word} {TABLE}\ntable {word} {TABLE} {{\n");
-    let system = [Chain::Prerouting, Chain::Output, Chain::RawPrerouting, Chain::RawOutput, Chain::ManglePrerouting];
+    let nat = [Chain::Prerouting, Chain::Output];
+    let system = [Chain::RawPrerouting, Chain::RawOutput, Chain::ManglePrerouting, Chain::MangleOutput];
     // What is jumped to stands first.
     let first = [Chain::Redirect, Chain::InRedirect, Chain::Inbound, Chain::Out];
     let rest = [Chain::Dns, Chain::RawQueries, Chain::RawAnswers, Chain::Invalid];
-    for chain in first.into_iter().chain(rest).chain(system) {
+    let transparent = [Chain::Divert, Chain::Tproxy, Chain::MangleInbound, Chain::MangleOut];
+    for chain in first.into_iter().chain(rest).chain(transparent).chain(nat).chain(system) {
         let of_chain = || rules.iter().filter(|rule| rule.chain == chain);
         if table(chain) != Table::Nat && of_chain().next().is_none() {
             continue;
@@ -182,6 +198,11 @@ fn nft_rule(rule: &Rule, family: &str) -> String {
     if rule.invalid {
         words.push("ct state invalid".to_owned());
     }
+    if rule.known {
+        words.push("ct state established,related".to_owned());
+    }
+    words.extend(rule.mark.map(|mark| format!("meta mark {mark}")));
+    words.extend(rule.connection_mark.map(|mark| format!("ct mark {mark}")));
     words.extend(rule.owner.map(|owner| match owner {
         Owner::Uid(uid) => format!("meta skuid {uid}"),
         Owner::NotUid(uid) => format!("meta skuid != {uid}"),
@@ -194,6 +215,11 @@ fn nft_rule(rule: &Rule, family: &str) -> String {
         Verdict::RedirectTo(port) => format!("redirect to :{port}"),
         Verdict::Zone(zone) => format!("ct zone set {zone}"),
         Verdict::Drop => "drop".to_owned(),
+        Verdict::TproxyTo { port, mark } => format!("tproxy to :{port} meta mark set {mark} accept"),
+        Verdict::Mark(mark) => format!("meta mark set {mark}"),
+        Verdict::SaveMark => "ct mark set meta mark".to_owned(),
+        Verdict::RestoreMark => "meta mark set ct mark".to_owned(),
+        Verdict::Accept => "accept".to_owned(),
     });
     words.join(" ")
 }
@@ -213,7 +239,9 @@ fn iptables(rules: &[Rule]) -> String {
             continue;
         }
         let _ = writeln!(text, "*{}", table_of.word());
-        for (_, chain) in OURS.iter().filter(|(table, _)| *table == table_of) {
+        // Most of those in `mangle` are for one of several purposes.
+        let is_wanted = |chain: Chain| table_of != Table::Mangle || rules.iter().any(|rule| rule.chain == chain);
+        for (_, chain) in OURS.iter().filter(|(table, chain)| *table == table_of && is_wanted(*chain)) {
             let _ = writeln!(text, ":{} - [0:0]", name(*chain));
         }
         for rule in of_table {
@@ -259,6 +287,15 @@ fn iptables_rule(rule: &Rule) -> String {
     if rule.invalid {
         text += " -m conntrack --ctstate INVALID";
     }
+    if rule.known {
+        text += " -m conntrack --ctstate RELATED,ESTABLISHED";
+    }
+    if let Some(mark) = rule.mark {
+        let _ = write!(text, " -m mark --mark {mark}");
+    }
+    if let Some(mark) = rule.connection_mark {
+        let _ = write!(text, " -m connmark --mark {mark}");
+    }
     match rule.owner {
         Some(Owner::Uid(uid)) => text += &format!(" -m owner --uid-owner {uid}"),
         Some(Owner::NotUid(uid)) => text += &format!(" -m owner ! --uid-owner {uid}"),
@@ -272,6 +309,13 @@ fn iptables_rule(rule: &Rule) -> String {
         Verdict::RedirectTo(port) => text + &format!(" -j REDIRECT --to-ports {port}"),
         Verdict::Zone(zone) => text + &format!(" -j CT --zone {zone}"),
         Verdict::Drop => text + " -j DROP",
+        Verdict::TproxyTo { port, mark } => {
+            text + &format!(" -j TPROXY --on-port {port} --tproxy-mark {mark}/0xffffffff")
+        }
+        Verdict::Mark(mark) => text + &format!(" -j MARK --set-mark {mark}"),
+        Verdict::SaveMark => text + " -j CONNMARK --save-mark",
+        Verdict::RestoreMark => text + " -j CONNMARK --restore-mark",
+        Verdict::Accept => text + " -j ACCEPT",
     }
 }
 
@@ -411,9 +455,73 @@ mod tests {
     }
 
     #[test]
+    fn with_tproxy_inbound_connections_keep_their_addresses() {
+        let options = options("-m TPROXY -d 15090 -c cni1 -k vm1 --drop-invalid");
+        let text = render(&options, Program::Iptables, Family::Four);
+        let (nat, mangle) = text.split_once("*mangle\n").unwrap();
+        assert!(!nat.contains("-A PREROUTING -p tcp") && of_chain(nat, "ISTIO_INBOUND").is_empty(), "{nat}");
+        assert_eq!(of_chain(mangle, "ISTIO_DIVERT"), ["-j MARK --set-mark 1337", "-j ACCEPT"]);
+        assert_eq!(
+            of_chain(mangle, "ISTIO_TPROXY"),
+            ["! -d 127.0.0.1/32 -p tcp -j TPROXY --on-port 15006 --tproxy-mark 1337/0xffffffff"]
+        );
+        // What belongs to no connection is dropped before it could be taken for a new one.
+        let first = of_chain(mangle, "PREROUTING");
+        assert_eq!(first, ["-m conntrack --ctstate INVALID -j ISTIO_DROP", "-p tcp -j ISTIO_INBOUND"]);
+        assert_eq!(
+            of_chain(mangle, "ISTIO_INBOUND"),
+            [
+                "-i cni1 -j RETURN",
+                "-i vm1 -j RETURN",
+                "-i lo -j RETURN",
+                "-p tcp -m tcp --dport 15008 -j RETURN",
+                "-p tcp -m tcp --dport 15090 -j RETURN",
+                "-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j ISTIO_DIVERT",
+                "-p tcp -j ISTIO_TPROXY",
+            ]
+        );
+        assert_eq!(
+            of_chain(mangle, "ISTIO_OUTPUT"),
+            [
+                "-o cni1 -p tcp -j RETURN",
+                "-p tcp -m mark --mark 1337 -j CONNMARK --save-mark",
+                "-p tcp -m connmark --mark 1337 -j CONNMARK --restore-mark",
+            ]
+        );
+        // Root of the proxy's group is the proxy: what is known by its group comes before what is not known by its user.
+        let out = of_chain(nat, "ISTIO_OUTPUT");
+        assert_eq!(out[1], "-m mark --mark 1337 -j RETURN");
+        let at = |part: &str| out.iter().position(|rule| rule.contains(part)).unwrap();
+        assert!(at("--gid-owner 1337 -j ISTIO_IN_REDIRECT") < at("! --uid-owner 1337 -j RETURN"), "{out:?}");
+        assert!(at("-m owner --gid-owner 1337 -j RETURN") < at("-p tcp -j ISTIO_REDIRECT"), "{out:?}");
+    }
+
+    #[test]
+    fn tproxy_is_written_for_nftables_with_the_given_mark_and_ports() {
+        let text = render(&options("-m TPROXY -t 7 -r 9 -z 2 -b 80,81"), Program::Nft, Family::Six);
+        for part in [
+            "ip6 daddr != ::1/128 meta l4proto tcp tproxy to :2 meta mark set 7 accept",
+            "tcp dport 80 ct state established,related jump ISTIO_DIVERT_MANGLE\n    tcp dport 80 jump ISTIO_TPROXY_MANGLE",
+            "tcp dport 81 jump ISTIO_TPROXY_MANGLE",
+            "type route hook output priority -150; policy accept;\n    meta l4proto tcp jump ISTIO_OUTPUT_MANGLE",
+            "meta l4proto tcp meta mark 7 ct mark set meta mark",
+            "meta l4proto tcp ct mark 7 meta mark set ct mark",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+        // Without TPROXY there is nothing of it, and marks are told to be without effect.
+        let redirect = options("-t 7 -r 9");
+        let text = render(&redirect, Program::Nft, Family::Six);
+        assert!(!text.contains("mark") && !text.contains("tproxy") && !text.contains("MANGLE"), "{text}");
+        assert_eq!(redirect.without_effect(), ["-t", "-r"]);
+        assert_eq!(options("-m TPROXY -t 7 -r 9").without_effect(), [""; 0]);
+    }
+
+    #[test]
     fn flags_that_cannot_be_honoured_are_refused() {
         for (line, word) in [
-            ("-m TPROXY", "TPROXY"),
+            ("-m NONE", "TPROXY"),
+            ("-m TPROXY -t 0", "mark"),
             ("-b x", "port"),
             ("-x 10.0.0.0/99", "network"),
             ("-c a;b", "interface"),

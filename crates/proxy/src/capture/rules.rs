@@ -26,9 +26,15 @@ pub struct Options {
     /// Group ids of the proxy.
     #[arg(short = 'g', long = "proxy-gid", value_delimiter = ',', default_values_t = [api::port::PROXY_UID])]
     pub gids: Vec<u32>,
-    /// REDIRECT; TPROXY is not built yet.
+    /// How inbound connections come to the proxy: REDIRECT, or TPROXY, with which the application sees its caller's address.
     #[arg(short = 'm', long = "istio-inbound-interception-mode", default_value = "REDIRECT")]
     pub mode: String,
+    /// With TPROXY: the mark of packets that stay on this host [default: 1337].
+    #[arg(short = 't', long = "istio-inbound-tproxy-mark")]
+    pub tproxy_mark: Option<u32>,
+    /// With TPROXY: the routing table of those packets [default: 133].
+    #[arg(short = 'r', long = "istio-inbound-tproxy-route-table")]
+    pub tproxy_table: Option<u32>,
     /// Inbound ports to capture; `*` is all, empty is none.
     #[arg(short = 'b', long = "istio-inbound-ports", value_delimiter = ',', default_value = "*")]
     pub inbound_ports: Vec<String>,
@@ -120,12 +126,6 @@ pub struct Idle {
     /// The kernel decides which program takes the rules.
     #[arg(long, hide = true)]
     force_iptables_binary: Option<String>,
-    /// Only TPROXY marks packets.
-    #[arg(short = 't', long = "istio-inbound-tproxy-mark", hide = true)]
-    tproxy_mark: Option<String>,
-    /// As above.
-    #[arg(short = 'r', long = "istio-inbound-tproxy-route-table", hide = true)]
-    tproxy_route_table: Option<String>,
 }
 
 /// Flags of Istio's `istio-iptables` that are refused.
@@ -158,11 +158,13 @@ impl Options {
         if let Some(flag) = self.not_built.asked() {
             return Err(format!("{flag}: this is not built"));
         }
-        if self.mode != "REDIRECT" {
-            return Err(format!(
-                "-m {}: only REDIRECT is built; with TPROXY the application would see the address of its caller",
-                self.mode
-            ));
+        if self.mode != "REDIRECT" && !self.is_transparent() {
+            return Err(format!("-m {}: the mode is neither REDIRECT nor TPROXY", self.mode));
+        }
+        for (flag, number) in [("-t", self.mark()), ("-r", self.table())] {
+            if number == 0 {
+                return Err(format!("{flag} 0: a mark or table of 0 is that of all packets"));
+            }
         }
         let lists = [
             ("-b", &self.inbound_ports),
@@ -191,6 +193,21 @@ impl Options {
         Ok(())
     }
 
+    /// Inbound connections keep their addresses (TPROXY).
+    pub fn is_transparent(&self) -> bool {
+        self.mode == "TPROXY"
+    }
+
+    /// The mark of packets that stay on this host.
+    pub fn mark(&self) -> u32 {
+        self.tproxy_mark.unwrap_or(api::port::TPROXY_MARK)
+    }
+
+    /// The routing table of those packets.
+    pub fn table(&self) -> u32 {
+        self.tproxy_table.unwrap_or(TABLE)
+    }
+
     /// The flags given that do nothing here.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let idle = &self.idle;
@@ -202,10 +219,11 @@ impl Options {
             ("--native-nftables", &idle.native_nftables),
             ("--dual-stack", &idle.dual_stack),
             ("--force-iptables-binary", &idle.force_iptables_binary),
-            ("-t", &idle.tproxy_mark),
-            ("-r", &idle.tproxy_route_table),
         ];
-        flags.iter().filter(|(_, value)| value.is_some()).map(|(flag, _)| *flag).collect()
+        let given = flags.iter().map(|(flag, value)| (*flag, value.is_some()));
+        let marks = [("-t", self.tproxy_mark), ("-r", self.tproxy_table)];
+        let marks = marks.iter().map(|(flag, value)| (*flag, value.is_some() && !self.is_transparent()));
+        given.chain(marks).filter(|(_, given)| *given).map(|(flag, _)| flag).collect()
     }
 }
 
@@ -243,6 +261,16 @@ pub enum Chain {
     ManglePrerouting,
     /// Ours: what belongs to no connection.
     Invalid,
+    /// Packets that leave this host's programs, before they are routed for good.
+    MangleOutput,
+    /// Ours: what comes in and keeps its addresses.
+    MangleInbound,
+    /// Ours: of connections that are known.
+    Divert,
+    /// Ours: of new connections, to the inbound port.
+    Tproxy,
+    /// Ours: what the proxy sends in its clients' names, and the answers to it.
+    MangleOut,
 }
 
 /// What a packet carries.
@@ -267,6 +295,21 @@ pub enum Verdict {
     Zone(u16),
     /// Nowhere.
     Drop,
+    /// To whoever takes foreign connections on this port, with its addresses as they are, and marked.
+    TproxyTo {
+        /// The port.
+        port: u16,
+        /// The mark.
+        mark: u32,
+    },
+    /// Marked.
+    Mark(u32),
+    /// The packet's mark is the connection's from now on.
+    SaveMark,
+    /// The connection's mark is the packet's.
+    RestoreMark,
+    /// Past all further rules of this table.
+    Accept,
 }
 
 /// Whose packet.
@@ -303,6 +346,12 @@ pub struct Rule {
     pub source_port: Option<u16>,
     /// Belongs to no connection.
     pub invalid: bool,
+    /// Belongs to a connection that is known.
+    pub known: bool,
+    /// Marked so.
+    pub mark: Option<u32>,
+    /// Of a connection marked so.
+    pub connection_mark: Option<u32>,
     /// Whose.
     pub owner: Option<Owner>,
     /// Then what.
@@ -317,6 +366,8 @@ const DNS: u16 = 53;
 const PROXYS: u16 = 1;
 /// Zone of what the workload asks the proxy.
 const WORKLOADS: u16 = 2;
+/// Istio's routing table of packets that stay on this host.
+const TABLE: u32 = 133;
 
 fn rule(chain: Chain, verdict: Verdict) -> Rule {
     Rule {
@@ -329,6 +380,9 @@ fn rule(chain: Chain, verdict: Verdict) -> Rule {
         ports: None,
         source_port: None,
         invalid: false,
+        known: false,
+        mark: None,
+        connection_mark: None,
         owner: None,
         verdict,
     }
@@ -382,14 +436,11 @@ pub fn rules(options: &Options, family: Family) -> Vec<Rule> {
         rules.push(Rule { out: Some(interface.to_owned()), ..rule(Chain::Output, Verdict::Return) });
     }
     virtual_machines(options, family, &mut rules);
-    rules.push(Rule {
-        transport: TCP,
-        ports: Some((true, vec![options.tunnel_port])),
-        ..rule(Chain::Inbound, Verdict::Return)
-    });
     rules.push(Rule { transport: TCP, ..rule(Chain::Redirect, Verdict::RedirectTo(options.outbound_port)) });
     rules.push(Rule { transport: TCP, ..rule(Chain::InRedirect, Verdict::RedirectTo(options.inbound_port)) });
-    inbound(options, &mut rules);
+    if !options.is_transparent() {
+        inbound(options, Chain::Prerouting, Chain::Inbound, &[Chain::InRedirect], &mut rules);
+    }
     rules.push(rule(Chain::Output, Verdict::Jump(Chain::Out)));
     outbound(options, family, &mut rules);
     if options.redirect_dns {
@@ -400,7 +451,34 @@ pub fn rules(options: &Options, family: Family) -> Vec<Rule> {
         rules.push(Rule { invalid: true, ..rule(Chain::ManglePrerouting, Verdict::Jump(Chain::Invalid)) });
         rules.push(rule(Chain::Invalid, Verdict::Drop));
     }
+    if options.is_transparent() {
+        transparent(options, family, &mut rules);
+    }
     rules
+}
+
+/// Inbound connections with their addresses as they are. The proxy calls the application from its client's address, with a mark:
+/// the connection keeps it, so that the answers, which are for a host elsewhere, are routed to this one.
+fn transparent(options: &Options, family: Family, rules: &mut Vec<Rule>) {
+    let mark = options.mark();
+    let loopback = Some((false, family.loopback().to_owned()));
+    let to_proxy = Verdict::TproxyTo { port: options.inbound_port, mark };
+    rules.push(rule(Chain::Divert, Verdict::Mark(mark)));
+    rules.push(rule(Chain::Divert, Verdict::Accept));
+    rules.push(Rule { transport: TCP, destination: loopback, ..rule(Chain::Tproxy, to_proxy) });
+    // What comes from this host is no inbound traffic; the proxy's own calls to it are redirected as they leave.
+    let elsewhere = given(&options.exclude_interfaces).chain(given(&options.virtual_interfaces)).chain(["lo"]);
+    rules.extend(
+        elsewhere.map(|name| Rule { input: Some(name.to_owned()), ..rule(Chain::MangleInbound, Verdict::Return) }),
+    );
+    inbound(options, Chain::ManglePrerouting, Chain::MangleInbound, &[Chain::Divert, Chain::Tproxy], rules);
+    rules.push(Rule { transport: TCP, ..rule(Chain::MangleOutput, Verdict::Jump(Chain::MangleOut)) });
+    let out = |verdict| Rule { transport: TCP, ..rule(Chain::MangleOut, verdict) };
+    rules.extend(
+        given(&options.exclude_interfaces).map(|name| Rule { out: Some(name.to_owned()), ..out(Verdict::Return) }),
+    );
+    rules.push(Rule { mark: Some(mark), ..out(Verdict::SaveMark) });
+    rules.push(Rule { connection_mark: Some(mark), ..out(Verdict::RestoreMark) });
 }
 
 /// What a virtual machine in the pod sends comes in by its interface, and is outbound traffic all the same.
@@ -415,19 +493,24 @@ fn virtual_machines(options: &Options, family: Family, rules: &mut Vec<Rule>) {
     }
 }
 
-fn inbound(options: &Options, rules: &mut Vec<Rule>) {
+/// `chain` takes what comes in by `system`, and sends it on to each of `targets` that wants it.
+fn inbound(options: &Options, system: Chain, chain: Chain, targets: &[Chain], rules: &mut Vec<Rule>) {
+    let to = |port: u16, verdict| Rule { transport: TCP, ports: Some((true, vec![port])), ..rule(chain, verdict) };
+    rules.push(to(options.tunnel_port, Verdict::Return));
     let ports: Vec<&str> = given(&options.inbound_ports).collect();
     if ports.is_empty() {
         return;
     }
-    rules.push(Rule { transport: TCP, ..rule(Chain::Prerouting, Verdict::Jump(Chain::Inbound)) });
-    let to =
-        |port: u16, verdict| Rule { transport: TCP, ports: Some((true, vec![port])), ..rule(Chain::Inbound, verdict) };
+    rules.push(Rule { transport: TCP, ..rule(system, Verdict::Jump(chain)) });
+    let known = |target: &Chain, base: Rule| Rule { known: *target == Chain::Divert, ..base };
     if ports.contains(&"*") {
         rules.extend(numbers(&options.inbound_exclude).map(|port| to(port, Verdict::Return)));
-        rules.push(Rule { transport: TCP, ..rule(Chain::Inbound, Verdict::Jump(Chain::InRedirect)) });
+        let jump = |target: &Chain| Rule { transport: TCP, ..rule(chain, Verdict::Jump(*target)) };
+        rules.extend(targets.iter().map(|target| known(target, jump(target))));
     } else {
-        rules.extend(numbers(&options.inbound_ports).map(|port| to(port, Verdict::Jump(Chain::InRedirect))));
+        for port in numbers(&options.inbound_ports) {
+            rules.extend(targets.iter().map(|target| known(target, to(port, Verdict::Jump(*target)))));
+        }
     }
 }
 
@@ -438,8 +521,13 @@ fn outbound(options: &Options, family: Family, rules: &mut Vec<Rule>) {
     }
     let lo = || Some("lo".to_owned());
     rules.push(Rule { out: lo(), source: Some(family.passthrough_source().to_owned()), ..out(Verdict::Return) });
+    if options.is_transparent() {
+        // The proxy calling the application for its client.
+        rules.push(Rule { mark: Some(options.mark()), ..out(Verdict::Return) });
+    }
     let uids = options.uids.iter().map(|uid| (Owner::Uid(*uid), Owner::NotUid(*uid)));
     let gids = options.gids.iter().map(|gid| (Owner::Gid(*gid), Owner::NotGid(*gid)));
+    let mut others = Vec::new();
     for (own, other) in uids.chain(gids) {
         // The proxy calling its own workload by its service: as if it came from outside.
         let not_own = if options.redirect_dns { vec![DNS, options.tunnel_port] } else { vec![options.tunnel_port] };
@@ -453,12 +541,15 @@ fn outbound(options: &Options, family: Family, rules: &mut Vec<Rule>) {
         });
         // The application calling itself; a name server on this host is captured all the same.
         let itself = Rule { out: lo(), owner: Some(other), ..out(Verdict::Return) };
-        rules.push(match options.redirect_dns {
+        let itself = match options.redirect_dns {
             true => Rule { transport: TCP, ports: Some((false, vec![DNS])), ..itself },
             false => itself,
-        });
-        rules.push(Rule { owner: Some(own), ..out(Verdict::Return) });
+        };
+        let rest = [itself, Rule { owner: Some(own), ..out(Verdict::Return) }];
+        // A proxy with TPROXY is root: known by its group, it would be another by its user.
+        if options.is_transparent() { others.extend(rest) } else { rules.extend(rest) }
     }
+    rules.extend(others);
     if options.redirect_dns {
         let captured = Rule { transport: TCP, ports: Some((true, vec![DNS])), ..out(TO_DNS) };
         rules.extend(name_servers(options, family).map(|destination| Rule { destination, ..captured.clone() }));

@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use super::routes::Marked;
 use super::rules::{Family, Options, given};
 
 /// The rules are not there, or do something else. The program ends with Istio's code for that.
@@ -39,6 +40,18 @@ struct Trial {
 /// It does not, and how.
 pub(super) async fn validate(options: &Options, families: &[Family]) -> Result<(), Invalid> {
     for family in families {
+        if options.is_transparent() {
+            let (mark, table) = (options.mark(), options.table());
+            let marked = Marked { mark, table, family: *family };
+            // What comes from outside cannot be sent from here; where it would go can be asked.
+            match marked.keeps(documentation(*family)) {
+                Ok(true) => {}
+                Ok(false) => return Err(Invalid(format!("{family} packets marked {mark} do not stay on this host"))),
+                Err(error) => {
+                    return Err(Invalid(format!("{family} packets marked {mark} do not stay on this host: {error}")));
+                }
+            }
+        }
         let trial = trial(options, *family, own_address(*family), nix::unistd::geteuid().as_raw());
         let Some(trial) = trial else {
             eprintln!("{family}: nothing that this program could send is captured; there is nothing to try");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use api::xds::Any;
 use envoy_types::pb::envoy::config::listener::v3::Listener as XdsListener;
 use envoy_types::pb::envoy::config::listener::v3::listener_filter::ConfigType;
+use envoy_types::pb::envoy::extensions::filters::listener::original_src::v3::OriginalSrc;
 
 use super::{access_log, chain, endpoint};
 use crate::facts::Direction;
@@ -40,6 +41,7 @@ pub fn compile(any: &Any) -> Result<Listener, String> {
         use_original_dst: listener.use_original_dst.is_some_and(|original| original.value),
         original_dst: false,
         transparent: listener.transparent.is_some_and(|transparent| transparent.value),
+        original_src: None,
         inspect_tls: false,
         inspect_http: false,
         inspect_timeout: duration_or(&listener.listener_filters_timeout, Duration::from_secs(15))?,
@@ -66,6 +68,15 @@ pub fn compile(any: &Any) -> Result<Listener, String> {
         };
         match any.type_url.rsplit('/').next().unwrap_or_default() {
             "envoy.extensions.filters.listener.original_dst.v3.OriginalDst" => compiled.original_dst = true,
+            "envoy.extensions.filters.listener.original_src.v3.OriginalSrc" => {
+                let source: OriginalSrc = api::xds::unpack(any)?;
+                if source.bind_port {
+                    return Err(
+                        "original_src with bind_port: calling upstreams from the client's port is not built".into()
+                    );
+                }
+                compiled.original_src = Some(source.mark);
+            }
             "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector" => compiled.inspect_tls = true,
             "envoy.extensions.filters.listener.http_inspector.v3.HttpInspector" => compiled.inspect_http = true,
             other => return Err(format!("the listener filter {other:?} is not known to this proxy")),
@@ -106,5 +117,24 @@ mod tests {
             ..XdsListener::default()
         };
         assert!(compile(&api::xds::pack(&listener)).unwrap_err().contains("MongoProxy"));
+    }
+
+    #[test]
+    fn calling_upstreams_from_the_clients_address_is_read_with_its_mark() {
+        use envoy_types::pb::envoy::config::listener::v3::ListenerFilter;
+        let listener = |source: OriginalSrc| XdsListener {
+            address: Some(crate::compile::tests_address("127.0.0.1", 0)),
+            transparent: Some(envoy_types::pb::google::protobuf::BoolValue { value: true }),
+            listener_filters: vec![ListenerFilter {
+                name: "source".into(),
+                config_type: Some(ConfigType::TypedConfig(api::xds::pack(&source))),
+                ..ListenerFilter::default()
+            }],
+            ..XdsListener::default()
+        };
+        let read = compile(&api::xds::pack(&listener(OriginalSrc { mark: 1337, bind_port: false }))).unwrap();
+        assert_eq!((read.transparent, read.original_src), (true, Some(1337)));
+        let refused = compile(&api::xds::pack(&listener(OriginalSrc { mark: 1337, bind_port: true })));
+        assert!(refused.unwrap_err().contains("bind_port"));
     }
 }

@@ -284,6 +284,7 @@ mod tests {
             direction: Direction::Inbound,
             remote: "10.0.0.9:40000".parse().unwrap(),
             destination: "[::ffff:10.0.0.1]:8080".parse().unwrap(),
+            caller: None,
             server_name: Some("a.shop".into()),
             alpn: None,
             tls: peer.is_some(),

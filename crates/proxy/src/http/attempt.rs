@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::names;
 use super::story::Story;
+use crate::facts::Caller;
 use crate::failure::Failure;
 use crate::message::Head;
 use crate::mux;
@@ -50,6 +51,8 @@ pub struct Outgoing<'a> {
     pub count_attempts: bool,
     /// Where the client's connection meant to go.
     pub destination: std::net::SocketAddr,
+    /// In whose name the upstream is called.
+    pub caller: Option<Caller>,
     /// The whole answer must be there.
     pub deadline: Option<Instant>,
     /// What passing the deadline means.
@@ -305,6 +308,7 @@ async fn try_once(
         once: !is_idempotent(&out.head.method),
         istio_alpn: out.istio_alpn,
         host: name,
+        caller: out.caller,
     };
     story.link = None;
     within(out, async {

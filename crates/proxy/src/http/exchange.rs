@@ -329,6 +329,7 @@ async fn forward_request(
         istio_alpn,
         count_attempts: levels.decision.host.count_attempts,
         destination: connection.facts.destination,
+        caller: connection.facts.caller,
         deadline: deadlines.total,
         deadline_failure: deadlines.failure,
         idle: deadlines.idle,
@@ -409,7 +410,7 @@ async fn connect_tcp(
             story.host = Some(Rc::clone(&host));
             story.attempts += 1;
             story.busy = Some(upstream.begin(&host));
-            upstream.connect_tcp(&host).await
+            upstream.connect_tcp(&host, connection.facts.caller).await
         }
         Err(failure) => Err(failure),
     };

@@ -83,6 +83,8 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
         once: false,
         istio_alpn: true,
         host: authority.to_str().unwrap_or(""),
+        // A copy is the proxy's own.
+        caller: None,
     };
     let mut lease = upstream.checkout(&host, wanted).await.ok()?;
     let mut body = match lease.sender.as_mut()? {

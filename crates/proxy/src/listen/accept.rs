@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::original_dst::original_dst;
 use super::sniff::{Hello, Sniffed, sniff};
-use crate::facts::ConnFacts;
+use crate::facts::{Caller, ConnFacts};
 use crate::failure::Failure;
 use crate::http;
 use crate::snapshot::chain::{Chain, Network, Transport};
@@ -190,6 +190,7 @@ impl Begin {
             direction: self.listener.direction,
             remote: self.remote,
             destination: self.destination,
+            caller: self.listener.original_src.map(|mark| Caller { address: self.remote.ip(), mark }),
             server_name: server_name.map(Into::into),
             alpn: None,
             tls: false,

@@ -23,6 +23,8 @@ pub struct Listener {
     pub original_dst: bool,
     /// The listener's socket takes connections for foreign addresses (TPROXY).
     pub transparent: bool,
+    /// Upstreams see the client's address (TPROXY); the mark of the connections to them, 0 is none.
+    pub original_src: Option<u32>,
     /// Client hellos are looked at.
     pub inspect_tls: bool,
     /// Plaintext is looked at for HTTP.
@@ -158,6 +160,7 @@ mod tests {
             use_original_dst: false,
             original_dst: false,
             transparent: false,
+            original_src: None,
             inspect_tls: true,
             inspect_http: true,
             inspect_timeout: Duration::ZERO,

@@ -81,7 +81,7 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
             }
         };
         let busy = upstream.begin(&host);
-        match upstream.connect_bytes(&host, upstream.settings.exchange).await {
+        match upstream.connect_bytes(&host, upstream.settings.exchange, facts.caller).await {
             Ok((dialled, link)) => {
                 let exchange = dialled.alpn.as_deref() == Some(PEER_EXCHANGE.as_bytes());
                 let io = exchanging(worker, dialled.io, exchange);

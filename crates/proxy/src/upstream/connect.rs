@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rand::RngExt;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
@@ -11,7 +12,7 @@ use tokio_rustls::TlsConnector;
 
 use super::Env;
 use super::io::{Io, Prefixed};
-use crate::facts::PeerFacts;
+use crate::facts::{Caller, PeerFacts};
 use crate::failure::Failure;
 use crate::snapshot::cluster::Cluster;
 use crate::snapshot::endpoint::Place;
@@ -33,7 +34,8 @@ pub struct Dialled {
     pub own_uri: Option<Arc<str>>,
 }
 
-/// Dials within the cluster's connect timeout. `host` is the request's host, for `auto_host_sni`.
+/// Dials within the cluster's connect timeout. `host` is the request's host, for `auto_host_sni`; with a `caller` it is done in its
+/// name.
 ///
 /// # Errors
 /// Why there is no connection.
@@ -44,12 +46,13 @@ pub async fn dial(
     terms: Option<&Arc<ClientTerms>>,
     offer: Offer,
     host: &str,
+    caller: Option<Caller>,
 ) -> Result<Dialled, Failure> {
     // The configuration comes first: without a certificate there is nothing to dial for.
     let config = terms.map(|terms| env.tls.get(terms, offer).map(|config| (terms, config))).transpose()?;
     let work = async {
         let stream = match place {
-            Place::Socket(address) => tcp(cluster, *address).await?,
+            Place::Socket(address) => tcp(cluster, *address, caller).await?,
             Place::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(|_| Failure::ConnectFailed)?;
                 return Ok(Dialled {
@@ -85,19 +88,23 @@ pub async fn dial(
     tokio::time::timeout(cluster.connect_timeout, work).await.unwrap_or(Err(Failure::ConnectTimeout))
 }
 
-async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<TcpStream, Failure> {
-    let stream = match cluster.bind.iter().find(|bind| bind.is_ipv4() == address.is_ipv4()) {
-        None => TcpStream::connect(address).await,
-        Some(bind) => {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-            match socket.and_then(|socket| socket.bind(SocketAddr::new(*bind, 0)).map(|()| socket)) {
-                Ok(socket) => socket.connect(address).await,
-                Err(error) => Err(error),
-            }
-        }
+async fn tcp(cluster: &Cluster, address: SocketAddr, caller: Option<Caller>) -> Result<TcpStream, Failure> {
+    let stream = match caller.filter(|caller| caller.calls(address.ip())) {
+        Some(caller) => match named(caller) {
+            Ok(socket) => socket.connect(address).await,
+            Err(error) => Err(error),
+        },
+        None => plain(cluster, address).await,
     };
     let stream = stream.map_err(|error| match error.kind() {
         std::io::ErrorKind::ConnectionRefused => Failure::ConnectRefused,
+        std::io::ErrorKind::PermissionDenied => {
+            tracing::warn!(
+                cluster = %cluster.name, %address,
+                "an upstream cannot be called from its client's address: this takes the capability NET_ADMIN (interceptionMode TPROXY)"
+            );
+            Failure::ConnectFailed
+        }
         _ => Failure::ConnectFailed,
     })?;
     // A proxy must not add Nagle's delay to others' writes.
@@ -110,6 +117,43 @@ async fn tcp(cluster: &Cluster, address: SocketAddr) -> Result<TcpStream, Failur
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     }
     Ok(stream)
+}
+
+async fn plain(cluster: &Cluster, address: SocketAddr) -> std::io::Result<TcpStream> {
+    match cluster.bind.iter().find(|bind| bind.is_ipv4() == address.is_ipv4()) {
+        None => TcpStream::connect(address).await,
+        Some(bind) => {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+            match socket.and_then(|socket| socket.bind(SocketAddr::new(*bind, 0)).map(|()| socket)) {
+                Ok(socket) => socket.connect(address).await,
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
+
+/// Ports from which a client is called for. Clients themselves use those from 32768 on (Linux `ip_local_port_range`): a
+/// connection of the client's own and one in its name must not be told apart by their ports alone, for nothing else does.
+const PORTS: std::ops::Range<u16> = 2048..32768;
+/// So many of them are tried before the kernel chooses.
+const TRIES: usize = 16;
+
+/// A socket with its client's address, which is not this host's.
+fn named(caller: Caller) -> std::io::Result<TcpSocket> {
+    let four = caller.address.is_ipv4();
+    let socket = if four { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let options = SockRef::from(&socket);
+    if four { options.set_ip_transparent_v4(true) } else { options.set_ip_transparent_v6(true) }?;
+    if caller.mark != 0 {
+        options.set_mark(caller.mark)?;
+    }
+    for _ in 0..TRIES {
+        match socket.bind(SocketAddr::new(caller.address, rand::rng().random_range(PORTS))) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {}
+            bound => return bound.map(|()| socket),
+        }
+    }
+    socket.bind(SocketAddr::new(caller.address, 0)).map(|()| socket)
 }
 
 /// What went wrong in a handshake.

@@ -66,7 +66,11 @@ impl Io {
     pub fn is_local(&self) -> bool {
         let Io::Tcp(stream) = self else { return false };
         match (stream.inner.local_addr(), stream.inner.peer_addr()) {
-            (Ok(own), Ok(peer)) => own.ip() == peer.ip() || own.ip().is_loopback() || peer.ip().is_loopback(),
+            (Ok(own), Ok(peer)) => {
+                let same = own.ip() == peer.ip() || own.ip().is_loopback() || peer.ip().is_loopback();
+                // In a client's name only the application beside this proxy is called.
+                same || is_in_clients_name(&stream.inner, own.is_ipv4())
+            }
             _ => false,
         }
     }
@@ -78,6 +82,12 @@ impl Io {
     pub fn is_unread(&self, last: usize) -> bool {
         matches!(self, Io::Tcp(stream) if unacknowledged(&stream.inner) == Some(last))
     }
+}
+
+fn is_in_clients_name(stream: &TcpStream, four: bool) -> bool {
+    let options = SockRef::from(stream);
+    let transparent = if four { options.ip_transparent_v4() } else { options.ip_transparent_v6() };
+    transparent.unwrap_or(false)
 }
 
 /// Bytes that were written and that the peer's kernel has not acknowledged (tcp(7) `SIOCOUTQ`); known also after the end.

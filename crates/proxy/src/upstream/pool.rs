@@ -184,6 +184,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The bounds of its connections' lives.
+    pub fn life(&self) -> Life {
+        self.life
+    }
+
     /// Empty.
     pub fn new(life: Life) -> Rc<Self> {
         Rc::new(Self {
@@ -332,6 +337,11 @@ impl Pool {
             connections.shrink_to_fit();
         }
         connections.is_empty() && self.shared.borrow().is_empty() && !self.dialling.get()
+    }
+
+    /// Closes one of the connections that nobody uses; says whether there was one.
+    pub fn close_idle(&self) -> bool {
+        self.idle.borrow_mut().pop().is_some()
     }
 
     /// The host is gone: nothing is kept any more; what is under way ends by itself.

@@ -25,7 +25,7 @@ struct Taking {
 pub(super) fn all(scope: &Scope) -> Vec<Listener> {
     let mut listeners: Vec<Listener> =
         scope.inbound.iter().filter(|inbound| inbound.bound).map(|inbound| own_listener(scope, inbound)).collect();
-    if scope.proxy.interception == Interception::Captured {
+    if scope.proxy.interception.is_captured() {
         listeners.push(captured(scope));
     }
     listeners
@@ -56,6 +56,10 @@ fn captured(scope: &Scope) -> Listener {
         listener.filter_chains.extend(chains(scope, inbound, Some(inbound.listen)));
     }
     listener.listener_filters.push(filter::original_dst());
+    if scope.proxy.interception == Interception::Transparent {
+        listener.transparent = Some(envoy_types::pb::google::protobuf::BoolValue { value: true });
+        listener.listener_filters.push(filter::original_src());
+    }
     let (_, policy) = scope.snapshot.mutual_tls(&scope.proxy.namespace, &scope.labels, 0);
     listener.metadata = policy.as_ref().and_then(of_object);
     inspect(&mut listener);

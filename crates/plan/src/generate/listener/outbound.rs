@@ -12,7 +12,6 @@ use super::super::filter::{self, Routes, Side};
 use super::super::route::{self, HTTP_PROXY, Routing};
 use super::{PLAIN_HTTP, When, chain, distinct, inspect, listener};
 use crate::model::{Digested, Port, Protocol, Service};
-use crate::proxy::Interception;
 use crate::scope::Scope;
 use crate::snapshot::VirtualService;
 use crate::snapshot::view::Egress;
@@ -33,7 +32,7 @@ struct Heard {
 pub(super) fn all(scope: &Scope) -> Vec<Listener> {
     let mut listeners: Vec<Listener> =
         heard(scope).into_iter().map(|((address, port), heard)| write(scope, &address, port, heard)).collect();
-    if scope.proxy.interception == Interception::Captured {
+    if scope.proxy.interception.is_captured() {
         listeners.push(capturing(scope));
     }
     let proxy_port = scope.snapshot.mesh.proxy_http_port;
