@@ -127,6 +127,11 @@ impl Process {
         process
     }
 
+    /// From now on, the peak is that of what follows (proc(5), `/proc/PID/clear_refs`).
+    pub fn forget_peak_memory(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.0.id()), "5").unwrap();
+    }
+
     /// The most memory that it ever had, in bytes.
     pub fn peak_memory(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
