@@ -290,7 +290,7 @@ fn start(measurement: &Measurement, contestant: &Contestant) -> Result<(Pair, Op
             None
         }
     };
-    seen.resident = pair.resident()?.into_iter().map(|size| (size, size)).collect();
+    seen.resident = pair.resident()?.into_iter().map(|size| (size, 0)).collect();
     Ok((pair, target, seen))
 }
 
