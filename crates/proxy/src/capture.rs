@@ -39,6 +39,9 @@ pub fn run(options: &Options) -> Result<()> {
     if !idle.is_empty() {
         eprintln!("taken, but without effect here: {}", idle.join(", "));
     }
+    if let Some(sentence) = options.doubt() {
+        eprintln!("{sentence}");
+    }
     if options.cleanup_only && !options.dry_run {
         return clean(options);
     }

@@ -515,6 +515,10 @@ mod tests {
         assert!(!text.contains("mark") && !text.contains("tproxy") && !text.contains("MANGLE"), "{text}");
         assert_eq!(redirect.without_effect(), ["-t", "-r"]);
         assert_eq!(options("-m TPROXY -t 7 -r 9").without_effect(), [""; 0]);
+        assert!(options("-m TPROXY -t 7").doubt().is_some_and(|sentence| sentence.contains("1337")));
+        for sure in ["-m TPROXY", "-m TPROXY -t 1337 -r 9", "-m REDIRECT -t 7"] {
+            assert_eq!(options(sure).doubt(), None, "{sure}");
+        }
     }
 
     #[test]

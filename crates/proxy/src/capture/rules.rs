@@ -208,6 +208,17 @@ impl Options {
         self.tproxy_table.unwrap_or(TABLE)
     }
 
+    /// What may not work as it is asked for. The proxy's own calls have the mark that its control plane names, and `meshd` names
+    /// one only, as Istio does.
+    pub fn doubt(&self) -> Option<String> {
+        let (mark, usual) = (self.mark(), api::port::TPROXY_MARK);
+        (self.is_transparent() && mark != usual).then(|| {
+            format!(
+                "-t {mark}: meshd has proxies mark their calls with {usual}; under it, answers of the application do not come back with another mark"
+            )
+        })
+    }
+
     /// The flags given that do nothing here.
     pub fn without_effect(&self) -> Vec<&'static str> {
         let idle = &self.idle;
