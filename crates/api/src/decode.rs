@@ -7,6 +7,7 @@ mod lines;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::crd::AuthorizationPolicy;
 use crate::object::{Body, KINDS, Kind, Metadata, Object, ObjectKey, WrittenMetadata, digest};
 use crate::problem::{Code, ObjectRef, Origin, Problem, Severity, nearest};
 
@@ -107,7 +108,7 @@ pub(crate) fn settings<T: DeserializeOwned + Default>(text: &str, file: &str, ki
                 lines: None,
                 decoded: &mut decoded,
             };
-            reader.part(Some(&value), "", true, &reference, "")
+            reader.part(Some(&value), "", Unknown::Told, &reference, "")
         }
         Err((line, message)) => {
             decoded.problems.push(Problem { object: reference, ..unreadable(file, line, &message) });
@@ -166,6 +167,19 @@ fn parse(document: &str) -> Result<Value, (u32, String)> {
         (line, format!("Not readable as YAML: {message}."))
     })
 }
+
+/// What becomes of fields that a kind does not have.
+#[derive(Clone, Copy)]
+enum Unknown {
+    /// Nothing: the kind is not ours, and we read only a part of it.
+    Passed,
+    /// They are told.
+    Told,
+    /// They are an Error: without them a policy would let in more than was written.
+    Refused,
+}
+
+const CLOSED: &str = "The last good version of the policy stays; where there is none, nobody is let in.";
 
 struct Reader<'a> {
     file: &'a str,
@@ -232,11 +246,14 @@ impl Reader<'_> {
         if !row.namespaced {
             reference.namespace.clear();
         }
-        if !row.versions.contains(&version) {
+        let is_served = row.versions.contains(&version);
+        if !is_served {
             let message =
                 format!("Version {version:?} of {kind} is not served; write {}.", served(row.group, row.versions));
             self.problem(&reference, inside, "apiVersion", Code::SchemaValidation, Severity::Error, &message);
-            return;
+            if kind != Kind::AuthorizationPolicy {
+                return;
+            }
         }
         if name.is_empty() {
             self.problem(
@@ -250,14 +267,19 @@ impl Reader<'_> {
             return;
         }
         let key = ObjectKey { kind, namespace: reference.namespace.clone(), name };
-        match self.typed(kind, value, &reference, inside) {
+        match is_served.then(|| self.typed(kind, value, &reference, inside)).flatten() {
             Some(object) => self.decoded.objects.push(object),
+            None if kind == Kind::AuthorizationPolicy => {
+                let object = self.unread_policy(value, &reference, inside);
+                self.decoded.objects.push(object);
+            }
             None => self.decoded.rejected.push(key),
         }
     }
 
     fn typed(&mut self, kind: Kind, value: &Value, reference: &ObjectRef, inside: &str) -> Option<Object> {
-        let written: WrittenMetadata = self.part(value.get("metadata"), "metadata", false, reference, inside)?;
+        let written: WrittenMetadata =
+            self.part(value.get("metadata"), "metadata", Unknown::Passed, reference, inside)?;
         let mut meta = Metadata::from(written);
         meta.namespace = reference.namespace.clone();
         let body = self.body(kind, value, reference, inside)?;
@@ -270,12 +292,12 @@ impl Reader<'_> {
         let spec = value.get("spec");
         macro_rules! spec {
             ($kind:ident) => {
-                Body::$kind(self.part(spec, "spec", true, reference, inside)?)
+                Body::$kind(self.part(spec, "spec", Unknown::Told, reference, inside)?)
             };
         }
         macro_rules! whole {
             ($kind:ident) => {
-                Body::$kind(self.part(Some(value), "", false, reference, inside)?)
+                Body::$kind(self.part(Some(value), "", Unknown::Passed, reference, inside)?)
             };
         }
         macro_rules! raw {
@@ -312,7 +334,7 @@ impl Reader<'_> {
             Kind::EnvoyFilter => raw!(EnvoyFilter),
             Kind::ProxyConfig => raw!(ProxyConfig),
             Kind::RequestAuthentication => raw!(RequestAuthentication),
-            Kind::AuthorizationPolicy => spec!(AuthorizationPolicy),
+            Kind::AuthorizationPolicy => Body::AuthorizationPolicy(self.policy(spec, reference, inside)?),
             Kind::Telemetry => raw!(Telemetry),
             Kind::WasmPlugin => raw!(WasmPlugin),
             Kind::TrafficExtension => raw!(TrafficExtension),
@@ -343,34 +365,65 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads one part of the object; unknown fields become problems if the kind is ours.
+    /// Reads an AuthorizationPolicy whole or not at all.
+    fn policy(&mut self, spec: Option<&Value>, reference: &ObjectRef, inside: &str) -> Option<AuthorizationPolicy> {
+        let before = self.decoded.problems.len();
+        let read = self.part(spec, "spec", Unknown::Refused, reference, inside)?;
+        (self.decoded.problems.len() == before).then_some(read)
+    }
+
+    /// What stands for an AuthorizationPolicy that cannot be read: it is for the same workloads if that much can be read, for all of
+    /// its namespace if not, and lets nobody in.
+    fn unread_policy(&mut self, value: &Value, reference: &ObjectRef, inside: &str) -> Object {
+        let written = value.get("metadata").and_then(|metadata| typed::read(metadata, "").ok());
+        let mut meta = written.map_or_else(Metadata::default, |(written, _): (WrittenMetadata, _)| written.into());
+        meta.name.clone_from(&reference.name);
+        meta.namespace.clone_from(&reference.namespace);
+        let mut scope = value.get("spec").cloned().unwrap_or_default();
+        if let Some(fields) = scope.as_object_mut() {
+            fields.retain(|name, _| !["rules", "action", "provider"].contains(&name.as_str()));
+        }
+        let scope = match typed::read(&scope, "spec") {
+            Ok((scope, unknown)) if unknown.is_empty() => scope,
+            _ => AuthorizationPolicy::default(),
+        };
+        let body = Body::AuthorizationPolicy(AuthorizationPolicy { is_unread: true, ..scope });
+        let origin = Origin { file: self.file.to_owned(), line: self.line(inside) };
+        let digest = digest(Kind::AuthorizationPolicy, &meta, value);
+        Object { kind: Kind::AuthorizationPolicy, meta, origin, body, digest, raw: value.clone() }
+    }
+
+    /// Reads one part of the object.
     fn part<T: DeserializeOwned>(
         &mut self,
         value: Option<&Value>,
         path: &str,
-        strict: bool,
+        unknown_are: Unknown,
         reference: &ObjectRef,
         inside: &str,
     ) -> Option<T> {
         match typed::read(value.unwrap_or(&Value::Null), path) {
             Ok((read, unknown)) => {
-                for field in unknown.iter().filter(|_| strict) {
-                    let message = match nearest(&field.name, field.known.iter().copied()) {
-                        Some(meant) => format!(
-                            "The name {} is not a field of {}; did you mean {meant}? It has no effect.",
-                            field.name, reference.kind
-                        ),
-                        None => {
-                            format!("The name {} is not a field of {}; it has no effect.", field.name, reference.kind)
-                        }
-                    };
-                    self.problem(reference, inside, &field.path, Code::UnknownField, Severity::Warning, &message);
+                let (severity, effect) = match unknown_are {
+                    Unknown::Passed => return Some(read),
+                    Unknown::Told => (Severity::Warning, "It has no effect."),
+                    Unknown::Refused => (Severity::Error, CLOSED),
+                };
+                for field in &unknown {
+                    let hint = nearest(&field.name, field.known.iter().copied())
+                        .map_or_else(|| ".".to_owned(), |meant| format!("; did you mean {meant}?"));
+                    let message =
+                        format!("The name {} is not a field of {}{hint} {effect}", field.name, reference.kind);
+                    self.problem(reference, inside, &field.path, Code::UnknownField, severity, &message);
                 }
                 Some(read)
             }
             Err(error) => {
                 let path = error.path.unwrap_or_else(|| path.to_owned());
-                let message = format!("{}.", error.message);
+                let message = match unknown_are {
+                    Unknown::Refused => format!("{}. {CLOSED}", error.message),
+                    _ => format!("{}.", error.message),
+                };
                 self.problem(reference, inside, &path, Code::SchemaValidation, Severity::Error, &message);
                 None
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::mesh_config::MeshConfig;
-use api::object::{Kind, Object, ObjectKey};
+use api::object::{Body, Kind, Object, ObjectKey};
 use api::problem::{Problem, Severity};
 
 use crate::intrinsic::{intrinsic, keeps_effect};
@@ -72,7 +72,7 @@ impl World {
     fn upsert(&mut self, object: Object) -> bool {
         let key = object.key();
         let problems = intrinsic(&object);
-        if keeps_out(&problems) {
+        if keeps_out(&problems) || is_unread(&object) {
             let before = self.objects.get(&key);
             let unprotected = is_closed(&object) && before.is_none_or(|before| is_refused(before));
             let same = before.is_some_and(|before| before.digest == object.digest && before.origin == object.origin);
@@ -131,7 +131,12 @@ fn keeps_out(problems: &[Problem]) -> bool {
 }
 
 fn is_refused(object: &Object) -> bool {
-    keeps_out(&intrinsic(object))
+    is_unread(object) || keeps_out(&intrinsic(object))
+}
+
+/// Whether the text of the object could not be read whole, which its reader has told.
+fn is_unread(object: &Object) -> bool {
+    matches!(&object.body, Body::AuthorizationPolicy(policy) if policy.is_unread)
 }
 
 /// Whether the object is made to keep callers out: one that is wrong is better than none, since what is wrong in it lets nobody in

@@ -179,6 +179,18 @@ fn a_wrong_policy_changes_nothing_or_closes() {
     assert_eq!(put(&mut world, "{rules: [{from: [{source: {}}]}]}"), never);
     assert_eq!(put(&mut world, "{rules: [{from: [{source: {ipBlocks: [x]}}]}]}"), never);
     assert_eq!(put(&mut world, "{rules: [{}]}"), all);
+    // Nor does one that cannot be read whole: without the misspelt field it would let everybody in.
+    let unread =
+        ["{rules: [{form: [{source: {principals: [a]}}]}]}", "{action: DNEY, rules: [{}]}", "{rule: []}", "[]"];
+    for spec in unread {
+        assert_eq!(put(&mut world, spec), all, "{spec}");
+    }
+    for spec in unread {
+        let key = world.objects().find(|one| one.meta.name == "a").unwrap().key();
+        world.apply(Change::Delete(key));
+        assert_eq!(put(&mut world, spec), never, "{spec}");
+    }
+    assert_eq!(put(&mut world, "{rules: [{}]}"), all);
 }
 
 /// A spec, the field that is named, how bad it is, and a word of the sentence.

@@ -26,6 +26,9 @@ pub struct AuthorizationPolicy {
     pub action: Action,
     /// Who decides, for CUSTOM.
     pub provider: Option<ExtensionProvider>,
+    /// Not written by anybody: the text could not be read whole, and this is what stands for it.
+    #[serde(skip)]
+    pub is_unread: bool,
 }
 
 /// What happens to requests that match.

@@ -62,6 +62,59 @@ fn enums_list_what_is_allowed() {
 }
 
 #[test]
+fn a_policy_that_cannot_be_read_whole_lets_nobody_in() {
+    let scoped = "selector: {matchLabels: {app: shop}}";
+    for (version, spec, is_scoped, told) in [
+        (
+            "v1",
+            format!("{{{scoped}, rules: [{{form: []}}]}}"),
+            true,
+            "spec.rules[0].form: The name form is not a field of AuthorizationPolicy; did you mean from? The last good",
+        ),
+        (
+            "v1",
+            format!("{{{scoped}, action: DNEY}}"),
+            true,
+            "spec.action: \"DNEY\" is not one of ALLOW, DENY, AUDIT, CUSTOM. The last good",
+        ),
+        (
+            "v1",
+            "{selector: {matchLabels: [app]}, rules: [{}]}".to_owned(),
+            false,
+            "spec.selector.matchLabels: expected",
+        ),
+        (
+            "v1",
+            "{selecter: {matchLabels: {app: shop}}, rules: [{}]}".to_owned(),
+            false,
+            "spec.selecter: The name selecter",
+        ),
+        (
+            "v2",
+            format!("{{{scoped}, rules: [{{}}]}}"),
+            true,
+            "apiVersion: Version \"v2\" of AuthorizationPolicy is not served",
+        ),
+    ] {
+        let decoded = read(&format!(
+            "apiVersion: security.istio.io/{version}\nkind: AuthorizationPolicy\nmetadata: {{name: a, annotations: {{b: c}}}}\nspec: {spec}\n"
+        ));
+        let [problem] = &decoded.problems[..] else { panic!("{spec}: {:?}", decoded.problems) };
+        assert_eq!(problem.severity, Severity::Error, "{spec}");
+        assert!(problem.to_string().contains(told), "{spec}: {problem}");
+        let [object] = &decoded.objects[..] else { panic!("{spec}: {:?}", decoded.objects) };
+        let Body::AuthorizationPolicy(policy) = &object.body else { panic!("{spec}") };
+        assert!(
+            policy.is_unread && policy.rules.is_empty() && policy.action == Default::default(),
+            "{spec}: {policy:?}"
+        );
+        assert_eq!(policy.selector.is_some(), is_scoped, "{spec}");
+        assert_eq!(object.meta.annotations["b"], "c");
+        assert!(decoded.rejected.is_empty());
+    }
+}
+
+#[test]
 fn null_is_absent_and_lists_are_unfolded() {
     let decoded = read(
         "apiVersion: v1\nkind: List\nitems:\n- apiVersion: networking.istio.io/v1\n  kind: VirtualService\n  metadata: {name: a, labels: null, creationTimestamp: null}\n  spec: {hosts: [b], http: [{match: null, route: [{destination: {host: b, port: null}}], timeout: null}], tls: null}\n- apiVersion: flagger.app/v1beta1\n  kind: Canary\n  metadata: {name: c}\n",
