@@ -264,6 +264,131 @@ mod tests {
         }
     }
 
+    /// What a chart makes with these values: its objects, without the copy of all values that injection reads; and, where there is
+    /// such a copy, what becomes of pods by it and what is told of it.
+    fn made(chart: &str, values: &Value) -> String {
+        let mut objects = render(chart, "a", "istio-system", values).unwrap();
+        let mut made = String::new();
+        let text = |object: &Value, key: &str| object["data"][key].as_str().unwrap_or_default().to_owned();
+        let mesh = objects.iter().map(|object| text(object, "mesh")).find(|text| !text.is_empty()).unwrap_or_default();
+        if let Some(config) = objects.iter_mut().find(|object| !object["data"]["values"].is_null()) {
+            let (mesh, _) = api::mesh_config::MeshConfig::parse(&mesh, "mesh");
+            for native_sidecars in [true, false] {
+                let facts = plan::inject::ClusterFacts { native_sidecars, ..Default::default() };
+                let settings =
+                    plan::inject::Settings::new(&text(config, "config"), &text(config, "values"), mesh.clone(), facts);
+                let settings = settings.unwrap();
+                made += &format!("{:?}", settings.problems());
+                for (labels, annotations) in [
+                    (json!({}), json!({})),
+                    (json!({"sidecar.istio.io/inject": "true"}), json!({"inject.istio.io/templates": "gateway"})),
+                ] {
+                    let pod = json!({
+                        "metadata": {"name": "web", "labels": labels, "annotations": annotations},
+                        "spec": {"containers": [{
+                            "name": "web", "image": "web", "readinessProbe": {"httpGet": {"path": "/", "port": 80}},
+                        }]},
+                    });
+                    let labels = [("istio-injection".to_owned(), "enabled".to_owned())].into();
+                    let context = plan::inject::Context {
+                        namespace: "shop".to_owned(),
+                        namespace_labels: labels,
+                        ..Default::default()
+                    };
+                    made += &format!("{:?}", plan::inject::inject(&pod, &context, &settings));
+                }
+            }
+            config["data"]["values"] = json!("");
+        }
+        made + &print(&objects).unwrap()
+    }
+
+    /// All values of a chart that are no group, with their paths.
+    fn leaves(value: &Value, path: &str, found: &mut Vec<(String, Value)>) {
+        match value {
+            Value::Object(fields) if !fields.is_empty() => {
+                for (name, value) in fields {
+                    leaves(value, &format!("{path}/{}", name.replace('~', "~0").replace('/', "~1")), found);
+                }
+            }
+            _ => found.push((path.to_owned(), value.clone())),
+        }
+    }
+
+    /// Another value for a place.
+    fn another(path: &str, value: &Value) -> Value {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        match (name, value) {
+            (_, Value::Bool(truth)) => json!(!truth),
+            (_, Value::Number(number)) => json!(number.as_i64().unwrap_or(0) + 1),
+            ("autoInject", _) => json!("disabled"),
+            ("imagePullPolicy", _) => json!("Always"),
+            ("kind", _) => json!("DaemonSet"),
+            ("type", _) => json!("NodePort"),
+            ("includeIPRanges" | "excludeIPRanges", _) => json!("10.1.0.0/16"),
+            ("includeInboundPorts" | "excludeInboundPorts" | "includeOutboundPorts" | "excludeOutboundPorts", _) => {
+                json!("4711")
+            }
+            ("cpu" | "memory", _) => json!("77"),
+            ("prometheus.io~1port", _) => json!("4711"),
+            ("imagePullSecrets", _) => json!(["registry"]),
+            ("tolerations", _) => json!([{"key": "a", "operator": "Exists"}]),
+            ("topologySpreadConstraints", _) => json!([{"maxSkew": 1, "topologyKey": "zone"}]),
+            ("extraContainerArgs", _) => json!(["--verbose"]),
+            ("loadBalancerSourceRanges", _) => json!(["10.0.0.0/8"]),
+            ("ports", _) => json!([{"name": "x", "port": 4711, "protocol": "TCP", "targetPort": 4711}]),
+            ("alwaysInjectSelector" | "neverInjectSelector", _) => {
+                json!([{"matchExpressions": [{"key": "sidecar.istio.io/inject", "operator": "DoesNotExist"}]}])
+            }
+            ("defaultTemplates", _) => json!(["gateway"]),
+            ("templates", _) => json!({"mine": "metadata: {"}),
+            ("podDisruptionBudget", _) => json!({"minAvailable": 1}),
+            ("affinity", _) => json!({"nodeAffinity": {}}),
+            (_, Value::Object(_)) => json!({"added": "value"}),
+            (_, Value::String(_)) => json!("other"),
+            _ => panic!("{path} is {value}: say here what else it may be"),
+        }
+    }
+
+    /// Whoever sets a value gets something else than before, or is told that it has no effect.
+    #[test]
+    fn every_value_of_every_chart_makes_a_difference() {
+        // Counts only where something else is on.
+        let needs = [
+            ("istiod", "/pilot/autoscaleMin", "pilot.autoscaleEnabled=true"),
+            ("istiod", "/pilot/autoscaleMax", "pilot.autoscaleEnabled=true"),
+            ("istiod", "/pilot/cpu/targetAverageUtilization", "pilot.autoscaleEnabled=true"),
+            ("gateway", "/autoscaling/minReplicas", "autoscaling.enabled=true"),
+            ("gateway", "/autoscaling/maxReplicas", "autoscaling.enabled=true"),
+            ("gateway", "/autoscaling/targetCPUUtilizationPercentage", "autoscaling.enabled=true"),
+        ];
+        let mut without = Vec::new();
+        for chart in ["base", "istiod", "gateway"] {
+            let mut found = Vec::new();
+            leaves(&values(chart).unwrap(), "", &mut found);
+            for (path, value) in found {
+                let mut given = json!({});
+                for (_, _, assignment) in needs.iter().filter(|(of, at, _)| *of == chart && *at == path) {
+                    set(&mut given, assignment).unwrap();
+                }
+                let mut changed = given.clone();
+                let mut place = &mut changed;
+                for name in path.split('/').skip(1) {
+                    let name = name.replace("~1", "/").replace("~0", "~");
+                    if !place.is_object() {
+                        *place = json!({});
+                    }
+                    place = &mut place[name.as_str()];
+                }
+                *place = another(&path, &value);
+                if made(chart, &changed) == made(chart, &given) {
+                    without.push(format!("{chart}{path}"));
+                }
+            }
+        }
+        assert_eq!(without, [""; 0], "values without an effect");
+    }
+
     #[test]
     fn paths_of_set_are_helms() {
         let mut document = json!({"a": {"b": 1}});
