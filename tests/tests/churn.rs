@@ -349,6 +349,39 @@ async fn a_file_written_again_with_equal_content_is_not_pushed() {
     assert_eq!(nonces().await, before, "only the route was changed");
 }
 
+/// Each answer that a proxy is not ready yet costs its pod a second.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kubelet_is_answered_when_a_proxy_that_starts_becomes_ready() {
+    let _alone = ALONE.lock().await;
+    let address = loopback();
+    let meshd =
+        Meshd::start(&[("shop.yaml", &(SERVICE.to_owned() + &entry("caller", "caller", &address)))], MESH_CONFIG).await;
+    let (root, away) = (meshd.path("trusted.pem"), meshd.path("away.pem"));
+    std::fs::rename(&root, &away).unwrap();
+    let ready = format!("{address}:{}", api::port::READY);
+    let probe = async || {
+        let mut request = get("x", "/healthz/ready");
+        request.headers_mut().insert("user-agent", "kube-probe/1.34".parse().unwrap());
+        match Client::connect(&ready).await {
+            Ok(mut client) => client.ask(request).await,
+            Err(error) => Err(error.to_string()),
+        }
+    };
+    let kubelet = async {
+        until("the first answer", async || probe().await.map(drop)).await;
+        // The proxy cannot become ready yet, and says so at once to others.
+        let (status, why) = ask(&ready, "x", "/healthz/ready").await.unwrap();
+        assert_eq!((status, why.starts_with("not ready: ")), (503, true), "{why}");
+        let (start, mut refused) = (Instant::now(), 0);
+        std::fs::rename(&away, &root).unwrap();
+        while probe().await.unwrap().0 != 200 {
+            refused += 1;
+        }
+        assert!(start.elapsed() >= refused * Duration::from_millis(800), "{refused} in {:?}", start.elapsed());
+    };
+    let (_proxy, ()) = tokio::join!(meshd.proxy("caller", &address, &[], &Around::Usual), kubelet);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_control_plane_may_be_killed_be_away_and_come_back() {
     let _alone = ALONE.lock().await;

@@ -7,11 +7,12 @@ pub mod scrape;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
 use axum::extract::{ConnectInfo, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -19,6 +20,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Shared;
+
+/// How long the kubelet waits for a proxy that starts: less than the second that a probe may take if nobody says otherwise.
+const HOLD: Duration = Duration::from_millis(900);
+/// How often it is looked at whether the proxy is ready by then.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What the pages are made of.
 pub struct Admin {
@@ -114,7 +120,14 @@ impl Format {
     }
 }
 
-async fn ready(State(admin): Of) -> Response {
+/// The kubelet asks a container that starts once a second, and the application waits for the answer: its question is answered
+/// when the proxy becomes ready, and before the next one is due. Everybody else is told at once how things stand.
+async fn ready(State(admin): Of, headers: HeaderMap) -> Response {
+    let kubelet = headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"kube-probe/"));
+    let end = tokio::time::Instant::now() + HOLD;
+    while kubelet && admin.shared.is_starting() && tokio::time::Instant::now() < end {
+        tokio::time::sleep(LOOK).await;
+    }
     match admin.shared.not_ready() {
         None => (StatusCode::OK, "ready\n").into_response(),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -92,6 +92,8 @@ pub struct Shared {
     log_level: Mutex<Option<LogControl>>,
     /// How many configurations were taken in.
     applied: AtomicU64,
+    /// The proxy was ready once.
+    was_ready: AtomicBool,
     pub(crate) workers: Vec<mpsc::UnboundedSender<Command>>,
     sockets: Mutex<BTreeMap<(Arc<str>, SocketAddr), Bound>>,
 }
@@ -142,6 +144,7 @@ impl Shared {
             deferred: Mutex::new(waits.then(Vec::new)),
             log_level: Mutex::default(),
             applied: AtomicU64::new(0),
+            was_ready: AtomicBool::new(false),
             workers,
             sockets: Mutex::default(),
         })
@@ -347,6 +350,16 @@ impl Shared {
             *stage = (*stage).max(Stage::Leaving);
             first
         });
+    }
+
+    /// Whether the proxy has never been ready, and may yet be.
+    pub fn is_starting(&self) -> bool {
+        if self.was_ready.load(Ordering::Relaxed) || *self.stage.borrow() != Stage::Serving {
+            return false;
+        }
+        let is_ready = self.not_ready().is_none();
+        self.was_ready.store(is_ready, Ordering::Relaxed);
+        !is_ready
     }
 
     /// What keeps the proxy from being ready; `None`: nothing.
