@@ -187,6 +187,7 @@ async fn serve(shared: &Arc<Shared>, number: usize, mut commands: mpsc::Unbounde
     for timer in [&mut sweep, &mut logs] {
         timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     }
+    let mut stirred = false;
     loop {
         tokio::select! {
             command = commands.recv() => match command {
@@ -203,9 +204,13 @@ async fn serve(shared: &Arc<Shared>, number: usize, mut commands: mpsc::Unbounde
                 Some(Command::End) | None => return,
             },
             _ = sweep.tick() => worker.sweep(),
-            _ = logs.tick() => {
+            _ = worker.stirred(), if !stirred => {
+                stirred = true;
+                logs.reset();
+            }
+            _ = logs.tick(), if stirred => {
                 worker.sink.flush();
-                worker.rest();
+                stirred = worker.rest();
             }
         }
     }

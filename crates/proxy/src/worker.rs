@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::drain::Stage;
 use crate::snapshot::Snapshot;
@@ -52,6 +52,9 @@ pub struct Worker {
     watched: RefCell<Vec<Weak<Watch>>>,
     /// The proxy ends: each answer on HTTP/1 is the last of its connection.
     pub leaving: Cell<bool>,
+    /// Something happened since `rest` found nothing left to do.
+    is_stirred: Cell<bool>,
+    stirred: Notify,
 }
 
 /// By what a request's metrics are told apart: addresses of things that the value holds, so none is reused.
@@ -194,6 +197,8 @@ impl Worker {
             peers: RefCell::default(),
             watched: RefCell::default(),
             leaving: Cell::default(),
+            is_stirred: Cell::default(),
+            stirred: Notify::default(),
         })
     }
 
@@ -256,7 +261,20 @@ impl Worker {
             waker: RefCell::default(),
         });
         self.watched.borrow_mut().push(Rc::downgrade(&watch));
+        self.stir();
         watch
+    }
+
+    /// A connection began, or something ended: there may be lines to hand over, and connections that come to rest.
+    pub fn stir(&self) {
+        if !self.is_stirred.replace(true) {
+            self.stirred.notify_one();
+        }
+    }
+
+    /// Returns once something has happened after `rest` found nothing left to do.
+    pub async fn stirred(&self) {
+        self.stirred.notified().await;
     }
 
     /// What is done every second or so: idle and slow connections end, logs are handed over.
@@ -281,15 +299,25 @@ impl Worker {
         });
     }
 
-    /// What is done several times a second: connections on which nothing comes rest.
-    pub fn rest(&self) {
+    /// What is done several times a second while something happens: connections on which nothing comes rest. Returns whether some
+    /// are still to; those with a request under way stir the worker when it ends. A proxy that nobody asks anything wakes up for
+    /// nothing but the sweep.
+    pub fn rest(&self) -> bool {
         let now = Instant::now();
+        let mut waits = false;
         for watch in self.watched.borrow().iter().filter_map(Weak::upgrade) {
             let quiet = watch.active.get() == 0 && !watch.beginning.load(Ordering::Relaxed);
-            if quiet && !watch.rests.get() && now.duration_since(watch.idle_since.get()) >= RESTS {
+            if !quiet || watch.rests.get() {
+                continue;
+            }
+            if now.duration_since(watch.idle_since.get()) >= RESTS {
                 watch.ask(Ask::Rest);
+            } else {
+                waits = true;
             }
         }
+        self.is_stirred.set(waits);
+        waits
     }
 
     /// When the proxy ends, asks every connection to leave, and closes those that have no use any more, though their end was

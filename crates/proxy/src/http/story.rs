@@ -351,6 +351,7 @@ impl Drop for Story {
         let failure = self.ending();
         self.count(failure, duration);
         self.log(failure, duration);
+        self.worker.stir();
         // That a client ends its WebSocket is how they end.
         let tunnel = self.status == 101 && failure == Some(Failure::ClientGone);
         if let Some(failure) = failure.filter(|_| !tunnel) {

@@ -342,6 +342,7 @@ impl<'a> TcpEnd<'a> {
             ..Facts::default()
         };
         self.worker.sink.record(logs, &facts);
+        self.worker.stir();
         let Some(failure) = self.failure else { return };
         let mut time = String::new();
         crate::telemetry::format::write_time(self.wall, &mut time);
