@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::report::{machine, number, rounded, table};
@@ -35,9 +35,31 @@ pub(crate) struct Arguments {
     /// Everything shorter: says only where things stand.
     #[arg(long)]
     quick: bool,
+    /// Only these parts; installing and restarting is always done.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Part::value_variants().iter().copied())]
+    only: Vec<Part>,
     /// How the results are printed.
     #[arg(short, long, default_value = "table")]
     output: Form,
+}
+
+/// A part that can be left out.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Memory and CPU without traffic.
+    Idle,
+    /// Latency and CPU under 1,000 requests a second.
+    Latency,
+    /// How fast a changed route is followed.
+    Route,
+    /// A Deployment is replaced under load.
+    Rolling,
+    /// A route comes before the subset that it names.
+    Early,
+    /// The control plane is killed under load.
+    Killed,
+    /// Servers close idle connections.
+    KeepAlive,
 }
 
 /// One measure: what it was without and with the mesh.
@@ -84,11 +106,12 @@ impl Cluster<'_> {
             eprintln!("{name}: {} / {with}", without.as_deref().unwrap_or("-"));
             rows.push(Row { name, without, with });
         };
+        let wants = |part: Part| self.arguments.only.contains(&part);
         self.workloads(false)?;
         self.rolled_out()?;
         let plain_restart = self.restart()?;
-        let plain = self.call(1000.0, 16, seconds)?;
-        let plain_roll = self.rolling()?;
+        let plain = wants(Part::Latency).then(|| self.call(1000.0, 16, seconds)).transpose()?;
+        let plain_roll = wants(Part::Rolling).then(|| self.rolling()).transpose()?;
 
         let started = Instant::now();
         self.meshctl(&["install", "--set", "profile=minimal", "-y"])?;
@@ -99,11 +122,60 @@ impl Cluster<'_> {
             "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
             "metadata": {"name": "default", "namespace": NAMESPACE}, "spec": {"mtls": {"mode": "STRICT"}},
         }))?;
+        if wants(Part::Idle) {
+            self.idle(&mut row)?;
+        }
+        if let Some(plain) = plain {
+            settle()?;
+            let before = self.cpu("pilot-agent")?;
+            let meshed = self.call(1000.0, 16, seconds)?;
+            let cpu = (self.cpu("pilot-agent")? - before) * 1e3 / meshed["requests"].as_f64().unwrap_or(1.0);
+            let latency = |seen: &Value| {
+                ["p50_ms", "p90_ms", "p99_ms"].map(|part| number(seen[part].as_f64().unwrap_or_default())).join(" / ")
+            };
+            let added = ["p50_ms", "p90_ms", "p99_ms"].map(|part| {
+                number(meshed[part].as_f64().unwrap_or_default() - plain[part].as_f64().unwrap_or_default())
+            });
+            row("latency p50 / p90 / p99 at 1,000 requests/s, ms", Some(latency(&plain)), latency(&meshed));
+            row("added p50 / p90 / p99, ms", None, added.join(" / "));
+            row("CPU a request, both sidecars, ms", None, number(cpu));
+        }
+        if wants(Part::Route) {
+            settle()?;
+            row("route change until the first answer that follows it, p50 / p99, ms", None, self.route_change()?);
+        }
+        if let Some(plain_roll) = plain_roll {
+            for (name, at_once) in [
+                ("rolling replacement at 200 requests/s, server stops at SIGTERM: failed", false),
+                ("the same, server exits at once: failed", true),
+            ] {
+                self.workloads(at_once)?;
+                self.rolled_out()?;
+                let seen = self.rolling()?;
+                let without = (!at_once).then(|| failed(&plain_roll));
+                row(name, without, failed(&seen));
+            }
+            self.workloads(false)?;
+            self.rolled_out()?;
+        }
+        if wants(Part::Early) {
+            row("route to a subset 5 s before its DestinationRule, several times: failed", None, self.early_route()?);
+        }
+        if wants(Part::Killed) {
+            row("control plane killed under load: failed", None, self.control_plane_killed()?);
+        }
+        if wants(Part::KeepAlive) {
+            row("keep-alive race: failed", None, self.keep_alive_race()?);
+        }
+        Ok(rows)
+    }
+
+    fn idle(&self, row: &mut impl FnMut(&'static str, Option<String>, String)) -> Result<()> {
         // The old pods are gone, and what the start took has been given back.
-        std::thread::sleep(Duration::from_secs(3));
-        let (before, idle) = (self.cpu("pilot-agent")?, if self.arguments.quick { 5 } else { 20 });
-        std::thread::sleep(Duration::from_secs(idle));
-        let used = (self.cpu("pilot-agent")? - before) / idle as f64 * 100.0;
+        settle()?;
+        let (before, seconds) = (self.cpu("pilot-agent")?, if self.arguments.quick { 5 } else { 20 });
+        std::thread::sleep(Duration::from_secs(seconds));
+        let used = (self.cpu("pilot-agent")? - before) / seconds as f64 * 100.0;
         let (plane, proxies) = (self.memory("meshd")?, self.memory("pilot-agent")?);
         let of = |all: &[(f64, f64)], part: fn(&(f64, f64)) -> f64| all.iter().map(part).sum::<f64>();
         let each = proxies.len().max(1) as f64;
@@ -116,35 +188,7 @@ impl Cluster<'_> {
         let sum = |part: fn(&(f64, f64)) -> f64| of(&plane, part) + of(&proxies, part);
         row("whole mesh, RSS / PSS, MiB", None, format!("{} / {}", number(sum(|one| one.0)), number(sum(|one| one.1))));
         row("idle CPU of all sidecars, % of a core", None, number(used));
-
-        let before = self.cpu("pilot-agent")?;
-        let meshed = self.call(1000.0, 16, seconds)?;
-        let cpu = (self.cpu("pilot-agent")? - before) * 1e3 / meshed["requests"].as_f64().unwrap_or(1.0);
-        let latency = |seen: &Value| {
-            ["p50_ms", "p90_ms", "p99_ms"].map(|part| number(seen[part].as_f64().unwrap_or_default())).join(" / ")
-        };
-        let added = ["p50_ms", "p90_ms", "p99_ms"]
-            .map(|part| number(meshed[part].as_f64().unwrap_or_default() - plain[part].as_f64().unwrap_or_default()));
-        row("latency p50 / p90 / p99 at 1,000 requests/s, ms", Some(latency(&plain)), latency(&meshed));
-        row("added p50 / p90 / p99, ms", None, added.join(" / "));
-        row("CPU a request, both sidecars, ms", None, number(cpu));
-        row("route change until the first answer that follows it, p50 / p99, ms", None, self.route_change()?);
-        for (name, at_once) in [
-            ("rolling replacement at 200 requests/s, server stops at SIGTERM: failed", false),
-            ("the same, server exits at once: failed", true),
-        ] {
-            self.workloads(at_once)?;
-            self.rolled_out()?;
-            let seen = self.rolling()?;
-            let without = (!at_once).then(|| failed(&plain_roll));
-            row(name, without, failed(&seen));
-        }
-        self.workloads(false)?;
-        self.rolled_out()?;
-        row("route to a subset 5 s before its DestinationRule, several times: failed", None, self.early_route()?);
-        row("control plane killed under load: failed", None, self.control_plane_killed()?);
-        row("keep-alive race: failed", None, self.keep_alive_race()?);
-        Ok(rows)
+        Ok(())
     }
 
     fn program(&self) -> (String, Vec<String>) {
@@ -181,7 +225,7 @@ impl Cluster<'_> {
         let deployment = |name: &str, app: &str, replicas: usize, words: Vec<&str>, serves: bool| {
             let mut container = json!({
                 "name": "app", "image": image, "args": words,
-                "resources": {"requests": {"cpu": "1m", "memory": "4Mi"}},
+                "resources": {"requests": {"cpu": "50m", "memory": "4Mi"}},
             });
             if serves {
                 container["ports"] = json!([{"name": "http", "containerPort": 8080}]);
@@ -265,7 +309,9 @@ impl Cluster<'_> {
         self.command(&[&["exec", "-n", NAMESPACE, &deployment, "-c", "app", "--", "bench", "pod"], words].concat())
     }
 
+    /// A load on a machine that does nothing else.
     fn call(&self, rate: f64, connections: usize, seconds: f64) -> Result<Value> {
+        settle()?;
         let (rate, connections, seconds) = (rate.to_string(), connections.to_string(), seconds.to_string());
         let words =
             ["call", "--to", "server-1:8080", "--rate", &rate, "--connections", &connections, "--seconds", &seconds];
@@ -445,6 +491,43 @@ impl Cluster<'_> {
             .sum();
         Ok(rounded(ticks as f64 / 100.0))
     }
+}
+
+/// Waits until the machine has little to do: after pods were replaced, kubelets and runtimes are busy for a while with what is left
+/// of the old ones. It goes on after a minute all the same, and says so.
+fn settle() -> Result<()> {
+    const BUSY: f64 = 0.35;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut before = used_and_whole()?;
+    loop {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = used_and_whole()?;
+        let busy = (now.0 - before.0) as f64 / (now.1 - before.1).max(1) as f64;
+        if busy < BUSY {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            eprintln!("the machine is still {:.0} % busy", busy * 100.0);
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+/// Time in which the machine's cores did something, and all of their time (proc(5), `/proc/stat`: the fourth and fifth figure are idle).
+fn used_and_whole() -> Result<(u64, u64)> {
+    let text = fs::read_to_string("/proc/stat")?;
+    let figures: Vec<u64> = text
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let whole: u64 = figures.iter().sum();
+    let idle: u64 = figures.iter().skip(3).take(2).sum();
+    Ok((whole - idle, whole))
 }
 
 /// `3 of 12000 (503: 3)`.
