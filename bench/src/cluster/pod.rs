@@ -185,7 +185,7 @@ async fn call(arguments: &CallArguments) -> Result<()> {
     while tasks.join_next().await.is_some() {}
     let _ = pace.join();
     let counted = counted.lock().map_err(|_| anyhow::anyhow!("a connection panicked"))?;
-    let quantile = |share| rounded(counted.latencies.quantile(share));
+    let quantile = |share| rounded(counted.latencies.quantile(share) / 1e3);
     println!(
         "{}",
         json!({
