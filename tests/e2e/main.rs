@@ -71,6 +71,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("probes_under_strict", pods::probes),
     scenario("names_that_no_name_server_knows", pods::names),
     scenario("logs_without_knowing_pods", pods::logs),
+    scenario("proxy_config_by_pod", pods::config),
     scenario("metrics_of_application_and_proxy", pods::metrics),
     scenario("pod_killed_under_load", outages::pod),
     scenario("control_plane_killed_under_load", outages::control_plane),

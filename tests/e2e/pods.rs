@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::kubectl::Cluster;
+use crate::kubectl::{Cluster, items};
 
 /// A namespace that is in the mesh, STRICT.
 pub(crate) const NAMESPACE: &str = "pods";
@@ -404,6 +404,27 @@ pub(crate) fn metrics(cluster: &Cluster) -> Result<String> {
 }
 
 /// What proxies and the control plane print is had without knowing their pods.
+/// What a proxy has, through the API server, by the words of istioctl.
+pub(crate) fn config(cluster: &Cluster) -> Result<String> {
+    start_caller(cluster)?;
+    let pods = cluster.get(&format!("pods -n {NAMESPACE} -l app=caller --field-selector=status.phase=Running"))?;
+    let pod = items(&pods).filter_map(|pod| pod["metadata"]["name"].as_str()).next().context("no caller runs")?;
+    for (what, holds) in [
+        ("clusters", "PassthroughCluster"),
+        ("listeners", "15006"),
+        ("routes", "istiod.istio-system.svc.cluster.local"),
+        ("endpoints", "istiod.istio-system.svc.cluster.local"),
+        ("secrets", "ROOTCA"),
+        ("bootstrap", "istiod.istio-system.svc:15012"),
+        ("ecds", "ECDS NAME"),
+        ("all", "bootstrap"),
+    ] {
+        let text = cluster.meshctl(&format!("proxy-config {what} {pod}.{NAMESPACE}"))?;
+        ensure!(text.contains(holds), "proxy-config {what}: {text}");
+    }
+    Ok(String::new())
+}
+
 pub(crate) fn logs(cluster: &Cluster) -> Result<String> {
     start_caller(cluster)?;
     for of in ["deployment/caller", "service/caller", "caller"] {
