@@ -14,7 +14,7 @@ use api::crd::gateway::ServerTlsMode;
 use api::crd::service_entry::Resolution;
 use api::crd::virtual_service::{DerivePort, Destination, Headers, HttpMatchRequest, HttpRoute};
 use api::object::{Body, Object};
-use api::problem::{Code, Problem, Severity};
+use api::problem::{Code, Problem, Severity, nearest};
 use api::value::{Duration, StringMatch};
 
 use crate::bypass::bypassing;
@@ -152,6 +152,11 @@ impl Told<'_> {
         if duration.is_some_and(|duration| duration < Duration::millis(1)) {
             self.error(field, Code::SchemaValidation, "The duration must be at least 1ms.");
         }
+    }
+
+    /// The same where zero switches off.
+    fn none_or_positive(&mut self, field: &str, duration: Option<Duration>) {
+        self.positive(field, duration.filter(|duration| *duration != Duration::millis(0)));
     }
 
     /// A DNS name, a wildcard (`*`, `*.a.com`) or an IP address.
@@ -348,8 +353,19 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
     if let Some(rewrite) = rule.rewrite.as_ref().and_then(|rewrite| rewrite.uri_regex_rewrite.as_ref()) {
         told.regex(&format!("{field}.rewrite.uriRegexRewrite.match"), &rewrite.matches);
     }
+    told.none_or_positive(&format!("{field}.timeout"), rule.timeout);
     if let Some(retries) = &rule.retries {
         told.positive(&format!("{field}.retries.backoff"), retries.backoff);
+        told.none_or_positive(&format!("{field}.retries.perTryTimeout"), retries.per_try_timeout);
+        for word in retries.retry_on.split(',').map(str::trim).filter(|word| !is_retry_condition(word)) {
+            let hint =
+                nearest(word, RETRY_CONDITIONS).map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
+            told.error(
+                &format!("{field}.retries.retryOn"),
+                Code::SchemaValidation,
+                &format!("The word {word:?} is no condition for retries{}", if hint.is_empty() { "." } else { &hint }),
+            );
+        }
         told.not_built(
             &format!("{field}.retries.retryRemoteLocalities"),
             retries.retry_remote_localities == Some(true),
@@ -366,6 +382,33 @@ fn http_rule(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
             told.string(&format!("{field}.corsPolicy.allowOrigins[{index}]"), origin);
         }
     }
+}
+
+/// Conditions for retries (Envoy `x-envoy-retry-on` and `x-envoy-retry-grpc-on`).
+const RETRY_CONDITIONS: [&str; 16] = [
+    "5xx",
+    "gateway-error",
+    "reset",
+    "reset-before-request",
+    "connect-failure",
+    "envoy-ratelimited",
+    "retriable-4xx",
+    "refused-stream",
+    "retriable-status-codes",
+    "retriable-headers",
+    "http3-post-connect-failure",
+    "cancelled",
+    "deadline-exceeded",
+    "internal",
+    "resource-exhausted",
+    "unavailable",
+];
+
+/// Istio takes status codes among them.
+fn is_retry_condition(word: &str) -> bool {
+    word.is_empty()
+        || RETRY_CONDITIONS.contains(&word)
+        || word.parse().is_ok_and(|code: u16| (100..600).contains(&code))
 }
 
 fn fault(told: &mut Told<'_>, field: &str, rule: &HttpRoute) {
@@ -683,6 +726,18 @@ fn service_entry(told: &mut Told<'_>, spec: &crd::ServiceEntry) {
             Code::SchemaValidation,
             "Only one of endpoints and workloadSelector may be given.",
         );
+    }
+    for (index, endpoint) in spec.endpoints.iter().enumerate().filter(|_| spec.resolution == Resolution::Static) {
+        let address = endpoint.address.as_str();
+        if !address.is_empty() && !address.starts_with("unix://") && address.parse::<std::net::IpAddr>().is_err() {
+            told.error(
+                &format!("spec.endpoints[{index}].address"),
+                Code::SchemaValidation,
+                &format!(
+                    "Resolution STATIC takes addresses, and {address:?} is none; write resolution: DNS for names."
+                ),
+            );
+        }
     }
     match spec.resolution {
         Resolution::None if !spec.endpoints.is_empty() => {

@@ -18,6 +18,11 @@ pub(super) fn overlay(request: &Request<'_>) -> Value {
             "volumes": container::volumes(request),
         },
     });
+    // The proxy has no privilege, and gateways listen on ports such as 80 (Istio's template). What the pod says counts more.
+    if request.pod.pointer("/spec/securityContext/sysctls").is_none() {
+        let low_ports = json!([{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]);
+        overlay["spec"]["securityContext"] = json!({"sysctls": low_ports});
+    }
     let secrets = container::pull_secrets(request);
     if !secrets.is_empty() {
         overlay["spec"]["imagePullSecrets"] = Value::Array(secrets);
