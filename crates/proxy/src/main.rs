@@ -95,6 +95,18 @@ fn start_log(level: &str, as_json: bool) -> Result<reload::Handle<EnvFilter, Reg
     Ok(handle)
 }
 
+/// A level, or levels of parts of the program. A word that is neither would be taken for a part, and all others fall silent.
+fn filter_of(text: &str) -> Result<EnvFilter, String> {
+    for part in text.split(',').filter(|part| !part.contains('=')) {
+        if part.parse::<tracing::metadata::LevelFilter>().is_err() {
+            return Err(format!(
+                "{part:?} is none of trace, debug, info, warning, error and off, nor levels of parts such as info,proxy::tls=debug"
+            ));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| error.to_string())
+}
+
 async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result<()> {
     let handle = start_log(&arguments.log, arguments.log_as_json)?;
     if !idle_flags.is_empty() {
@@ -115,8 +127,7 @@ async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result
                 "critical" => "error",
                 other => other,
             };
-            let filter =
-                EnvFilter::try_new(filter).map_err(|error| format!("{level:?} is not a log level: {error}"))?;
+            let filter = filter_of(filter).map_err(|error| format!("{level:?} is not a log level: {error}"))?;
             handle.reload(filter).map_err(|error| error.to_string())?;
         }
         handle.with_current(ToString::to_string).map_err(|error| error.to_string())
@@ -130,4 +141,19 @@ async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result
     tracing::info!("ending: running requests are finished first");
     agent.end().await;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_words_that_are_known() {
+        for good in ["info", "off", "info,proxy::tls=debug", "warn", "proxy=trace"] {
+            assert!(filter_of(good).is_ok(), "{good}");
+        }
+        for bad in ["loud", "http:debug", "info,loud", "proxy=loud"] {
+            assert!(filter_of(bad).is_err(), "{bad}");
+        }
+    }
 }

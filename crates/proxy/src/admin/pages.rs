@@ -175,7 +175,11 @@ pub fn certs(shared: &Shared) -> Value {
     let secrets = shared.secrets.load();
     let mut all = Vec::new();
     for (name, secret) in secrets.iter() {
-        let Secret::Certificate(key) = secret else { continue };
+        let Secret::Certificate(key) = secret else {
+            // Of roots only what they prove is kept, not the certificates themselves.
+            all.push(json!({"ca_cert": [{"path": name}], "cert_chain": []}));
+            continue;
+        };
         let Some(leaf) = key.cert.first() else { continue };
         let names: Vec<Value> = facts_of(leaf)
             .map(|facts| facts.uris.into_iter().map(|uri| json!({"uri": uri})).collect())
