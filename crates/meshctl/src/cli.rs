@@ -60,6 +60,9 @@ pub enum Command {
     Status {
         /// Only this proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
         proxy: Option<String>,
+        /// Namespace, if the name has none.
+        #[arg(short, long)]
+        namespace: Option<String>,
         /// How to print.
         #[arg(short, long, default_value = "table")]
         output: Format,
@@ -70,8 +73,10 @@ pub enum Command {
     /// Check objects, in files or folders, as the control plane would.
     Analyze(AnalyzeArguments),
     /// Whether the cluster is fit for the mesh, and whether what is installed works.
-    #[command(visible_aliases = ["precheck", "verify-install"])]
+    #[command(visible_alias = "precheck")]
     Check(CheckArguments),
+    /// Whether what is installed is whole and works: fails if nothing is.
+    VerifyInstall(CheckArguments),
     /// What the mesh does for a pod or a service, in sentences.
     #[command(subcommand)]
     Describe(DescribeCommand),
@@ -171,11 +176,36 @@ pub enum ManifestCommand {
     Generate(InstallWish),
 }
 
+/// A proxy by its name.
+#[derive(Debug, Args)]
+pub struct ProxyName {
+    /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
+    proxy: String,
+    /// Namespace, if the name has none.
+    #[arg(short, long)]
+    namespace: Option<String>,
+}
+
+impl ProxyName {
+    /// The name, with the namespace if one was given.
+    pub fn full(&self) -> String {
+        in_namespace(&self.proxy, self.namespace.as_deref())
+    }
+}
+
+/// A name that has no namespace gets this one.
+pub fn in_namespace(name: &str, namespace: Option<&str>) -> String {
+    match namespace {
+        Some(namespace) if !name.contains('.') => format!("{name}.{namespace}"),
+        _ => name.to_owned(),
+    }
+}
+
 /// Of which proxy, and how to print.
 #[derive(Debug, Args)]
 pub struct OfProxy {
-    /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
-    pub proxy: String,
+    #[command(flatten)]
+    pub proxy: ProxyName,
     /// How to print.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -250,8 +280,8 @@ pub enum ConfigCommand {
     /// The level of the proxy's log, or another one from now on.
     #[command(visible_aliases = ["o"])]
     Log {
-        /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
-        proxy: String,
+        #[command(flatten)]
+        proxy: ProxyName,
         /// trace, debug, info, warning, error, or off; or a filter such as `info,proxy::tls=debug`.
         #[arg(long)]
         level: Option<String>,
@@ -270,15 +300,17 @@ pub enum ConfigCommand {
 /// `meshctl analyze …`
 #[derive(Debug, Args)]
 pub struct AnalyzeArguments {
-    /// Files or folders; `-` is standard input.
-    #[arg(required_unless_present = "use_kube")]
+    /// Files or folders; `-` is standard input. Without any, the cluster's objects are checked.
     pub paths: Vec<PathBuf>,
     /// The objects of the cluster too: files are checked as if they were applied to it.
     #[arg(short = 'k', long)]
     pub use_kube: bool,
-    /// Namespace of objects that name none.
-    #[arg(short, long, default_value = "default")]
-    pub namespace: String,
+    /// Namespace of objects that name none; of the cluster's, only what is wrong in this namespace is told.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// All namespaces of the cluster, as without a namespace.
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    pub all_namespaces: bool,
     /// Mesh-wide settings.
     #[arg(long, visible_alias = "meshConfigFile")]
     pub mesh_config: Option<PathBuf>,

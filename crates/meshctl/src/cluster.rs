@@ -96,9 +96,15 @@ impl Cluster {
         if let Some(found) = self.kinds.lock().ok().and_then(|kinds| known(&kinds)) {
             return Ok(found);
         }
-        let found = pinned_kind(&self.client, &kind)
-            .await
-            .with_context(|| format!("the cluster does not know the kind {} of {}", kind.kind, text("apiVersion")))?;
+        let found = pinned_kind(&self.client, &kind).await.map_err(|error| {
+            let what = match &error {
+                kube::Error::Service(_) | kube::Error::HyperError(_) => {
+                    format!("the API server at {} does not answer", self.server)
+                }
+                _ => format!("the cluster does not know the kind {} of {}", kind.kind, text("apiVersion")),
+            };
+            anyhow::Error::new(error).context(what)
+        })?;
         if let Ok(mut kinds) = self.kinds.lock() {
             kinds.insert(kind, found.clone());
         }
@@ -129,11 +135,13 @@ impl Cluster {
         let mut how = PatchParams::apply(MANAGER).force();
         how.dry_run = dry;
         let after = api.patch(&name, &how, &Patch::Apply(object)).await.with_context(what)?;
-        Ok(match before {
-            None => Applied::Created,
-            Some(before) if before.resource_version() == after.resource_version() => Applied::Unchanged,
-            Some(_) => Applied::Changed,
-        })
+        let Some(before) = before else { return Ok(Applied::Created) };
+        let same = match dry {
+            false => before.resource_version() == after.resource_version(),
+            // What is only tried gets no new version.
+            true => content(before) == content(after),
+        };
+        Ok(if same { Applied::Unchanged } else { Applied::Changed })
     }
 
     /// The object as it is now, if it is there.
@@ -245,6 +253,14 @@ impl Cluster {
         }
         Ok(answer)
     }
+}
+
+/// An object without what the API server notes about it.
+fn content(mut object: DynamicObject) -> DynamicObject {
+    object.metadata.managed_fields = None;
+    object.metadata.resource_version = None;
+    object.metadata.generation = None;
+    object
 }
 
 /// Which lines of a container's log.

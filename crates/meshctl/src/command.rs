@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command, ExperimentalCommand, ManifestCommand};
+use crate::cli::{Cli, Command, ExperimentalCommand, ManifestCommand, in_namespace};
 use crate::cluster::Cluster;
 use crate::demo;
 use crate::mesh::Mesh;
@@ -36,13 +36,19 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let namespace = reach.istio_namespace.as_str();
     match cli.command {
         Command::Demo(arguments) => return demo::run(arguments).await,
-        Command::Analyze(arguments) if arguments.use_kube => {
+        Command::Analyze(arguments) if arguments.use_kube || arguments.paths.is_empty() => {
             return analyze::run(Some(&cluster().await?), arguments).await;
         }
         Command::Analyze(arguments) => return analyze::run(None, arguments).await,
-        Command::Status { proxy, output } => print!("{}", status::run(&mesh().await?, proxy.as_deref(), output).await?),
+        Command::Status { proxy, namespace, output } => {
+            let proxy = proxy.map(|name| in_namespace(&name, namespace.as_deref()));
+            print!("{}", status::run(&mesh().await?, proxy.as_deref(), output).await?);
+        }
         Command::Check(arguments) | Command::Experimental(ExperimentalCommand::Precheck(arguments)) => {
-            return check::run(cluster().await?, &mesh().await?, namespace, &arguments).await;
+            return check::run(cluster().await?, &mesh().await?, namespace, &arguments, false).await;
+        }
+        Command::VerifyInstall(arguments) => {
+            return check::run(cluster().await?, &mesh().await?, namespace, &arguments, true).await;
         }
         Command::Describe(command) | Command::Experimental(ExperimentalCommand::Describe(command)) => {
             print!("{}", describe::run(&cluster().await?, &mesh().await?, namespace, &command).await?);

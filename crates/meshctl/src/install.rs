@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use api::mesh_config::MeshConfig;
+use api::problem::Severity;
+use plan::{Snapshot, World};
 use serde_json::{Value, json};
 
 use crate::chart;
@@ -53,6 +56,8 @@ pub struct Plan {
     pub revision: String,
     /// Parts in the order in which they are applied.
     pub components: Vec<Component>,
+    /// What is taken and has no effect yet, a line each.
+    pub warnings: Vec<String>,
 }
 
 /// Names of the profiles.
@@ -96,7 +101,7 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     let revision = if revision == "default" { String::new() } else { revision };
     let namespace = wish.namespace.clone().or_else(|| Some(text(&spec["namespace"])).filter(|name| !name.is_empty()));
     let namespace = namespace.unwrap_or_else(|| "istio-system".to_owned());
-    let mut components = Vec::new();
+    let (mut components, mut warnings) = (Vec::new(), Vec::new());
     let enabled = |part: &Value| part["enabled"].as_bool().unwrap_or(true);
     if enabled(&spec["components"]["base"]) {
         let values = json!({"global": {"istioNamespace": namespace}});
@@ -104,6 +109,7 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     }
     if enabled(&spec["components"]["pilot"]) {
         let values = control_plane(&spec, &namespace, &revision, force)?;
+        warnings = without_effect(&values["meshConfig"]);
         components.push(component("Pilot", "control plane", "istiod", "istiod", &namespace, &values, &revision)?);
     }
     for (list, name, word) in [
@@ -122,7 +128,15 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
             components.push(component(name, &title, "gateway", &release, &place, &values, &revision)?);
         }
     }
-    Ok(Plan { profile, namespace, revision, components })
+    Ok(Plan { profile, namespace, revision, components, warnings })
+}
+
+/// Mesh-wide settings that are taken and not built yet, a line each.
+fn without_effect(mesh_config: &Value) -> Vec<String> {
+    let (mesh, _) = MeshConfig::parse(&mesh_config.to_string(), "meshConfig");
+    let snapshot = Snapshot::build(&World::new(mesh, "cluster.local"), None);
+    let told = snapshot.problems().iter().filter(|problem| problem.object.kind == "MeshConfig");
+    told.map(|problem| format!("! meshConfig.{}: {}", problem.field, problem.message)).collect()
 }
 
 fn refuse(unknown: &[String], force: bool) -> Result<()> {
@@ -184,10 +198,25 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
             chart::overlay(&mut values, &json!({"global": {field: text}}));
         }
     }
+    if let Some(named) = values["global"]["istioNamespace"].as_str().filter(|named| *named != namespace && !force) {
+        bail!(
+            "values.global.istioNamespace={named}: the namespace of the mesh is {namespace}; name it by --istio-namespace"
+        );
+    }
     let own = json!({"revision": revision, "global": {"istioNamespace": namespace}, "meshConfig": spec["meshConfig"]});
     chart::overlay(&mut values, &own);
     if values["meshConfig"].is_null() {
         values["meshConfig"] = json!({});
+    }
+    // The control plane would tell of them in its log only.
+    let (_, problems) = MeshConfig::parse(&values["meshConfig"].to_string(), "meshConfig");
+    let told: Vec<String> = problems
+        .iter()
+        .filter(|problem| problem.severity >= Severity::Warning)
+        .map(|problem| format!("meshConfig.{}: {}", problem.field, problem.message))
+        .collect();
+    if !told.is_empty() && !force {
+        bail!("{} Change it, or go on by --force", told.join(" "));
     }
     let kubernetes = &spec["components"]["pilot"]["k8s"];
     let mut unknown = Vec::new();

@@ -44,7 +44,7 @@ pub(super) async fn run(cluster: Option<&Cluster>, arguments: AnalyzeArguments) 
     }
     for file in &files {
         let (name, text) = read(file)?;
-        let decoded = decode::documents(&text, &name, &arguments.namespace);
+        let decoded = decode::documents(&text, &name, arguments.namespace.as_deref().unwrap_or("default"));
         problems.extend(decoded.problems);
         for object in decoded.objects {
             world.apply(Change::Upsert(Box::new(object)));
@@ -60,6 +60,9 @@ pub(super) async fn run(cluster: Option<&Cluster>, arguments: AnalyzeArguments) 
         problem
     }));
     problems.retain(|problem| !is_suppressed(problem, &arguments.suppress));
+    if let (Some(_), Some(namespace)) = (cluster, &arguments.namespace) {
+        problems.retain(|problem| problem.object.namespace == *namespace || !problem.origin.file.is_empty());
+    }
     problems.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.cmp(b)));
     problems.dedup();
     let worst = problems.iter().map(|problem| problem.severity).max();

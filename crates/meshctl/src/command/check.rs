@@ -60,10 +60,13 @@ pub(super) async fn run(
     mesh: &Mesh,
     namespace: &str,
     arguments: &CheckArguments,
+    must_be: bool,
 ) -> Result<ExitCode> {
+    // Whoever names a revision means one that is there.
+    let must_be = must_be || arguments.revision.is_some();
     let mut findings = vec![kubernetes(&cluster.version().await?)];
     findings.extend(rights(&cluster, namespace).await?);
-    match look(&cluster, mesh, namespace, arguments.revision.as_deref()).await {
+    match look(&cluster, mesh, namespace, arguments.revision.as_deref(), must_be).await {
         Ok(found) => findings.extend(found),
         // Those that may not even look have been told what they may not do.
         Err(error) => findings.push(finding(Severity::Error, "cluster", format!("{error}, so the rest is not known"))),
@@ -74,7 +77,13 @@ pub(super) async fn run(
 }
 
 /// What is in the cluster.
-async fn look(cluster: &Cluster, mesh: &Mesh, namespace: &str, revision: Option<&str>) -> Result<Vec<Finding>> {
+async fn look(
+    cluster: &Cluster,
+    mesh: &Mesh,
+    namespace: &str,
+    revision: Option<&str>,
+    must_be: bool,
+) -> Result<Vec<Finding>> {
     let revision = revision.filter(|revision| *revision != "default").unwrap_or_default();
     let shown = if revision.is_empty() { "default" } else { revision };
     let planes = cluster.list("apps/v1", "Deployment", None, "app=istiod", "").await?;
@@ -85,8 +94,20 @@ async fn look(cluster: &Cluster, mesh: &Mesh, namespace: &str, revision: Option<
         findings.extend(installed(cluster, namespace, revision).await?);
         findings.extend(running(cluster, mesh, shown).await?);
     } else {
-        let missing = format!("no control plane of the revision {shown} is installed; `meshctl install` makes one");
-        findings.push(finding(Severity::Info, "installation", missing));
+        let others: Vec<&str> =
+            planes.iter().filter(|plane| is_ours(plane)).map(|plane| label(plane, REVISION)).collect();
+        let missing = if others.is_empty() {
+            format!("no control plane of the revision {shown} is installed; `meshctl install` makes one")
+        } else {
+            let others = others.join(", ");
+            format!("no control plane of the revision {shown} is installed, but of {others}: name it with --revision")
+        };
+        let level = match (must_be, others.is_empty()) {
+            (true, _) => Severity::Error,
+            (false, true) => Severity::Info,
+            (false, false) => Severity::Warning,
+        };
+        findings.push(finding(level, "installation", missing));
     }
     Ok(findings)
 }

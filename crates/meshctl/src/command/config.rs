@@ -55,7 +55,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             shown(of.output, &routes, &["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"], route_rows)
         }
         ConfigCommand::Endpoints { of, cluster } => {
-            let proxy = mesh.proxy(&of.proxy).await?;
+            let proxy = mesh.proxy(&of.proxy.full()).await?;
             let page = mesh.admin(&proxy, "/clusters?format=json").await?;
             let all = page["cluster_statuses"].as_array().into_iter().flatten();
             let statuses: Vec<&Value> =
@@ -63,7 +63,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             shown(of.output, &statuses, &["ENDPOINT", "STATUS", "OUTLIER CHECK", "CLUSTER"], endpoint_rows)
         }
         ConfigCommand::Secrets { of } => {
-            let proxy = mesh.proxy(&of.proxy).await?;
+            let proxy = mesh.proxy(&of.proxy.full()).await?;
             let page = mesh.admin(&proxy, "/certs").await?;
             let certificates: Vec<&Value> = page["certificates"].as_array().into_iter().flatten().collect();
             shown(
@@ -82,9 +82,9 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
                 vec![vec![text(&filter["name"]).to_owned(), kind.to_owned()]]
             })
         }
-        ConfigCommand::Log { proxy, level, reset } => log::run(mesh, &proxy, level.as_deref(), reset).await,
+        ConfigCommand::Log { proxy, level, reset } => log::run(mesh, &proxy.full(), level.as_deref(), reset).await,
         ConfigCommand::Dump { of } => {
-            let proxy = mesh.proxy(&of.proxy).await?;
+            let proxy = mesh.proxy(&of.proxy.full()).await?;
             structured(of.output, &mesh.admin(&proxy, "/config_dump").await?)
         }
     }
@@ -92,7 +92,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
 
 /// One part of the proxy's config dump, by the last word of its type.
 async fn section(mesh: &Mesh, of: &OfProxy, kind: &str) -> Result<Value> {
-    let proxy = mesh.proxy(&of.proxy).await?;
+    let proxy = mesh.proxy(&of.proxy.full()).await?;
     let dump = mesh.admin(&proxy, "/config_dump").await?;
     let mut parts = dump["configs"].as_array().into_iter().flatten();
     Ok(parts.find(|part| text(&part["@type"]).ends_with(kind)).cloned().unwrap_or(Value::Null))

@@ -47,6 +47,7 @@ fn wish(namespace: &str, arguments: &InstallWish) -> Wish {
 /// Prints what would be applied.
 pub(super) fn generate(namespace: &str, arguments: &InstallWish) -> Result<String> {
     let plan = install::plan(&wish(namespace, arguments), arguments.force)?;
+    plan.warnings.iter().for_each(|warning| eprintln!("{warning}"));
     let objects: Vec<Value> = plan.components.into_iter().flat_map(|component| component.objects).collect();
     chart::print(&objects)
 }
@@ -54,6 +55,7 @@ pub(super) fn generate(namespace: &str, arguments: &InstallWish) -> Result<Strin
 /// Installs, or changes an installation to what is asked for.
 pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &InstallArguments) -> Result<ExitCode> {
     let plan = install::plan(&wish(namespace, &arguments.wish), arguments.wish.force)?;
+    plan.warnings.iter().for_each(|warning| eprintln!("{warning}"));
     let version = cluster.version().await?;
     let question = format!(
         "This installs the mesh {} (profile {:?}, namespace {}) into the cluster {} ({version}).",
@@ -65,9 +67,9 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &InstallA
     if !arguments.dry_run && !arguments.skip_confirmation && !confirm(&question)? {
         return Ok(ExitCode::FAILURE);
     }
-    namespaces(cluster, &plan, arguments.dry_run).await?;
+    let missing = namespaces(cluster, &plan, arguments.dry_run).await?;
     for component in &plan.components {
-        apply(cluster, component, &plan, arguments).await?;
+        apply(cluster, component, &plan, arguments, &missing).await?;
     }
     prune(cluster, &plan, arguments.dry_run).await?;
     if arguments.dry_run {
@@ -102,32 +104,55 @@ pub(super) fn confirm(question: &str) -> Result<bool> {
     Ok(agreed)
 }
 
-async fn namespaces(cluster: &Cluster, plan: &Plan, dry_run: bool) -> Result<()> {
+/// Makes the namespaces that are missing. Nothing can be tried in those that are only to be made: they are returned.
+async fn namespaces<'a>(cluster: &Cluster, plan: &'a Plan, dry_run: bool) -> Result<Vec<&'a str>> {
     let mut names: Vec<&str> = plan.components.iter().map(|component| component.namespace.as_str()).collect();
     names.sort_unstable();
     names.dedup();
+    let mut missing = Vec::new();
     for name in names {
         let namespace =
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {OWNED: OWNER}}});
         // One that is there belongs to somebody else, and stays as it is.
-        if cluster.get(&namespace).await?.is_none() {
-            if dry_run {
-                bail!(
-                    "the namespace {name} is not there yet, so the API server cannot try the rest (--dry-run); create it, or see `meshctl manifest generate`"
-                );
-            }
+        if cluster.get(&namespace).await?.is_some() {
+            continue;
+        }
+        if dry_run {
+            println!("+ Namespace {name}");
+            missing.push(name);
+        } else {
             cluster.apply(&namespace, false).await?;
         }
     }
-    Ok(())
+    Ok(missing)
 }
 
-async fn apply(cluster: &Cluster, component: &Component, plan: &Plan, arguments: &InstallArguments) -> Result<()> {
+async fn apply(
+    cluster: &Cluster,
+    component: &Component,
+    plan: &Plan,
+    arguments: &InstallArguments,
+    missing: &[&str],
+) -> Result<()> {
     let mut progress = Progress::start(&component.title);
     let mut changed = 0;
+    let mut others = Vec::new();
     for object in &component.objects {
-        let object = as_it_has_become(cluster, object).await?;
-        changed += usize::from(cluster.apply(&object, arguments.dry_run).await? != Applied::Unchanged);
+        if object["kind"] == "CustomResourceDefinition" && is_somebody_elses(cluster, object).await? {
+            others.push(chart::key(object).2);
+            continue;
+        }
+        let (kind, namespace, name) = chart::key(object);
+        let applied = if missing.contains(&namespace.as_str()) {
+            Applied::Created
+        } else {
+            cluster.apply(&as_it_has_become(cluster, object).await?, arguments.dry_run).await?
+        };
+        changed += usize::from(applied != Applied::Unchanged);
+        if arguments.dry_run && applied != Applied::Unchanged {
+            let mark = if applied == Applied::Created { '+' } else { '~' };
+            println!("{mark} {kind} {}", crate::cluster::place(&namespace, &name));
+        }
     }
     if !arguments.dry_run {
         wait::ready(cluster, component, plan, Duration::from_secs(arguments.readiness_timeout), &mut progress)
@@ -136,7 +161,27 @@ async fn apply(cluster: &Cluster, component: &Component, plan: &Plan, arguments:
     }
     let detail = if changed == 0 { "unchanged".to_owned() } else { format!("{changed} objects") };
     progress.done(&detail);
+    if !others.is_empty() {
+        println!("  {} kinds were there before and stay as they are: {}", others.len(), others.join(", "));
+    }
     Ok(())
+}
+
+/// Whether a kind is there that no installation of ours made: it stays as it is, unless it lacks the version that is read here.
+async fn is_somebody_elses(cluster: &Cluster, definition: &Value) -> Result<bool> {
+    let Some(now) = cluster.get(definition).await? else { return Ok(false) };
+    if now["metadata"]["labels"][OWNED].is_string() {
+        return Ok(false);
+    }
+    let versions = |definition: &Value| definition["spec"]["versions"].as_array().cloned().unwrap_or_default();
+    let read = versions(definition).into_iter().find(|version| version["storage"] == true);
+    let name = |version: &Value| version["name"].as_str().unwrap_or_default().to_owned();
+    let read = read.as_ref().map(name).unwrap_or_default();
+    let has = versions(&now).iter().any(|version| name(version) == read && version["served"] == true);
+    if !has {
+        println!("  {} was there before without {read}, which is added to it", chart::key(definition).2);
+    }
+    Ok(has)
 }
 
 /// The control plane has the validating webhook refuse objects once it can be reached; that is not undone here.

@@ -1,5 +1,6 @@
 //! `meshctl uninstall`.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::install::{KINDS, confirm};
+use crate::chart::key;
 use crate::cli::UninstallArguments;
 use crate::cluster::{Cluster, place};
 use crate::install::{OWNED, OWNER, REVISION};
@@ -25,8 +27,19 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &Uninstal
     for (version, kind) in KINDS {
         found.extend(cluster.list(version, kind, None, &selector, "").await?);
     }
+    let mut kept = Vec::new();
     if arguments.purge {
         found.extend(of_everybody(cluster, namespace).await?);
+        for place in cluster.list("v1", "Namespace", None, &format!("{OWNED}={OWNER}"), "").await? {
+            let (_, _, name) = key(&place);
+            match foreign(cluster, &name, &found).await? {
+                others if others.is_empty() => found.push(place),
+                others => kept.push(format!(
+                    "The namespace {name} stays: it has {}, which no installation made.",
+                    others.join(", ")
+                )),
+            }
+        }
     }
     if found.is_empty() {
         println!("There is nothing to take away: no installation{} was found.", of(arguments, &revision));
@@ -46,9 +59,10 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &Uninstal
     };
     if arguments.dry_run {
         for object in &found {
-            let (kind, namespace, name) = crate::chart::key(object);
+            let (kind, namespace, name) = key(object);
             println!("- {kind} {}", place(&namespace, &name));
         }
+        kept.iter().for_each(|kept| println!("{kept}"));
         println!("nothing was changed (--dry-run)");
         return Ok(ExitCode::SUCCESS);
     }
@@ -58,7 +72,7 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &Uninstal
     let mut progress = Progress::start("uninstall");
     let mut gone = 0;
     for object in &found {
-        let (kind, namespace, name) = crate::chart::key(object);
+        let (kind, namespace, name) = key(object);
         progress.tell(&format!("{kind} {}", place(&namespace, &name)));
         gone += usize::from(cluster.delete(object).await?);
     }
@@ -71,6 +85,7 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &Uninstal
         }
     }
     progress.done(&format!("{gone} objects are gone"));
+    kept.iter().for_each(|kept| println!("{kept}"));
     println!("Pods that have a sidecar keep it until they are restarted.");
     Ok(ExitCode::SUCCESS)
 }
@@ -79,19 +94,50 @@ fn of(arguments: &UninstallArguments, revision: &str) -> String {
     if arguments.purge { String::new() } else { format!(" of revision {revision}") }
 }
 
-/// What belongs to no revision: kinds, certificates, the lease, and namespaces that an installation made.
+/// What people put into a namespace, of which none may be lost.
+const CONTENTS: [(&str, &str); 10] = [
+    ("apps/v1", "Deployment"),
+    ("apps/v1", "StatefulSet"),
+    ("apps/v1", "DaemonSet"),
+    ("batch/v1", "CronJob"),
+    ("batch/v1", "Job"),
+    ("v1", "Pod"),
+    ("v1", "Service"),
+    ("v1", "PersistentVolumeClaim"),
+    ("v1", "Secret"),
+    ("v1", "ConfigMap"),
+];
+
+/// What is in a namespace beside what is taken away, and beside what Kubernetes puts there by itself.
+async fn foreign(cluster: &Cluster, namespace: &str, ours: &[Value]) -> Result<Vec<String>> {
+    let ours: BTreeSet<_> = ours.iter().map(key).collect();
+    let mut found = Vec::new();
+    for (version, kind) in CONTENTS {
+        let all = cluster.list(version, kind, Some(namespace), "", "").await?;
+        let others = all.iter().filter(|object| !ours.contains(&key(object)) && !comes_by_itself(object));
+        found.extend(others.map(|object| format!("{kind} {}", key(object).2)));
+    }
+    Ok(found)
+}
+
+/// Pods of Deployments and the like go with them; each namespace has the API server's root certificate.
+fn comes_by_itself(object: &Value) -> bool {
+    object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty())
+        || (object["kind"] == "ConfigMap" && object["metadata"]["name"] == "kube-root-ca.crt")
+        || object["type"] == "kubernetes.io/service-account-token"
+}
+
+/// What belongs to no revision: kinds, certificates and the lease.
 async fn of_everybody(cluster: &Cluster, namespace: &str) -> Result<Vec<Value>> {
     let mut found = Vec::new();
-    let kinds = cluster.list("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, "", "").await?;
-    found.extend(kinds.into_iter().filter(|kind| {
-        let group = kind["spec"]["group"].as_str().unwrap_or_default();
-        matches!(group.strip_suffix(".istio.io"), Some("networking" | "security" | "telemetry" | "extensions"))
-    }));
+    // Kinds that were there before belong to whoever brought them.
+    let selector = format!("{OWNED}={OWNER}");
+    found.extend(cluster.list("apiextensions.k8s.io/v1", "CustomResourceDefinition", None, &selector, "").await?);
     let named = format!("metadata.name={ROOT_CERTIFICATE}");
     found.extend(cluster.list("v1", "ConfigMap", None, "", &named).await?);
-    let key =
+    let secret =
         json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "istio-ca-secret", "namespace": namespace}});
-    found.extend(cluster.get(&key).await?.map(|_| key));
+    found.extend(cluster.get(&secret).await?.map(|_| secret));
     // One for each revision, those that are gone too.
     let leases = cluster.list("coordination.k8s.io/v1", "Lease", Some(namespace), "", "").await?;
     let ours = |lease: &Value| {
@@ -99,6 +145,5 @@ async fn of_everybody(cluster: &Cluster, namespace: &str) -> Result<Vec<Value>> 
         name.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
     found.extend(leases.into_iter().filter(ours));
-    found.extend(cluster.list("v1", "Namespace", None, &format!("{OWNED}={OWNER}"), "").await?);
     Ok(found)
 }
