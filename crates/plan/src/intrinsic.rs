@@ -1,6 +1,7 @@
 //! What is wrong with an object in itself. An Error keeps a new version out, so only what Istio's own validation refuses
 //! is one; what is not built yet is told on its field.
 
+mod authentication;
 mod authorization;
 
 use std::collections::BTreeSet;
@@ -57,13 +58,7 @@ pub fn intrinsic(object: &Object) -> Vec<Problem> {
             }
         }
         Body::AuthorizationPolicy(spec) => authorization::check(&mut told, spec),
-        Body::RequestAuthentication(_) => {
-            told.error(
-                "",
-                Code::NotBuilt,
-                &format!("{} is stored but has no effect yet: it protects nothing.", object.kind),
-            );
-        }
+        Body::RequestAuthentication(spec) => authentication::check(&mut told, spec),
         Body::EnvoyFilter(_)
         | Body::ProxyConfig(_)
         | Body::Telemetry(_)
