@@ -12,11 +12,15 @@ use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecif
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, QueryParameterMatcher, RouteMatch as XdsRouteMatch};
+use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    MetadataMatcher, RegexMatchAndSubstitute, StringMatcher, ValueMatcher,
+};
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use regex::Regex;
 
+use crate::snapshot::metadata_match::{MetadataMatch, ValueMatch};
 use crate::snapshot::route::matcher::{Condition, Field, HeaderMatch, PathMatch, QueryMatch, RouteMatch};
 use crate::snapshot::text_match::{Pattern, TextMatch};
 
@@ -101,6 +105,46 @@ pub fn text_match(matcher: &StringMatcher) -> Result<TextMatch, String> {
         None => return Err("a string matcher has no pattern".to_owned()),
     };
     Ok(TextMatch { pattern, ignore_case: matcher.ignore_case })
+}
+
+/// A matcher of metadata.
+///
+/// # Errors
+/// A value that is not asked for anything, or a path that is none.
+pub fn metadata_match(matcher: &MetadataMatcher) -> Result<MetadataMatch, String> {
+    let name = |segment: &PathSegment| match &segment.segment {
+        Some(Segment::Key(name)) => Ok(name.clone()),
+        None => Err("a path of metadata has a part without a name".to_owned()),
+    };
+    Ok(MetadataMatch {
+        filter: matcher.filter.clone(),
+        path: matcher.path.iter().map(name).collect::<Result<_, _>>()?,
+        value: value_match(matcher.value.as_ref())?,
+        invert: matcher.invert,
+    })
+}
+
+fn value_match(matcher: Option<&ValueMatcher>) -> Result<ValueMatch, String> {
+    use envoy_types::pb::envoy::r#type::matcher::v3::double_matcher::MatchPattern as Number;
+    use envoy_types::pb::envoy::r#type::matcher::v3::list_matcher::MatchPattern as List;
+    use envoy_types::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern as Is;
+    let nothing = || "a test of a value says nothing of it".to_owned();
+    Ok(match matcher.and_then(|matcher| matcher.match_pattern.as_ref()).ok_or_else(nothing)? {
+        Is::NullMatch(_) => ValueMatch::Null,
+        Is::DoubleMatch(number) => match number.match_pattern.as_ref().ok_or_else(nothing)? {
+            Number::Exact(number) => ValueMatch::Number(*number),
+            Number::Range(range) => ValueMatch::Range(range.start, range.end),
+        },
+        Is::StringMatch(text) => ValueMatch::Text(text_match(text)?),
+        Is::BoolMatch(truth) => ValueMatch::Truth(*truth),
+        Is::PresentMatch(wanted) => ValueMatch::Present(*wanted),
+        Is::ListMatch(list) => match list.match_pattern.as_ref().ok_or_else(nothing)? {
+            List::OneOf(one) => ValueMatch::OneOf(Box::new(value_match(Some(one))?)),
+        },
+        Is::OrMatch(any) => {
+            ValueMatch::Any(any.value_matchers.iter().map(|one| value_match(Some(one))).collect::<Result<_, _>>()?)
+        }
+    })
 }
 
 /// A header matcher.

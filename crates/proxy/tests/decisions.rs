@@ -234,7 +234,7 @@ fn connection(snapshot: &Snapshot, request: &Request, chain: &Chain, facts: &Con
 }
 
 fn bytes(snapshot: &Snapshot, request: &Request, chain: &TcpChain, facts: &ConnFacts, decision: &mut Decision) {
-    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
     let mut refusals = chain.guards.iter().filter_map(|guard| guard.refuses(&subject, &mut Decided::default()));
     if let Some(refusal) = refusals.next() {
         decision.refused = Some(refusal.details.to_string());
@@ -395,6 +395,7 @@ fn filters(
             authority,
             client: facts.remote.ip(),
             connection: facts,
+            now: std::time::UNIX_EPOCH,
             dice,
             notes: &mut notes,
         }) {

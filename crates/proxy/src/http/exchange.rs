@@ -167,7 +167,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     let weighted = target.as_ref().and_then(|target| target.weighted);
     let levels = Levels { decision, weighted: weighted.map(|weighted| &weighted.edits) };
 
-    let replied = run_filters(connection, &mut head, host, &mut notes, Some(&decision), weighted).await;
+    let replied = run_filters(connection, &mut head, host, story.wall, &mut notes, Some((&decision, weighted))).await;
     note_policies(connection, &mut story, &mut notes);
     if let Some(reply) = replied {
         // Where it would have gone.
@@ -221,7 +221,7 @@ async fn unrouted(
     notes: &mut Notes,
     mut story: Box<Story>,
 ) -> Response<ResponseBody> {
-    let replied = run_filters(connection, head, host, notes, None, None).await;
+    let replied = run_filters(connection, head, host, story.wall, notes, None).await;
     note_policies(connection, &mut story, notes);
     reply::respond(replied.map_or_else(|| Reply::failure(Failure::RouteNotFound), |reply| *reply), story)
 }
@@ -568,19 +568,19 @@ async fn run_filters(
     connection: &Rc<HttpConnection>,
     head: &mut RequestHead,
     authority: &str,
+    now: SystemTime,
     notes: &mut Notes,
-    decision: Option<&Decision<'_>>,
-    weighted: Option<&crate::snapshot::route::action::WeightedCluster>,
+    route: Option<(&Decision<'_>, Option<&crate::snapshot::route::action::WeightedCluster>)>,
 ) -> Option<Box<Reply>> {
     let (chain, facts) = (&connection.chain, &connection.facts);
     let told = chain.asks_client.then(|| forwarded::client(&head.headers, chain)).flatten();
     let client = told.unwrap_or(facts.remote).ip();
     for (name, filter) in &chain.filters {
-        let filter = decision.and_then(|decision| override_of(decision, weighted, name)).unwrap_or(filter);
+        let filter = route.and_then(|(decision, weighted)| override_of(decision, weighted, name)).unwrap_or(filter);
         let step = {
             let env = connection.worker.upstreams.env();
             let mut dice = env.dice.borrow_mut();
-            filter.on_request(&mut Exchange { head, authority, client, connection: facts, dice: &mut dice, notes })
+            filter.on_request(&mut Exchange { head, authority, client, connection: facts, now, dice: &mut dice, notes })
         };
         match step {
             Step::Continue => {}
