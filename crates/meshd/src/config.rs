@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use ipnet::IpNet;
 
 /// The control plane of the mesh: reads Istio's objects, serves xDS and certificates.
 #[derive(Clone, Debug, Parser)]
@@ -62,6 +63,12 @@ pub struct Config {
     /// Host names and addresses to put into the certificate of the TLS ports, besides the usual ones.
     #[arg(long, env = "MESHD_SERVING_NAMES", value_delimiter = ',')]
     pub serving_names: Vec<String>,
+    /// Longest time between two looks at an issuer's keys, by which tokens are checked.
+    #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = length, value_name = "TIME")]
+    pub jwks_refresh: Duration,
+    /// Addresses (CIDR) that are not asked for keys, whoever names them in a RequestAuthentication.
+    #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", value_delimiter = ',', value_name = "CIDR")]
+    pub blocked_jwks_cidrs: Vec<IpNet>,
     /// After SIGTERM: not ready any more, but serving for this long, in milliseconds, so that callers find other replicas first;
     /// 8,000 in a cluster, 0 with a folder. Less than the pod's grace period.
     #[arg(long, env = "MESHD_LEAVE_MS")]
@@ -98,6 +105,12 @@ fn address(text: &str) -> Result<Option<SocketAddr>, String> {
     }
     let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replace("localhost:", "127.0.0.1:") };
     full.parse().map(Some).map_err(|_| format!("{text:?} is not ADDRESS:PORT, :PORT or empty"))
+}
+
+/// A length of time as Go writes it, above zero.
+fn length(text: &str) -> Result<Duration, String> {
+    let length: api::value::Duration = text.parse()?;
+    if length.is_zero() { Err("the time must be above zero".to_owned()) } else { Ok(length.0) }
 }
 
 #[cfg(test)]
