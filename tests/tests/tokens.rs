@@ -570,3 +570,62 @@ async fn nonsense_does_not_take_good_keys_away_and_new_keys_come() {
     assert_eq!(statuses(&web, &first.token(&claims)).await, Ok((200, 200)));
     assert_eq!(control_plane.problems(), []);
 }
+
+/// The manifest as its users have it: who has the token that it asks for is let in.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manifest_lets_in_whom_it_means() {
+    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../examples/manifests/ecommerce-payment-authz-and-jwt.yaml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let manifest = manifest.replace("  name: jwt-authz\n", "  name: jwt-authz\n  namespace: ecommerce\n");
+    let address = loopback();
+    let objects = format!(
+        "apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: web, namespace: ecommerce}}
+spec:
+  workloadSelector: {{labels: {{app: user-service}}}}
+  ingress: [{{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}]
+{}",
+        workload("user-service", "ecommerce", &address)
+    );
+    let files = [("manifest.yaml", manifest.as_str()), ("shop.yaml", objects.as_str())];
+    let control_plane = ControlPlane::start_with(&files, MESH).await;
+    // The issuer's keys, as if they had been fetched once: nobody has that name here.
+    let key = Key::rsa("one");
+    let kept = json!([{"address": "https://auth.ecommerce.com/.well-known/jwks.json", "jwks": key_set(&[&key])}]);
+    std::fs::write(control_plane.path("state/jwks.json"), kept.to_string()).unwrap();
+    let control_plane = control_plane.restart().await;
+    echo(&format!("{address}:18080")).await;
+    let _proxy = sidecar::start(&control_plane, Role::Sidecar, "user-service", "ecommerce", &address, &[]).await;
+    let good = json!({"iss": "https://auth.ecommerce.com", "sub": "user-12345", "aud": "ecommerce-api",
+        "exp": seconds(600), "role": "admin", "verified": true});
+    let but = |name: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[name] = value;
+        key.token(&claims)
+    };
+    let rows = [
+        (key.token(&good), 200),
+        (but("verified", json!("true")), 200),
+        (but("verified", json!(false)), 403),
+        (but("verified", json!(null)), 403),
+        (but("role", json!("user")), 200),
+        (but("role", json!(["guest", "user"])), 200),
+        (but("role", json!("guest")), 403),
+        (but("sub", json!("user-1")), 403),
+        (but("aud", json!("other")), 403),
+        (but("exp", json!(seconds(-600))), 401),
+        (Key::rsa("one").token(&good), 401),
+    ];
+    let to = format!("{address}:8080");
+    for (token, right) in rows {
+        let mut request = get("user-service", "/api/v1/users/1");
+        request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let (status, body) = Client::connect(&to).await.unwrap().ask(request).await.unwrap();
+        assert_eq!(status, right, "{body}");
+        // `forwardOriginalToken: true`.
+        assert_eq!(body.contains("authorization: Bearer"), right == 200, "{body}");
+    }
+    assert_eq!(ask(&to, "user-service", "/").await.unwrap().0, 403);
+}

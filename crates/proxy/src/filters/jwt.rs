@@ -3,6 +3,7 @@
 
 mod token;
 mod keys;
+mod verified;
 mod places;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3 as xds;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, HeaderName, ORIGIN, WWW_AUTHENTICATE};
 use http::request::Parts as RequestHead;
 use http::{HeaderValue, Method, Uri};
+use prost::Message;
 use serde_json::{Map, Value};
 use xds::jwt_provider::JwksSourceSpecifier;
 use xds::jwt_requirement::RequiresType;
@@ -34,6 +36,7 @@ use crate::filter::{Exchange, HttpFilter, Reply, Step};
 use keys::Keys;
 use places::{Found, Places};
 use token::{Fault, Token, bare_audience};
+use verified::{Good, Judge, Times};
 
 /// Under this name filters behind find what tokens say.
 const NAME: &str = "envoy.filters.http.jwt_authn";
@@ -61,6 +64,7 @@ struct Issuer {
     name: String,
     audiences: Vec<String>,
     keys: Keys,
+    judge: Judge,
     places: Places,
     skew: u64,
     /// The application gets the token too.
@@ -172,6 +176,7 @@ fn issuer(provider: &xds::JwtProvider) -> Result<Issuer, String> {
     Ok(Issuer {
         name: provider.issuer.clone(),
         audiences: bare(&provider.audiences),
+        judge: Judge::of(&provider.encode_to_vec()),
         keys: keys_of(provider.jwks_source_specifier.as_ref())?,
         places: Places::of(
             headers.collect::<Result<_, String>>()?,
@@ -366,44 +371,63 @@ fn whole(asked: &Uri, exchange: &Exchange<'_>) -> String {
 impl Issuer {
     /// Checks one token, and tells what it says if it is good.
     fn take(&self, found: &Found, audiences: Option<&[String]>, exchange: &mut Exchange<'_>) -> Result<(), Fault> {
+        let now = exchange.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        // What was found good is good for the issuer's own audiences.
+        if let Some(good) = self.judge.recall(&found.text).filter(|_| audiences.is_none()) {
+            good.times.check(now, self.skew)?;
+            self.tell(&good, found, exchange);
+            return Ok(());
+        }
         let token = Token::read(&found.text)?;
         if !self.name.is_empty() && token.issuer() != self.name {
             return Err(Fault::UnknownIssuer);
         }
-        let now = exchange.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        token.check_time(now, self.skew)?;
+        let times = Times { from: token.not_before, until: token.expires };
+        times.check(now, self.skew)?;
         if !token.is_for(audiences.unwrap_or(&self.audiences)) {
             return Err(Fault::WrongAudience);
         }
         self.keys.check(&token)?;
-        self.tell(token, found, exchange);
+        let good = Arc::new(self.good(token, times));
+        self.tell(&good, found, exchange);
+        if audiences.is_none() {
+            self.judge.remember(found.text.clone(), good);
+        }
         Ok(())
     }
 
-    fn tell(&self, token: Token<'_>, found: &Found, exchange: &mut Exchange<'_>) {
-        let headers = &mut exchange.head.headers;
+    fn good(&self, token: Token<'_>, times: Times) -> Good {
+        let mut headers = Vec::new();
         if let Some(name) = &self.payload_header {
             let missing = if self.pads_payload { (4 - token.payload.len() % 4) % 4 } else { 0 };
-            if let Ok(value) = HeaderValue::try_from(format!("{}{}", token.payload, "=".repeat(missing))) {
-                headers.append(name.clone(), value);
-            }
+            let value = HeaderValue::try_from(format!("{}{}", token.payload, "=".repeat(missing)));
+            headers.extend(value.ok().map(|value| (name.clone(), value)));
         }
         for (name, claim) in &self.claim_headers {
-            if let Some(Ok(value)) = at(&token.claims, claim).and_then(shown).map(HeaderValue::try_from) {
-                headers.append(name.clone(), value);
-            }
+            let value = at(&token.claims, claim).and_then(shown).and_then(|text| HeaderValue::try_from(text).ok());
+            headers.extend(value.map(|value| (name.clone(), value)));
+        }
+        let Token { header, mut claims, .. } = token;
+        self.lists.iter().for_each(|name| split(&mut claims, name));
+        Good {
+            times,
+            headers,
+            header: self.header_key.is_some().then(|| Arc::new(Value::Object(header))),
+            claims: self.payload_key.is_some().then(|| Arc::new(Value::Object(claims))),
+        }
+    }
+
+    fn tell(&self, good: &Good, found: &Found, exchange: &mut Exchange<'_>) {
+        for (name, value) in &good.headers {
+            exchange.head.headers.append(name.clone(), value.clone());
         }
         if !self.forward {
             found.take_out(exchange.head);
         }
-        let metadata = &mut exchange.notes.metadata;
-        if let Some(key) = &self.header_key {
-            metadata.tell(NAME, key, Arc::new(Value::Object(token.header)));
-        }
-        if let Some(key) = &self.payload_key {
-            let mut claims = token.claims;
-            self.lists.iter().for_each(|name| split(&mut claims, name));
-            metadata.tell(NAME, key, Arc::new(Value::Object(claims)));
+        for (key, value) in [(&self.header_key, &good.header), (&self.payload_key, &good.claims)] {
+            if let (Some(key), Some(value)) = (key, value) {
+                exchange.notes.metadata.tell(NAME, key, Arc::clone(value));
+            }
         }
     }
 }

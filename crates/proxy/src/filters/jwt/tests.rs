@@ -150,6 +150,10 @@ impl Outcome {
 }
 
 fn send(filter: &Arc<dyn HttpFilter>, request: http::request::Builder) -> Outcome {
+    send_at(filter, request, NOW)
+}
+
+fn send_at(filter: &Arc<dyn HttpFilter>, request: http::request::Builder, now: u64) -> Outcome {
     let mut head = request.body(()).unwrap().into_parts().0;
     let connection = ConnFacts {
         direction: Direction::Inbound,
@@ -169,7 +173,7 @@ fn send(filter: &Arc<dyn HttpFilter>, request: http::request::Builder) -> Outcom
         authority: "web.shop",
         client: connection.remote.ip(),
         connection: &connection,
-        now: SystemTime::UNIX_EPOCH + Duration::from_secs(NOW),
+        now: SystemTime::UNIX_EPOCH + Duration::from_secs(now),
         dice: &mut SmallRng::seed_from_u64(1),
         notes: &mut notes,
     });
@@ -206,6 +210,8 @@ fn every_algorithm() {
         let token = signer.token(&json!({"alg": name, "kid": name}), &claims);
         assert_eq!(send(&filter, bearing(&token)).says(), (200, claims.to_string()), "{name}");
         assert_eq!(send(&strict, bearing(&token)).says(), (200, claims.to_string()), "{name}");
+        // It is remembered, and only that: another that begins so is not it.
+        assert_eq!(send(&filter, bearing(&token)).says(), (200, claims.to_string()), "{name}");
         let without_name = signer.token(&json!({"alg": name}), &claims);
         assert_eq!(send(&filter, bearing(&without_name)).says(), (200, claims.to_string()), "{name}");
         let (head, _) = token.rsplit_once('.').unwrap();
@@ -372,6 +378,24 @@ fn several_issuers_and_several_tokens() {
     let filter = optional(&[provider(&[one.public()], json!({})), elsewhere]);
     assert_eq!(send(&filter, bearing(&mine).header("x-token", yours.as_str())).says().0, 200);
     assert_eq!(send(&filter, http::Request::get("/").header("x-token", wrong.as_str())).says().0, 401);
+}
+
+/// A token that was good is not good for ever, nor for other keys.
+#[test]
+fn what_is_remembered_still_ends() {
+    let signer = elliptic(&ECDSA_P256_SHA256_FIXED_SIGNING);
+    let filter = optional(&[provider(&[signer.public()], json!({}))]);
+    let token = signer.token(&json!({"alg": "ES256"}), &json!({"iss": "me", "exp": NOW + 100}));
+    let at = |filter: &Arc<dyn HttpFilter>, now: u64| send_at(filter, bearing(&token), now).says();
+    assert_eq!(at(&filter, NOW).0, 200);
+    assert_eq!(at(&filter, NOW + 160).0, 200);
+    assert_eq!(at(&filter, NOW + 161), (401, "Jwt is expired".to_owned()));
+    assert_eq!(at(&filter, NOW).0, 200);
+    let others = elliptic(&ECDSA_P256_SHA256_FIXED_SIGNING);
+    let changed = optional(&[provider(&[others.public()], json!({}))]);
+    assert_eq!(at(&changed, NOW), (401, "Jwt verification fails".to_owned()));
+    let narrower = optional(&[provider(&[signer.public()], json!({"audiences": ["x"]}))]);
+    assert_eq!(at(&narrower, NOW).0, 403);
 }
 
 #[test]
