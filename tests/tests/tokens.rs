@@ -28,7 +28,7 @@ const MESH: &str = "proxyHttpPort: 15080\naccessLogFile: /dev/stdout\naccessLogE
 /// Ends of names: ours, Envoy.
 const KINDS: [char; 2] = ['m', 'e'];
 /// Ports of the servers, each with a rule of its own.
-const PORTS: std::ops::RangeInclusive<u16> = 8080..=8092;
+const PORTS: std::ops::RangeInclusive<u16> = 8080..=8093;
 
 /// What each port asks for besides a token that is good; KIND is the end of the server's name.
 const POLICIES: &str = r#"
@@ -50,6 +50,7 @@ spec:
   - {to: [{operation: {ports: ["8088"]}}], from: [{source: {requestPrincipals: ["*"]}}]}
   - {to: [{operation: {ports: ["8089"]}}], when: [{key: "request.auth.claims[role]", notValues: [guest]}]}
   - {to: [{operation: {ports: ["8090"]}}], when: [{key: "request.auth.claims[level]", values: ["7"]}]}
+  - {to: [{operation: {ports: ["8093"]}}], when: [{key: "request.auth.claims[nested][words]", values: [two]}]}
   - {to: [{operation: {ports: ["8092"]}}], when: [{key: request.auth.principal, values: ["https://two.example/*"]}]}
 ---
 apiVersion: security.istio.io/v1
@@ -151,6 +152,7 @@ const MANY: &[Row] = &[
     Row(8080, "/", "authorization: Bearer {expired}\r\nx-token: JWT {other}", 200, ""),
     Row(8081, "/", "authorization: Bearer {good}", 200, ""),
     Row(8081, "/", "x-token: JWT {other}", 403, "RBAC"),
+    Row(8093, "/", "authorization: Bearer {good}", 403, "RBAC"),
     Row(8092, "/", "x-token: JWT {other}", 200, ""),
     Row(8092, "/", "authorization: Bearer {good}", 403, "RBAC"),
 ];
@@ -176,7 +178,8 @@ impl Keys {
     fn tokens(&self) -> BTreeMap<&'static str, String> {
         let good = json!({"iss": "https://one.example", "sub": "alice", "aud": ["shop", "x"], "azp": "app-1",
             "exp": seconds(600), "nbf": seconds(-5), "iat": seconds(-5), "role": "admin", "verified": true, "level": 7,
-            "groups": {"inner": ["w", "x"]}, "scope": "read write"});
+            "groups": {"inner": ["w", "x"]}, "scope": "read write",
+            "nested": {"words": "one two"}, "https://x.y/z": "U", "real": 1.5});
         let but = |more: Value| {
             let mut claims = good.clone();
             claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -242,6 +245,10 @@ fn many(keys: &Keys) -> String {
     - {{header: x-verified, claim: verified}}
     - {{header: x-level, claim: level}}
     - {{header: x-none, claim: none}}
+    - {{header: x-list, claim: aud}}
+    - {{header: x-url, claim: 'https://x.y/z'}}
+    - {{header: x-real, claim: real}}
+    spaceDelimitedClaims: [nested.words]
   - issuer: 'https://two.example'
     jwks: '{other}'
     forwardOriginalToken: true
@@ -402,6 +409,9 @@ fn said(answer: &str) -> (u16, String, Vec<String>) {
         "x-verified",
         "x-level",
         "x-none",
+        "x-list",
+        "x-url",
+        "x-real",
     ];
     let interesting = |line: &&str| line.split_once(": ").is_some_and(|(name, _)| of_interest.contains(&name));
     let first = body.lines().find(|line| line.starts_with("GET ")).unwrap_or_default().to_owned();
@@ -413,7 +423,16 @@ fn said(answer: &str) -> (u16, String, Vec<String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ours_and_envoy_decide_tokens_of_one_issuer_the_same() {
-    Stage::open(one).await.decide(ONE).await;
+    let stage = Stage::open(one).await;
+    stage.decide(ONE).await;
+    // gRPC has words of its own for it.
+    let headers = "content-type: application/grpc\r\nauthorization: Bearer {expired}";
+    for place in [0, 1] {
+        let answer = stage.send(place, &Row(8080, "/a.B/C", headers, 200, ""), "grpc").await.to_ascii_lowercase();
+        for said in ["http/1.1 200", "grpc-status: 16\r\n", "grpc-message: jwt is expired\r\n"] {
+            assert!(answer.contains(said), "{place}: {said} is not in {answer}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
