@@ -105,7 +105,7 @@ impl Running {
         let mut world = World::new(mesh, &config.domain).of_revision(&config.revision);
         let settings = jwks::Settings {
             refresh: config.jwks_refresh,
-            blocked: config.blocked_jwks_cidrs.clone(),
+            blocked: config.blocked_jwks_cidrs.0.clone(),
             state: config.state_dir.clone(),
         };
         let (fetcher, kept) = Fetcher::new(settings, &metrics);
