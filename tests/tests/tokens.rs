@@ -648,3 +648,101 @@ spec:
     }
     assert_eq!(ask(&to, "user-service", "/").await.unwrap().0, 403);
 }
+
+/// At a gateway: tokens are looked at before anything else is asked or told, also of paths that lead nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn ours_and_envoy_look_at_tokens_at_a_gateway() {
+    let key = Key::elliptic("one");
+    let (server, addresses) = (loopback(), [loopback(), loopback()]);
+    let mut objects = format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: server, namespace: shop}}
+spec:
+  hosts: [server.example]
+  resolution: STATIC
+  ports: [{{number: 80, name: http, protocol: HTTP}}]
+  endpoints: [{{address: {server}, ports: {{http: 18080}}}}]
+"
+    );
+    for (kind, address) in KINDS.iter().zip(&addresses) {
+        write!(
+            objects,
+            "---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec:
+  selector: {{app: edge-{kind}}}
+  servers: [{{port: {{number: 8080, name: http, protocol: HTTP}}, bind: {address}, hosts: ['web.example']}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec:
+  hosts: [web.example]
+  gateways: [edge-{kind}]
+  http: [{{match: [{{uri: {{prefix: /known}}}}], route: [{{destination: {{host: server.example}}}}]}}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec:
+  selector: {{matchLabels: {{app: edge-{kind}}}}}
+  jwtRules: [{{issuer: me, jwks: '{}', outputClaimToHeaders: [{{header: x-who, claim: sub}}]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec:
+  selector: {{matchLabels: {{app: edge-{kind}}}}}
+  action: DENY
+  rules: [{{to: [{{operation: {{paths: [/known/staff]}}}}], from: [{{source: {{notRequestPrincipals: ['me/alice']}}}}]}}]
+{}",
+            key_set(&[&key]),
+            workload(&format!("edge-{kind}"), "shop", address),
+        )
+        .unwrap();
+    }
+    let control_plane = ControlPlane::start_with(&[("shop.yaml", objects.as_str())], MESH).await;
+    assert_eq!(control_plane.problems(), []);
+    echo(&format!("{server}:18080")).await;
+    let _ours = sidecar::start(&control_plane, Role::Router, "edge-m", "shop", &addresses[0], &[]).await;
+    let identity = Workload {
+        node_id: format!("router~{}~edge-e.shop~shop.svc.cluster.local", addresses[1]),
+        namespace: "shop".into(),
+        account: "edge-e".into(),
+        labels: json!({"app": "edge-e"}),
+    };
+    let _envoy = Envoy::start(&control_plane, &identity, true);
+    let token = |sub: &str| format!("Bearer {}", key.token(&json!({"iss": "me", "sub": sub, "exp": seconds(600)})));
+    let old = format!("Bearer {}", key.token(&json!({"iss": "me", "exp": seconds(-600)})));
+    let rows = [
+        ("/known", String::new(), 200, ""),
+        ("/known", token("bob"), 200, "x-who: bob"),
+        ("/known", old.clone(), 401, "Jwt is expired"),
+        ("/unknown", old, 401, "Jwt is expired"),
+        ("/unknown", token("bob"), 404, ""),
+        ("/known/staff", String::new(), 403, "RBAC"),
+        ("/known/staff", token("bob"), 403, "RBAC"),
+        ("/known/staff", token("alice"), 200, "x-who: alice"),
+    ];
+    for address in &addresses {
+        let to = format!("{address}:8080");
+        until("the gateway", async || match ask(&to, "web.example", "/known").await {
+            Ok((200, _)) => Ok(()),
+            other => Err(other),
+        })
+        .await;
+        for (path, token, right, says) in &rows {
+            let mut request = get("web.example", path);
+            request.headers_mut().insert("x-who", "root".parse().unwrap());
+            if !token.is_empty() {
+                request.headers_mut().insert("authorization", token.parse().unwrap());
+            }
+            let (status, body) = Client::connect(&to).await.unwrap().ask(request).await.unwrap();
+            assert_eq!(status, *right, "{to} {path}: {body}");
+            assert!(body.contains(says) && !body.contains("root"), "{to} {path}: {body}");
+        }
+    }
+}
