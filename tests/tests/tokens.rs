@@ -682,7 +682,14 @@ metadata: {{name: edge-{kind}, namespace: shop}}
 spec:
   hosts: [web.example]
   gateways: [edge-{kind}]
-  http: [{{match: [{{uri: {{prefix: /known}}}}], route: [{{destination: {{host: server.example}}}}]}}]
+  http:
+  - match: [{{uri: {{prefix: /known}}, headers: {{'@request.auth.claims.role': {{exact: admin}}}}}}]
+    route: [{{destination: {{host: server.example}}, headers: {{request: {{set: {{x-branch: admin}}}}}}}}]
+  - match: [{{uri: {{prefix: /known}}, headers: {{'@request.auth.claims[groups][inner]': {{prefix: x}}}}}}]
+    route: [{{destination: {{host: server.example}}, headers: {{request: {{set: {{x-branch: group}}}}}}}}]
+  - match: [{{uri: {{prefix: /only}}, withoutHeaders: {{'@request.auth.claims.sub': {{exact: bob}}}}, headers: {{'@request.auth.claims.iss': {{}}}}}}]
+    route: [{{destination: {{host: server.example}}}}]
+  - {{match: [{{uri: {{prefix: /known}}}}], route: [{{destination: {{host: server.example}}}}]}}
 ---
 apiVersion: security.istio.io/v1
 kind: RequestAuthentication
@@ -715,7 +722,8 @@ spec:
         labels: json!({"app": "edge-e"}),
     };
     let _envoy = Envoy::start(&control_plane, &identity, true);
-    let token = |sub: &str| format!("Bearer {}", key.token(&json!({"iss": "me", "sub": sub, "exp": seconds(600)})));
+    let bearing = |claims: Value| format!("Bearer {}", key.token(&claims));
+    let token = |sub: &str| bearing(json!({"iss": "me", "sub": sub, "exp": seconds(600)}));
     let old = format!("Bearer {}", key.token(&json!({"iss": "me", "exp": seconds(-600)})));
     let rows = [
         ("/known", String::new(), 200, ""),
@@ -723,6 +731,13 @@ spec:
         ("/known", old.clone(), 401, "Jwt is expired"),
         ("/unknown", old, 401, "Jwt is expired"),
         ("/unknown", token("bob"), 404, ""),
+        ("/known", bearing(json!({"iss": "me", "role": "admin"})), 200, "x-branch: admin"),
+        ("/known", bearing(json!({"iss": "me", "role": ["x", "admin"]})), 200, "x-branch: admin"),
+        ("/known", bearing(json!({"iss": "me", "role": "other", "groups": {"inner": "xy"}})), 200, "x-branch: group"),
+        ("/known", bearing(json!({"iss": "me", "role": "other", "groups": "xy"})), 200, ""),
+        ("/only", token("alice"), 200, ""),
+        ("/only", token("bob"), 404, ""),
+        ("/only", String::new(), 404, ""),
         ("/known/staff", String::new(), 403, "RBAC"),
         ("/known/staff", token("bob"), 403, "RBAC"),
         ("/known/staff", token("alice"), 200, "x-who: alice"),
@@ -743,6 +758,7 @@ spec:
             let (status, body) = Client::connect(&to).await.unwrap().ask(request).await.unwrap();
             assert_eq!(status, *right, "{to} {path}: {body}");
             assert!(body.contains(says) && !body.contains("root"), "{to} {path}: {body}");
+            assert_eq!(body.contains("x-branch"), says.contains("x-branch"), "{to} {path}: {body}");
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct Notes {
     pub decided: Decided,
     /// What filters tell each other.
     pub metadata: Metadata,
+    /// What filters told or changed may lead to another route.
+    pub rerouted: bool,
 }
 
 /// A local answer.

@@ -193,14 +193,10 @@ fn query_match(matcher: &QueryParameterMatcher) -> Result<QueryMatch, String> {
 /// A route's match.
 ///
 /// # Errors
-/// Conditions that are not built: cookies, TLS context, dynamic metadata, filter state, path templates.
+/// Conditions that are not built: cookies, TLS context, filter state, path templates.
 pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String> {
-    if !matcher.cookies.is_empty()
-        || matcher.tls_context.is_some()
-        || !matcher.dynamic_metadata.is_empty()
-        || !matcher.filter_state.is_empty()
-    {
-        return Err("matching by cookie, TLS context, dynamic metadata or filter state is not built".to_owned());
+    if !matcher.cookies.is_empty() || matcher.tls_context.is_some() || !matcher.filter_state.is_empty() {
+        return Err("matching by cookie, TLS context or filter state is not built".to_owned());
     }
     let path = match &matcher.path_specifier {
         Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.clone()),
@@ -218,6 +214,7 @@ pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String>
         ignore_case: matcher.case_sensitive.is_some_and(|sensitive| !sensitive.value),
         headers: matcher.headers.iter().map(header_match).collect::<Result<_, _>>()?,
         query: matcher.query_parameters.iter().map(query_match).collect::<Result<_, _>>()?,
+        metadata: matcher.dynamic_metadata.iter().map(metadata_match).collect::<Result<_, _>>()?,
         grpc: matcher.grpc.is_some(),
         fraction: fraction(matcher.runtime_fraction.as_ref()),
     })

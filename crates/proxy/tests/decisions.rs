@@ -323,7 +323,9 @@ fn exchange(snapshot: &Snapshot, request: &Request, chain: &HttpChain, facts: &C
         decision.location = Some(format!("https://{}{}", without_port(&authority), head.uri));
         return;
     }
-    let Some(routed) = table.decide(host, &head, &authority, facts.tls, &mut dice) else {
+    let Some(routed) =
+        table.decide(host, &head, &authority, facts.tls, &proxy::metadata::Metadata::default(), &mut dice)
+    else {
         decision.status = Some(404);
         return;
     };

@@ -145,7 +145,7 @@ fn http_filters(scope: &Scope, side: Side) -> Vec<HttpFilter> {
         filters.push(http_filter("istio.metadata_exchange", pack(&peer_data(side))));
     }
     if side != Side::Outbound {
-        filters.extend(jwt::http(scope).map(|config| http_filter(jwt::NAME, config)));
+        filters.extend(jwt::http(scope, side == Side::Gateway).map(|config| http_filter(jwt::NAME, config)));
         filters.extend(rbac::http(scope).into_iter().map(|config| http_filter(rbac::HTTP, config)));
     }
     let grpc = GrpcStats {

@@ -39,8 +39,8 @@ struct Rule<'a> {
     object: String,
 }
 
-/// Configuration of the filter, for a workload that some rule binds.
-pub(super) fn http(scope: &Scope) -> Option<Any> {
+/// Configuration of the filter, for a workload that some rule binds. Gateways route by what tokens say, too.
+pub(super) fn http(scope: &Scope, routes: bool) -> Option<Any> {
     let mut rules: Vec<Rule> = Vec::new();
     for bound in &scope.authentications {
         for (rule, jwks) in bound.spec.policy.jwt_rules.iter().zip(&bound.spec.keys) {
@@ -58,14 +58,14 @@ pub(super) fn http(scope: &Scope) -> Option<Any> {
         requirement_type: Some(RequirementType::Requires(requirement((0..rules.len()).map(name).collect()))),
     };
     Some(pack(&JwtAuthentication {
-        providers: rules.iter().enumerate().map(|(place, rule)| (name(place), provider(rule))).collect(),
+        providers: rules.iter().enumerate().map(|(place, rule)| (name(place), provider(rule, routes))).collect(),
         rules: vec![required],
         bypass_cors_preflight: true,
         ..JwtAuthentication::default()
     }))
 }
 
-fn provider(Rule { rule, jwks, object }: &Rule<'_>) -> JwtProvider {
+fn provider(Rule { rule, jwks, object }: &Rule<'_>, routes: bool) -> JwtProvider {
     let lists: BTreeSet<&str> = rule.space_delimited_claims.iter().map(String::as_str).chain(LISTS).collect();
     let jwks = match jwks {
         Some(jwks) => (*jwks).to_owned(),
@@ -89,6 +89,7 @@ fn provider(Rule { rule, jwks, object }: &Rule<'_>) -> JwtProvider {
         from_params: rule.from_params.clone(),
         from_cookies: rule.from_cookies.clone(),
         forward_payload_header: rule.output_payload_to_header.clone(),
+        clear_route_cache: routes,
         payload_in_metadata: PAYLOAD.into(),
         normalize_payload_in_metadata: Some(NormalizePayload {
             space_delimited_claims: lists.into_iter().map(str::to_owned).collect(),

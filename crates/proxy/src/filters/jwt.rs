@@ -69,6 +69,8 @@ struct Issuer {
     skew: u64,
     /// The application gets the token too.
     forward: bool,
+    /// What tokens say may lead to another route.
+    reroutes: bool,
     payload_header: Option<HeaderName>,
     pads_payload: bool,
     claim_headers: Vec<(HeaderName, String)>,
@@ -163,9 +165,6 @@ fn issuer(provider: &xds::JwtProvider) -> Result<Issuer, String> {
     if provider.subjects.is_some() || provider.require_expiration || provider.max_lifetime.is_some() {
         return Err("of tokens, subjects, require_expiration and max_lifetime are not built".to_owned());
     }
-    if provider.clear_route_cache {
-        return Err("routes are chosen before tokens are read: clear_route_cache is not built".to_owned());
-    }
     let named = |name: &String| if name.is_empty() { Ok(None) } else { header_name(name).map(Some) };
     let claim = |one: &xds::JwtClaimToHeader| match one.claim_path.as_slice() {
         [] => Ok((header_name(&one.header_name)?, one.claim_name.clone())),
@@ -185,6 +184,7 @@ fn issuer(provider: &xds::JwtProvider) -> Result<Issuer, String> {
         ),
         skew: u64::from(if provider.clock_skew_seconds == 0 { SKEW } else { provider.clock_skew_seconds }),
         forward: provider.forward,
+        reroutes: provider.clear_route_cache,
         payload_header: named(&provider.forward_payload_header)?,
         pads_payload: provider.pad_forward_payload_header,
         claim_headers: provider.claim_to_headers.iter().map(claim).collect::<Result<_, _>>()?,
@@ -418,6 +418,7 @@ impl Issuer {
     }
 
     fn tell(&self, good: &Good, found: &Found, exchange: &mut Exchange<'_>) {
+        exchange.notes.rerouted |= self.reroutes && (!good.headers.is_empty() || good.claims.is_some());
         for (name, value) in &good.headers {
             exchange.head.headers.append(name.clone(), value.clone());
         }

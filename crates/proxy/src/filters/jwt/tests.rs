@@ -433,7 +433,6 @@ fn what_is_not_built_is_refused() {
     let but = |more: Value| of(provider(&[], more), rule());
     let rows = [
         (but(json!({"subjects": {"exact": "x"}})), "subjects"),
-        (but(json!({"clear_route_cache": true})), "clear_route_cache"),
         (but(json!({"from_headers": [{"name": "a b"}]})), "\"a b\""),
         (but(json!({"local_jwks": {"filename": "/x"}})), "inline"),
         (of(json!({"remote_jwks": {}}), rule()), "remote_jwks"),
