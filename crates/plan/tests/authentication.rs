@@ -299,3 +299,26 @@ fn policies_that_ask_for_tokens_need_somebody_who_reads_them() {
         json!(true)
     );
 }
+
+#[test]
+fn routes_by_claims_are_told_where_they_never_hold() {
+    let told = |more: &str, name: &str| -> Vec<String> {
+        let routing = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\nspec: {{{more}, http: [{{match: [{{headers: {{'{name}': {{exact: a}}}}}}], directResponse: {{status: 200}}}}]}}\n"
+        );
+        let snapshot = Snapshot::build(&world(&routing), None);
+        snapshot.problems().iter().map(|problem| problem.message.clone()).collect()
+    };
+    let edge = "hosts: [a.example], gateways: [istio-system/edge]";
+    for name in ["@request.auth.claims.role", "@request.auth.claims[a.b][c]", "@Request.Auth.Claims.role"] {
+        assert_eq!(told(edge, name), [""; 0], "{name}");
+        let found = told("hosts: [web]", name);
+        assert!(found.len() == 1 && found[0].contains("at gateways only"), "{name}: {found:?}");
+    }
+    for name in
+        ["@request.auth.principal", "@request.auth.claims", "@request.auth.claims[a][]", "@request.auth.claims..a"]
+    {
+        let found = told(edge, name);
+        assert!(found.len() == 1 && found[0].contains("never holds"), "{name}: {found:?}");
+    }
+}
