@@ -2,6 +2,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 
+use mesh_tests::tokens::{Key, key_set, seconds};
+use serde_json::json;
+
 use crate::kubectl::Cluster;
 use crate::pods;
 use crate::shop::SHOP;
@@ -226,5 +229,118 @@ pub(crate) fn policies(cluster: &Cluster) -> Result<String> {
         Err(error) => ensure!(format!("{error:#}").contains("custom.decision"), "{error:#}"),
     }
     cluster.kubectl("delete namespace policies --wait=false")?;
+    Ok(String::new())
+}
+
+const ACCOUNTS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: tokens, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: account, namespace: tokens}
+spec:
+  selector: {app: account}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: account, namespace: tokens}
+spec:
+  selector: {matchLabels: {app: account}}
+  template:
+    metadata: {labels: {app: account}}
+    spec:
+      containers:
+      - name: workload
+        image: mesh/workload:TAG
+        args: [serve]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: customers, namespace: tokens}
+spec:
+  selector: {matchLabels: {app: account}}
+  jwtRules: [{issuer: customers.example, audiences: [shop], jwksUri: 'http://issuer.issuer.svc.cluster.local/keys'}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: admins, namespace: tokens}
+spec:
+  selector: {matchLabels: {app: account}}
+  rules:
+  - {from: [{source: {requestPrincipals: ['customers.example/*']}}], when: [{key: 'request.auth.claims[role]', values: [admin]}]}
+";
+const ISSUER: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: issuer}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: issuer, namespace: issuer}
+spec:
+  selector: {app: issuer}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: issuer, namespace: issuer, labels: {app: issuer}}
+spec:
+  containers:
+  - {name: workload, image: 'mesh/workload:TAG', args: [serve], env: [{name: KEYS, value: 'VALUE'}]}
+";
+
+/// Tokens of an issuer that is not there at first: the object says so and tokens are refused; then good ones are let in as policies
+/// say, bad ones are not, and the proxy can tell why.
+pub(crate) fn tokens(cluster: &Cluster) -> Result<String> {
+    let key = Key::rsa("one");
+    cluster.apply(&ACCOUNTS.replace("TAG", &cluster.tag))?;
+    cluster.rolled_out("tokens")?;
+    let claims = |role: &str, ends: i64| json!({"iss": "customers.example", "sub": "alice", "aud": "shop", "role": role, "exp": seconds(ends)});
+    let status = |token: &str| {
+        let header = format!("authorization: Bearer {token}");
+        let mut words = vec!["/usr/local/bin/workload", "get", "http://account/"];
+        if !token.is_empty() {
+            words.push(&header);
+        }
+        match cluster.exec("tokens", "deploy/account", "workload", &words) {
+            Ok(_) => Ok(200),
+            Err(error) => {
+                let text = format!("{error:#}");
+                let status = text.split("status ").nth(1).and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+                status.with_context(|| format!("no answer: {text}"))
+            }
+        }
+    };
+    let becomes = |what: &str, token: &str, right: u16| {
+        cluster.until(what, || {
+            let found = status(token)?;
+            ensure!(found == right, "{found} in place of {right}");
+            Ok(())
+        })
+    };
+    let (admin, guest) = (key.token(&claims("admin", 3600)), key.token(&claims("guest", 3600)));
+    becomes("a token whose keys nobody has is refused", &admin, 401)?;
+    cluster.until("the object says why", || {
+        let object = cluster.get("requestauthentication customers -n tokens")?;
+        let text = object["status"].to_string();
+        ensure!(text.contains("could not be fetched"), "{text}");
+        Ok(())
+    })?;
+    cluster.apply(&ISSUER.replace("TAG", &cluster.tag).replace("VALUE", &key_set(&[&key])))?;
+    becomes("a good token is let in", &admin, 200)?;
+    ensure!(status(&guest)? == 403, "a guest was let in");
+    ensure!(status("")? == 403, "somebody without a token was let in");
+    let expired = key.token(&claims("admin", -600));
+    ensure!(status(&expired)? == 401, "an old token was let in");
+    ensure!(status(&Key::rsa("one").token(&claims("admin", 3600)))? == 401, "another's token was let in");
+    let pods = cluster.get("pods -n tokens -l app=account")?;
+    let pod = pods["items"][0]["metadata"]["name"].as_str().context("account has no pod")?;
+    let why = cluster.meshctl(&format!("why --last {pod}.tokens"))?;
+    ensure!(why.contains("RequestAuthentication tokens/customers"), "meshctl why says: {why}");
+    cluster.kubectl("delete namespace tokens issuer --wait=false")?;
     Ok(String::new())
 }

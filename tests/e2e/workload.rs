@@ -105,6 +105,10 @@ fn echo(request: &Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> 
             "# TYPE workload_requests_total counter\nworkload_requests_total {number}\n"
         )));
     }
+    // Those of an issuer of tokens, for pods that play one.
+    if let ("/keys", Ok(keys)) = (request.uri().path(), std::env::var("KEYS")) {
+        return Response::new(Full::from(keys));
+    }
     if request.uri().path().trim_start_matches('/') == UNWELL {
         let mut response = Response::new(Full::from("not well\n"));
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;

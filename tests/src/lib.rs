@@ -13,5 +13,6 @@ pub mod sidecar;
 pub mod server;
 pub mod misbehaving;
 pub mod names;
+pub mod tokens;
 pub mod programs;
 pub mod steady;

@@ -17,8 +17,10 @@ use mesh_tests::misbehaving::{self, Conduct, Full, Reset};
 use mesh_tests::network::program;
 use mesh_tests::server::{Authority, Client, Pair, ask, echo, echo_tls, get};
 use mesh_tests::sidecar::{self, MESH_CONFIG, loopback, workload};
+use mesh_tests::tokens::{Key, key_set, seconds};
 use mesh_tests::wait::until;
 use proxy::agent::Agent;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -664,6 +666,104 @@ spec:
         let told = mesh.meshctl(&words).await;
         for said in [&why.sentence, &format!("{}, {}", why.object, why.place), &why.details] {
             assert!(told.contains(said.as_str()), "{what}: {said} is not in\n{told}");
+        }
+    }
+    for agent in mesh.agents {
+        agent.end().await;
+    }
+}
+
+/// Why tokens are refused: the failure, and a word of the sentence.
+const TOKENS: [(&str, &str, &str); 8] = [
+    ("TokenExpired", "jwt_authn_access_denied{Jwt_is_expired}", "has expired"),
+    ("TokenNotYetValid", "jwt_authn_access_denied{Jwt_not_yet_valid}", "not valid yet"),
+    ("TokenWrongAudience", "jwt_authn_access_denied{Audiences_in_Jwt_are_not_allowed}", "other audiences"),
+    ("TokenUnknownIssuer", "jwt_authn_access_denied{Jwt_issuer_is_not_configured}", "claim iss"),
+    ("TokenUnknownKey", "jwt_authn_access_denied{Jwks_doesn't_have_key_to_match_kid_or_alg_from_Jwt}", "new keys"),
+    ("TokenForged", "jwt_authn_access_denied{Jwt_verification_fails}", "The signature"),
+    ("TokenUnreadable", "jwt_authn_access_denied{Jwt_header_is_an_invalid_Base64url_encoded}", "cannot be read"),
+    (
+        "TokenNoKeys",
+        "jwt_authn_access_denied{Jwks_doesn't_have_key_to_match_kid_or_alg_from_Jwt}",
+        "could not be fetched",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_tokens_are_told_with_the_rule_that_explains_them() {
+    let [at_user, nobody] = [(); 2].map(|()| loopback());
+    let (key, other) = (Key::elliptic("one"), Key::elliptic("one"));
+    let objects = format!(
+        "# Not all tokens are good.
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: user, namespace: shop}}
+spec:
+  workloadSelector: {{labels: {{app: user}}}}
+  ingress: [{{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{name: staff, namespace: shop}}
+spec: {{jwtRules: [{{issuer: staff, jwksUri: 'http://{nobody}:9000/', timeout: 100ms}}]}}
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {{name: customers, namespace: shop}}
+spec: {{jwtRules: [{{issuer: customers, audiences: [shop], jwks: '{}'}}]}}
+{}",
+        key_set(&[&key]),
+        workload("user", "shop", &at_user),
+    );
+    let control_plane = ControlPlane::start_with(&[(FILE, objects.as_str())], MESH_CONFIG).await;
+    echo(&format!("{at_user}:18080")).await;
+    let agents = vec![sidecar::start(&control_plane, Role::Sidecar, "user", "shop", &at_user, &[]).await];
+    let mesh = Broken {
+        control_plane,
+        objects,
+        outbound: format!("{at_user}:8080"),
+        inbound: String::new(),
+        edge: String::new(),
+        agents,
+        _full: Full::open(&at_user).await,
+        _authorities: tempfile::tempdir().unwrap(),
+    };
+    let good = json!({"iss": "customers", "aud": "shop", "exp": seconds(600)});
+    let but = |name: &str, value: Value| {
+        let mut claims = good.clone();
+        claims[name] = value;
+        claims
+    };
+    for (failure, details, says) in TOKENS {
+        let token = match failure {
+            "TokenExpired" => key.token(&but("exp", json!(seconds(-600)))),
+            "TokenNotYetValid" => key.token(&but("nbf", json!(seconds(600)))),
+            "TokenWrongAudience" => key.token(&but("aud", json!("other"))),
+            "TokenUnknownIssuer" => key.token(&but("iss", json!("nobody"))),
+            "TokenUnknownKey" => key.token_with(&json!({"alg": "ES256", "kid": "two"}), &good),
+            "TokenForged" => other.token(&good),
+            "TokenNoKeys" => key.token(&but("iss", json!("staff"))),
+            _ => "a.b.c".to_owned(),
+        };
+        let mut request = get("user.shop:8080", "/");
+        request.headers_mut().insert("x-request-id", failure.parse().unwrap());
+        request.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let answered = Client::connect(&mesh.outbound).await.unwrap().ask(request).await.unwrap();
+        assert_eq!(answered.0, if failure == "TokenWrongAudience" { 403 } else { 401 }, "{failure}: {answered:?}");
+        let why = until(failure, async || match mesh.explained(&["--last", "user"]).await {
+            Ok(why) if why.request_id == failure => Ok(why),
+            other => Err(other),
+        })
+        .await;
+        let object = if failure == "TokenNoKeys" { "staff" } else { "customers" };
+        assert_eq!(why.object, format!("RequestAuthentication shop/{object}"), "{why:?}");
+        assert_eq!(why.place, mesh.place("RequestAuthentication", object), "{why:?}");
+        assert_eq!((why.failure.as_str(), why.details.as_str(), why.flag.as_str()), (failure, details, "-"), "{why:?}");
+        assert!(why.sentence.contains(says), "{why:?}");
+        let told = mesh.meshctl(&["why", failure]).await;
+        for said in [&why.sentence, &format!("{}, {}", why.object, why.place), &why.details] {
+            assert!(told.contains(said.as_str()), "{failure}: {said} is not in\n{told}");
         }
     }
     for agent in mesh.agents {

@@ -30,6 +30,7 @@ const FENCES: &[(&str, &[&str])] = &[
     (
         "hyper",
         &[
+            "meshd/jwks",
             "meshd/webhook",
             "proxy/http",
             "proxy/upstream",
@@ -49,6 +50,7 @@ const FENCES: &[(&str, &[&str])] = &[
         "rustls",
         &[
             "meshd/ca",
+            "meshd/jwks",
             "meshd/serve",
             "meshd/webhook",
             "meshd/app",

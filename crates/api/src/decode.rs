@@ -333,7 +333,7 @@ impl Reader<'_> {
             Kind::PeerAuthentication => spec!(PeerAuthentication),
             Kind::EnvoyFilter => raw!(EnvoyFilter),
             Kind::ProxyConfig => raw!(ProxyConfig),
-            Kind::RequestAuthentication => raw!(RequestAuthentication),
+            Kind::RequestAuthentication => spec!(RequestAuthentication),
             Kind::AuthorizationPolicy => Body::AuthorizationPolicy(self.policy(spec, reference, inside)?),
             Kind::Telemetry => raw!(Telemetry),
             Kind::WasmPlugin => raw!(WasmPlugin),

@@ -195,7 +195,7 @@ pub enum Body {
     PeerAuthentication(crd::PeerAuthentication),
     EnvoyFilter(Value),
     ProxyConfig(Value),
-    RequestAuthentication(Value),
+    RequestAuthentication(crd::RequestAuthentication),
     AuthorizationPolicy(crd::AuthorizationPolicy),
     Telemetry(Value),
     WasmPlugin(Value),

@@ -140,6 +140,7 @@ codes! {
     MeaningTaken = "MESH0008": "The object is ambiguous or unusual; the meaning taken is told.";
     SidecarBypassed = "MESH0009": "A container goes around its pod's own sidecar.";
     NeverMatches = "MESH0010": "The value can match nothing that there is.";
+    KeysNotFetched = "MESH0011": "The keys that tokens are checked with could not be fetched.";
 }
 
 /// The known word that is nearest to a misspelt one, if it is near enough to be meant.

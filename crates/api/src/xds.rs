@@ -44,6 +44,9 @@ pub mod nds {
     tonic::include_proto!("istio.networking.nds.v1");
 }
 
+/// Name (`kid`) of the key that stands for keys of an issuer of tokens that are not known yet: Envoy takes no key set without a key.
+pub const UNKNOWN_KEY: &str = "keys-not-fetched";
+
 /// The application protocol of TLS connections that begin with the metadata of both ends (Istio `istio-peer-exchange`).
 pub const PEER_EXCHANGE: &str = "istio-peer-exchange";
 

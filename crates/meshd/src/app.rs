@@ -13,8 +13,8 @@ use api::problem::Severity;
 use api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use plan::World;
 use plan::inject::ClusterFacts;
+use plan::{Change, World};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -30,12 +30,13 @@ use crate::ca::root::Root;
 use crate::ca::serving::Serving;
 use crate::config::Config;
 use crate::departure::{CONNECTION_AGE, Departure};
+use crate::jwks::{self, Fetcher};
 use crate::serve::cache::Cache;
 use crate::serve::registry::Registry;
 use crate::serve::{DiscoveryService, connection};
 use crate::source::files::{self, Folder};
 use crate::source::{self, Batch};
-use crate::state::{self, Published};
+use crate::state::{self, Keys, Published};
 use crate::telemetry::Metrics;
 use crate::webhook::inject::{Counters, Injector};
 use crate::writers::Writers;
@@ -101,10 +102,25 @@ impl Running {
             tasks.spawn(writers.run(departure.leaving().clone()));
         }
         tasks.spawn(objects.follow(config.root_namespace.clone(), config.revision.clone(), batches));
-        let world = World::new(mesh, &config.domain).of_revision(&config.revision);
+        let mut world = World::new(mesh, &config.domain).of_revision(&config.revision);
+        let settings = jwks::Settings {
+            refresh: config.jwks_refresh,
+            blocked: config.blocked_jwks_cidrs.0.clone(),
+            state: config.state_dir.clone(),
+        };
+        let (fetcher, kept) = Fetcher::new(settings, &metrics);
+        for (source, keys) in kept.clone() {
+            world.apply(Change::Keys(source, keys));
+        }
+        let (want, wanted) = watch::channel(jwks::Wanted::new());
+        let (tell, known) = mpsc::channel(16);
+        tasks.spawn(async move {
+            fetcher.run(kept, wanted, tell).await;
+            Ok(())
+        });
         let of_state = metrics.clone();
         tasks.spawn(async move {
-            state::run(world, batch, publish, of_state).await;
+            state::run(world, batch, Keys { wanted: want, known }, publish, of_state).await;
             Ok(())
         });
         let renewal = serving.clone().renew(root.clone(), names);

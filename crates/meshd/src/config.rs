@@ -1,10 +1,11 @@
 //! Every setting: flag (Istio's spelling as an alias where it has one), environment variable, default.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use ipnet::IpNet;
 
 /// The control plane of the mesh: reads Istio's objects, serves xDS and certificates.
 #[derive(Clone, Debug, Parser)]
@@ -62,6 +63,12 @@ pub struct Config {
     /// Host names and addresses to put into the certificate of the TLS ports, besides the usual ones.
     #[arg(long, env = "MESHD_SERVING_NAMES", value_delimiter = ',')]
     pub serving_names: Vec<String>,
+    /// Longest time between two looks at an issuer's keys, by which tokens are checked.
+    #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = length, value_name = "TIME")]
+    pub jwks_refresh: Duration,
+    /// Addresses (CIDR) that are not asked for keys, whoever names them in a RequestAuthentication.
+    #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", default_value = "", value_parser = blocks, value_name = "CIDR,CIDR")]
+    pub blocked_jwks_cidrs: Blocks,
     /// After SIGTERM: not ready any more, but serving for this long, in milliseconds, so that callers find other replicas first;
     /// 8,000 in a cluster, 0 with a folder. Less than the pod's grace period.
     #[arg(long, env = "MESHD_LEAVE_MS")]
@@ -100,6 +107,26 @@ fn address(text: &str) -> Result<Option<SocketAddr>, String> {
     full.parse().map(Some).map_err(|_| format!("{text:?} is not ADDRESS:PORT, :PORT or empty"))
 }
 
+/// Ranges of addresses; a type of its own, since an empty text is none of them rather than one that is wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Blocks(pub Vec<IpNet>);
+
+/// Ranges or single addresses with commas in between.
+fn blocks(text: &str) -> Result<Blocks, String> {
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let block = |word: &str| match word.parse::<IpAddr>() {
+        Ok(address) => Ok(address.into()),
+        Err(_) => word.parse().map_err(|_| format!("{word:?} is neither an address nor a range such as 10.0.0.0/8")),
+    };
+    words.map(block).collect::<Result<_, _>>().map(Blocks)
+}
+
+/// A length of time as Go writes it, above zero.
+fn length(text: &str) -> Result<Duration, String> {
+    let length: api::value::Duration = text.parse()?;
+    if length.is_zero() { Err("the time must be above zero".to_owned()) } else { Ok(length.0) }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -123,6 +150,21 @@ mod tests {
         assert_eq!(config.grpc_addr, Some("0.0.0.0:0".parse().unwrap()));
         assert_eq!(config.https_addr, None);
         assert!(Config::try_parse_from(["meshd", "--config-dir", "x", "--grpc-addr", "nonsense"]).is_err());
+    }
+
+    #[test]
+    fn addresses_without_keys_are_read() {
+        let of = |text: &str| {
+            let line = ["meshd", "--config-dir", "x", "--blocked-jwks-cidrs", text];
+            Config::try_parse_from(line).map(|config| config.blocked_jwks_cidrs.0.len())
+        };
+        assert_eq!(of("").unwrap(), 0);
+        assert_eq!(of("10.0.0.0/8, ::1,192.168.1.1").unwrap(), 3);
+        assert!(of("10.0.0.0/8,x").is_err());
+        let of =
+            |text: &str| Config::try_parse_from(["meshd", "--jwks-refresh", text]).map(|config| config.jwks_refresh);
+        assert_eq!(of("20m0s").unwrap(), Duration::from_secs(1200));
+        assert!(of("0s").is_err() && of("soon").is_err());
     }
 
     #[test]

@@ -3,12 +3,13 @@
 pub mod debounce;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::problem::{Problem, Severity};
-use plan::{Snapshot, World};
+use plan::{Change, Snapshot, World};
 use tokio::sync::{mpsc, watch};
 
+use crate::jwks::Wanted;
 use crate::source::Batch;
 use crate::telemetry::Metrics;
 use debounce::{Debounce, Verdict};
@@ -35,10 +36,52 @@ impl Published {
     }
 }
 
+/// The first configuration waits so long for keys of tokens: without them it would refuse all who have one, while proxies that
+/// are connected elsewhere, or were before, still let them in.
+const PATIENCE_WITH_KEYS: Duration = Duration::from_secs(3);
+
+/// The keys that tokens are checked with: what is wanted goes out, what is known comes in.
+pub struct Keys {
+    /// What is wanted.
+    pub wanted: watch::Sender<Wanted>,
+    /// What became known.
+    pub known: mpsc::Receiver<Change>,
+}
+
+impl Keys {
+    fn want(&self, world: &World) {
+        let now: Wanted = world.wanted_keys().into_iter().map(|(source, time)| (source, time.0)).collect();
+        self.wanted.send_if_modified(|before| {
+            let other = *before != now;
+            *before = now;
+            other
+        });
+    }
+
+    /// Waits until each source has been tried once, but not for long.
+    async fn first(&mut self, world: &mut World) {
+        self.want(world);
+        let until = tokio::time::Instant::now() + PATIENCE_WITH_KEYS;
+        while world.wanted_keys().keys().any(|source| !world.known_keys().contains_key(source)) {
+            match tokio::time::timeout_at(until, self.known.recv()).await {
+                Ok(Some(change)) => drop(world.apply(change)),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// What changes the world.
+enum Heard {
+    Batch(Option<Batch>),
+    Keys(Change),
+}
+
 /// Runs until the source is gone. Nothing is published before the source has told all it has.
 pub async fn run(
     mut world: World,
     mut batches: mpsc::Receiver<Batch>,
+    mut keys: Keys,
     publish: watch::Sender<Option<Published>>,
     metrics: Arc<Metrics>,
 ) {
@@ -47,13 +90,17 @@ pub async fn run(
     let mut generation = 0;
     loop {
         let verdict = debounce.verdict(Instant::now());
-        let batch = match verdict {
-            Verdict::Idle => batches.recv().await,
-            Verdict::Wait(pause) => match tokio::time::timeout(pause, batches.recv()).await {
-                Ok(batch) => batch,
+        let heard = match verdict {
+            Verdict::Idle => hear(&mut batches, &mut keys).await,
+            Verdict::Wait(pause) => match tokio::time::timeout(pause, hear(&mut batches, &mut keys)).await {
+                Ok(heard) => heard,
                 Err(_) => continue,
             },
             Verdict::Build(changed) => {
+                match generation {
+                    0 => keys.first(&mut world).await,
+                    _ => keys.want(&world),
+                }
                 generation += 1;
                 let previous = publish.borrow().as_ref().map(|published| published.snapshot.clone());
                 let started = Instant::now();
@@ -72,7 +119,17 @@ pub async fn run(
                 continue;
             }
         };
-        let Some(batch) = batch else { return };
+        let batch = match heard {
+            Heard::Batch(Some(batch)) => batch,
+            Heard::Batch(None) => return,
+            Heard::Keys(change) => {
+                if world.apply(change) {
+                    metrics.triggers.with_label_values(&["jwks"]).inc();
+                    debounce.arrived(Instant::now());
+                }
+                continue;
+            }
+        };
         metrics.triggers.with_label_values(&["config"]).inc();
         let mut altered = generation == 0;
         for change in batch.changes {
@@ -85,6 +142,13 @@ pub async fn run(
         if altered {
             debounce.arrived(Instant::now());
         }
+    }
+}
+
+async fn hear(batches: &mut mpsc::Receiver<Batch>, keys: &mut Keys) -> Heard {
+    tokio::select! {
+        batch = batches.recv() => Heard::Batch(batch),
+        Some(change) = keys.known.recv() => Heard::Keys(change),
     }
 }
 

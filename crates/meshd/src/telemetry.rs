@@ -44,6 +44,10 @@ pub struct Metrics {
     pub authentication_failures: IntCounter,
     /// Signing requests that could not be signed.
     pub sign_errors: IntCounter,
+    /// Key sets of issuers of tokens that were fetched.
+    pub keys_fetched: IntCounter,
+    /// Key sets of issuers of tokens that could not be fetched.
+    pub keys_not_fetched: IntCounter,
     /// Certificates signed.
     pub issued: IntCounter,
     /// End of the root's life, seconds since 1970.
@@ -121,6 +125,14 @@ impl Metrics {
             sign_errors: register!(IntCounter::new(
                 "citadel_server_csr_sign_err_count",
                 "Signing requests that could not be signed."
+            )),
+            keys_fetched: register!(IntCounter::new(
+                "pilot_jwks_resolver_network_fetch_success_total",
+                "Key sets of issuers of tokens that were fetched."
+            )),
+            keys_not_fetched: register!(IntCounter::new(
+                "pilot_jwks_resolver_network_fetch_fail_total",
+                "Key sets of issuers of tokens that could not be fetched."
             )),
             issued: register!(IntCounter::new("citadel_server_success_cert_issuance_count", "Certificates signed.")),
             root_expiry: register!(prometheus::Gauge::new(

@@ -2,6 +2,7 @@
 //! only result; nothing is changed here.
 
 mod cross;
+mod tokens;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     problems.extend(world.settings.problems().iter().cloned());
     problems.extend(mesh_config(world));
     cross::all(world, snapshot, &mut problems);
+    tokens::all(world, snapshot, &mut problems);
     problems
 }
 

@@ -2,6 +2,7 @@
 
 mod wire;
 mod tls;
+mod jwt;
 mod rbac;
 mod filter;
 mod route;

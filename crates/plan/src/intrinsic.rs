@@ -1,6 +1,7 @@
 //! What is wrong with an object in itself. An Error keeps a new version out, so only what Istio's own validation refuses
 //! is one; what is not built yet is told on its field.
 
+mod authentication;
 mod authorization;
 
 use std::collections::BTreeSet;
@@ -57,13 +58,7 @@ pub fn intrinsic(object: &Object) -> Vec<Problem> {
             }
         }
         Body::AuthorizationPolicy(spec) => authorization::check(&mut told, spec),
-        Body::RequestAuthentication(_) => {
-            told.error(
-                "",
-                Code::NotBuilt,
-                &format!("{} is stored but has no effect yet: it protects nothing.", object.kind),
-            );
-        }
+        Body::RequestAuthentication(spec) => authentication::check(&mut told, spec),
         Body::EnvoyFilter(_)
         | Body::ProxyConfig(_)
         | Body::Telemetry(_)
@@ -228,6 +223,7 @@ fn virtual_service(told: &mut Told<'_>, spec: &crd::VirtualService) {
     }
     for (index, rule) in spec.http.iter().enumerate() {
         http_rule(told, &format!("spec.http[{index}]"), rule);
+        claims(told, spec, &format!("spec.http[{index}]"), rule);
     }
     if spec.http.is_empty() && spec.tls.is_empty() && spec.tcp.is_empty() {
         told.error("spec", Code::MissingField, "The object has no rule: none of http, tls and tcp is given.");
@@ -471,15 +467,47 @@ fn http_match(told: &mut Told<'_>, field: &str, one: &HttpMatchRequest) {
                 _ => told.header(&format!("{field}.{kind}[{name:?}]"), name),
             }
             told.string(&format!("{field}.{kind}[{name:?}]"), value);
-            if name.starts_with("@request.auth") {
-                told.warn(
-                    &format!("{field}.{kind}[{name:?}]"),
-                    Code::NotBuilt,
-                    "Matching of token claims is not built yet; this match never holds.",
-                );
+        }
+    }
+}
+
+/// Claims of tokens stand among the headers, under names of their own.
+fn claims(told: &mut Told<'_>, spec: &crd::VirtualService, field: &str, rule: &HttpRoute) {
+    // A delegate is where its root is.
+    let at_gateways = |gateways: &[String]| !gateways.is_empty() && gateways.iter().all(|name| name != "mesh");
+    let of_spec = spec.hosts.is_empty() || at_gateways(&spec.gateways);
+    for (index, one) in rule.matches.iter().enumerate() {
+        for (kind, map) in [("headers", &one.headers), ("withoutHeaders", &one.without_headers)] {
+            for name in map.keys().filter(|name| name.starts_with('@')) {
+                let field = format!("{field}.match[{index}].{kind}[{name:?}]");
+                if claim_of(name).is_none() {
+                    let message = format!(
+                        "The text {name:?} is neither the name of a header nor that of a claim, such as @request.auth.claims.role or @request.auth.claims[role]; this match never holds."
+                    );
+                    told.warn(&field, Code::NeverMatches, &message);
+                } else if !of_spec && !at_gateways(&one.gateways) {
+                    let message =
+                        "Requests are routed by claims of tokens at gateways only; at sidecars this match never holds.";
+                    told.warn(&field, Code::NeverMatches, message);
+                }
             }
         }
     }
+}
+
+/// The names that lead to the claim of a token that a key means: `@request.auth.claims.a.b`, or `@request.auth.claims[a][b]` where
+/// names have dots of their own (Istio).
+pub(crate) fn claim_of(key: &str) -> Option<Vec<&str>> {
+    const START: &str = "@request.auth.claims";
+    let (start, rest) = key.split_at_checked(START.len())?;
+    let inner = rest.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let names: Vec<&str> = match (rest.strip_prefix('.'), inner) {
+        _ if !start.eq_ignore_ascii_case(START) => return None,
+        (Some(names), _) => names.split('.').collect(),
+        (None, Some(names)) => names.split("][").collect(),
+        (None, None) => return None,
+    };
+    names.iter().all(|name| !name.is_empty()).then_some(names)
 }
 
 fn destination_rule(told: &mut Told<'_>, spec: &crd::DestinationRule) {

@@ -7,6 +7,7 @@
 
 pub mod proxy;
 pub mod model;
+pub mod keys;
 mod resources;
 mod made;
 mod bypass;

@@ -20,7 +20,7 @@ use crate::model::{Digested, Named, Place, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::resources::ordered;
 use crate::snapshot::view::{View, sidecar_of};
-use crate::snapshot::{Authorization, Plain, Snapshot};
+use crate::snapshot::{Authentication, Authorization, Plain, Snapshot};
 
 pub(crate) use credentials::{AUTHORITIES, secret_name};
 
@@ -37,6 +37,8 @@ pub struct Scope {
     pub(crate) gateways: Vec<Arc<Plain<crd::Gateway>>>,
     /// Who may do what, the oldest first.
     pub(crate) authorizations: Vec<Arc<Plain<Authorization>>>,
+    /// Whose tokens are looked at, the oldest first.
+    pub(crate) authentications: Vec<Arc<Plain<Authentication>>>,
     /// Where the workload is, if that is of matter for some service.
     pub(crate) place: Option<Place>,
     /// For a gateway: ports of services that select it, and the port that the gateway itself listens on.
@@ -84,9 +86,11 @@ impl Scope {
         let view = View::shared(snapshot, &proxy, &labels, sidecar.as_deref());
         let place = workload.as_ref().and_then(|workload| snapshot.place(workload));
         let authorizations = snapshot.authorizations(&proxy.namespace, &labels);
+        let authentications = snapshot.authentications(&proxy.namespace, &labels);
         let mut scope = Scope {
             snapshot: snapshot.clone(),
             authorizations,
+            authentications,
             place,
             proxy,
             labels,
@@ -262,10 +266,13 @@ impl Scope {
         if !self.proxy.proxyless {
             return;
         }
-        let problems = self.authorizations.iter().map(|policy| {
+        let authorizations =
+            self.authorizations.iter().map(|policy| ("AuthorizationPolicy", &policy.namespace, &policy.name));
+        let authentications =
+            self.authentications.iter().map(|policy| ("RequestAuthentication", &policy.namespace, &policy.name));
+        let problems = authorizations.chain(authentications).map(|(kind, namespace, name)| {
             let message = format!(
-                "AuthorizationPolicy {}/{} does not protect this workload: it has no proxy, and gRPC servers get no configuration from here yet.",
-                policy.namespace, policy.name
+                "{kind} {namespace}/{name} does not protect this workload: it has no proxy, and gRPC servers get no configuration from here yet."
             );
             self.problem(Code::NotBuilt, Severity::Warning, message)
         });
@@ -306,6 +313,7 @@ impl Scope {
         ];
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
         parts.extend(self.authorizations.iter().map(|policy| policy.digest));
+        parts.extend(self.authentications.iter().map(|policy| policy.digest));
         parts.extend(self.credential_digests());
         digest_of(&parts)
     }

@@ -12,14 +12,17 @@ use std::sync::Arc;
 use api::crd;
 use api::crd::authorization_policy::Action;
 use api::crd::peer_authentication::MutualTlsMode;
+use api::crd::target_reference::PolicyTargetReference;
 use api::mesh_config::MeshConfig;
 use api::name::Hostname;
 use api::object::{Body, Kind, Object, ObjectKey};
 use api::problem::Problem;
+use api::selector::MatchLabels;
 use api::value::Labels;
 use serde_json::{Value, json};
 
 use crate::intrinsic::dry_run;
+use crate::keys::{KeySource, usable_keys};
 use crate::lower::{self, ByKind};
 use crate::made::Made;
 use crate::model::{Age, Digested, Distribution, Endpoint, Exports, Place, Service, Workload, digest_of};
@@ -76,14 +79,36 @@ pub(crate) struct Authorization {
     pub(crate) dry_run: bool,
 }
 
-impl Authorization {
+/// A RequestAuthentication, and of each of its rules the keys that are known.
+#[derive(Clone, Debug)]
+pub(crate) struct Authentication {
+    pub(crate) policy: crd::RequestAuthentication,
+    pub(crate) keys: Vec<Option<Arc<str>>>,
+}
+
+/// A policy that is for workloads: those of its namespace, or of all if it is in the root namespace.
+trait Binding {
+    fn scope(&self) -> (&Option<PolicyTargetReference>, &[PolicyTargetReference], &Option<MatchLabels>);
+
     /// Whether it is for the workloads of a namespace that have these labels. What is for objects is for no workload: there are
     /// none of the kinds that it may name.
     fn binds(&self, labels: &Labels) -> bool {
-        let policy = &self.policy;
-        policy.target_ref.is_none()
-            && policy.target_refs.is_empty()
-            && policy.selector.as_ref().is_none_or(|selector| api::selector::selects(&selector.match_labels, labels))
+        let (target, targets, selector) = self.scope();
+        target.is_none()
+            && targets.is_empty()
+            && selector.as_ref().is_none_or(|selector| api::selector::selects(&selector.match_labels, labels))
+    }
+}
+
+impl Binding for Authorization {
+    fn scope(&self) -> (&Option<PolicyTargetReference>, &[PolicyTargetReference], &Option<MatchLabels>) {
+        (&self.policy.target_ref, &self.policy.target_refs, &self.policy.selector)
+    }
+}
+
+impl Binding for Authentication {
+    fn scope(&self) -> (&Option<PolicyTargetReference>, &[PolicyTargetReference], &Option<MatchLabels>) {
+        (&self.policy.target_ref, &self.policy.target_refs, &self.policy.selector)
     }
 }
 
@@ -108,6 +133,7 @@ pub struct Snapshot {
     pub(crate) sidecars: Vec<Arc<Plain<crd::Sidecar>>>,
     pub(crate) peer_authentications: Vec<Arc<Plain<crd::PeerAuthentication>>>,
     pub(crate) authorizations: Vec<Arc<Plain<Authorization>>>,
+    pub(crate) authentications: Vec<Arc<Plain<Authentication>>>,
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
     pub(crate) made: Arc<Made>,
     pub(crate) views: view::Views,
@@ -172,6 +198,7 @@ impl Snapshot {
                 _ => None,
             }),
             authorizations: authorizations(&by_kind),
+            authentications: authentications(world, &by_kind),
             secrets: by_kind
                 .all(Kind::Secret)
                 .map(|object| ((object.meta.namespace.clone(), object.meta.name.clone()), (*object).clone()))
@@ -387,9 +414,28 @@ impl Snapshot {
 
     /// The AuthorizationPolicies that bind a workload, the oldest first: those of its namespace and of the root namespace.
     pub(crate) fn authorizations(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Plain<Authorization>>> {
+        self.bound(&self.authorizations, namespace, labels)
+    }
+
+    /// The RequestAuthentications that bind a workload, the oldest first.
+    pub(crate) fn authentications(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Plain<Authentication>>> {
+        self.bound(&self.authentications, namespace, labels)
+    }
+
+    fn bound<T: Binding>(&self, all: &[Arc<Plain<T>>], namespace: &str, labels: &Labels) -> Vec<Arc<Plain<T>>> {
         let root = self.mesh.root_namespace.as_str();
-        let near = |policy: &&Arc<Plain<Authorization>>| policy.namespace == namespace || policy.namespace == root;
-        self.authorizations.iter().filter(near).filter(|policy| policy.spec.binds(labels)).cloned().collect()
+        let near = |policy: &&Arc<Plain<T>>| policy.namespace == namespace || policy.namespace == root;
+        all.iter().filter(near).filter(|policy| policy.spec.binds(labels)).cloned().collect()
+    }
+
+    /// The RequestAuthentications that bind a workload, the oldest first, each with the issuers whose tokens it takes.
+    pub fn issuers_of(&self, namespace: &str, labels: &Labels) -> Vec<(ObjectKey, Vec<String>)> {
+        let told = |bound: Arc<Plain<Authentication>>| {
+            let (namespace, name) = (bound.namespace.clone(), bound.name.clone());
+            let issuers = bound.spec.policy.jwt_rules.iter().map(|rule| rule.issuer.clone()).collect();
+            (ObjectKey { kind: Kind::RequestAuthentication, namespace, name }, issuers)
+        };
+        self.authentications(namespace, labels).into_iter().map(told).collect()
     }
 
     /// The AuthorizationPolicies that bind a workload, the oldest first: what each does to what it matches, and whether it is only to
@@ -467,6 +513,28 @@ fn authorizations(by_kind: &ByKind<'_>) -> Vec<Arc<Plain<Authorization>>> {
         }))
     };
     let mut all: Vec<_> = by_kind.all(Kind::AuthorizationPolicy).filter_map(make).collect();
+    all.sort_by(|one, two| one.age.cmp(&two.age));
+    all
+}
+
+fn authentications(world: &World, by_kind: &ByKind<'_>) -> Vec<Arc<Plain<Authentication>>> {
+    let make = |object: &Arc<Object>| {
+        let Body::RequestAuthentication(policy) = &object.body else { return None };
+        let keys = policy.jwt_rules.iter().map(|rule| match KeySource::of(rule) {
+            // A real Envoy refuses all that stands beside a key set without a key.
+            None => Some(Arc::from(rule.jwks.as_str())).filter(|jwks| usable_keys(jwks) > Some(0)),
+            Some(source) => world.keys.get(&source)?.jwks.clone(),
+        });
+        let keys: Vec<Option<Arc<str>>> = keys.collect();
+        Some(Arc::new(Plain {
+            name: object.meta.name.clone(),
+            namespace: object.meta.namespace.clone(),
+            age: Age::of(object),
+            digest: digest_of(&(object.digest, Age::of(object), &keys)),
+            spec: Arc::new(Authentication { policy: policy.clone(), keys }),
+        }))
+    };
+    let mut all: Vec<_> = by_kind.all(Kind::RequestAuthentication).filter_map(make).collect();
     all.sort_by(|one, two| one.age.cmp(&two.age));
     all
 }

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use api::mesh_config::MeshConfig;
 use api::object::{Body, Kind, Object, ObjectKey};
 use api::problem::{Problem, Severity};
+use api::value::Duration;
 
 use crate::intrinsic::{intrinsic, keeps_effect};
+use crate::keys::{self, KeySource, KnownKeys};
 use crate::mesh_settings::MeshSettings;
 
 /// All objects.
@@ -17,6 +19,8 @@ pub struct World {
     pub(crate) settings: MeshSettings,
     pub(crate) domain: String,
     pub(crate) objects: BTreeMap<ObjectKey, Arc<Object>>,
+    /// What is known of the keys that tokens are checked with.
+    pub(crate) keys: keys::Known,
     /// What is wrong with the newest text of an object whose last good version (if any) is in `objects`.
     pub(crate) refused: BTreeMap<ObjectKey, Vec<Problem>>,
     /// What is wrong with objects that are in effect all the same, each in itself.
@@ -32,6 +36,8 @@ pub enum Change {
     Delete(ObjectKey),
     /// The object has a new text that cannot be read: the last good one stays.
     Reject(ObjectKey),
+    /// The keys of an issuer of tokens were fetched, or could not be.
+    Keys(KeySource, KnownKeys),
 }
 
 impl World {
@@ -41,6 +47,7 @@ impl World {
             settings: MeshSettings::new(mesh),
             domain: domain.to_owned(),
             objects: BTreeMap::new(),
+            keys: keys::Known::new(),
             refused: BTreeMap::new(),
             told: BTreeMap::new(),
         }
@@ -66,6 +73,7 @@ impl World {
                 self.objects.remove(&key).is_some() || refused
             }
             Change::Reject(_) => false,
+            Change::Keys(source, known) => self.keys.insert(source, known.clone()) != Some(known),
         }
     }
 
@@ -118,6 +126,20 @@ impl World {
     /// All objects in effect, by key.
     pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.objects.values()
+    }
+
+    /// Whose keys must be fetched so that tokens can be checked, and how long that may take.
+    pub fn wanted_keys(&self) -> BTreeMap<KeySource, Duration> {
+        let rules = self.objects.values().filter_map(|object| match &object.body {
+            Body::RequestAuthentication(spec) => Some(&spec.jwt_rules),
+            _ => None,
+        });
+        keys::wanted(rules.flatten())
+    }
+
+    /// What is known of keys.
+    pub fn known_keys(&self) -> &keys::Known {
+        &self.keys
     }
 
     /// One object in effect.

@@ -41,7 +41,7 @@ pub enum Blame {
     Service,
     /// What says which connections are taken: a PeerAuthentication or a Gateway.
     Listener,
-    /// What says who may do what: an AuthorizationPolicy.
+    /// What says who may do what: an AuthorizationPolicy or a RequestAuthentication.
     Authorization,
     /// The caller; no object is at fault.
     Nobody,
@@ -208,6 +208,24 @@ failures! {
         sentence: "An AuthorizationPolicy with the action DENY forbids this; the details name its rule." }
     NotAllowed { status: 403, flag: "-", details: "rbac_access_denied_matched_policy[none]", side: Policy, body: "RBAC: access denied",
         sentence: "No AuthorizationPolicy allows this: there are some with the action ALLOW for the workload, and none of their rules matches the caller, the host, the method, the path or the port." }
+    TokenMissing { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwt_is_missing}", side: Policy, body: "Jwt is missing",
+        sentence: "The request carries no token, and one is required." }
+    TokenUnreadable { status: 401, flag: "-", details: "jwt_authn_access_denied", side: Client, body: "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
+        sentence: "The request's token cannot be read as a JWT; the details say what of it. Perhaps something else stands where the RequestAuthentication expects the token." }
+    TokenUnknownIssuer { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwt_issuer_is_not_configured}", side: Policy, body: "Jwt issuer is not configured",
+        sentence: "The request's token is of an issuer (claim iss) that no jwtRules of the workload's RequestAuthentications name." }
+    TokenNotYetValid { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwt_not_yet_valid}", side: Client, body: "Jwt not yet valid",
+        sentence: "The request's token is not valid yet (claim nbf); check the clocks of its issuer and of this machine." }
+    TokenExpired { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwt_is_expired}", side: Client, body: "Jwt is expired",
+        sentence: "The request's token has expired (claim exp); the caller has to get a new one." }
+    TokenWrongAudience { status: 403, flag: "-", details: "jwt_authn_access_denied{Audiences_in_Jwt_are_not_allowed}", side: Policy, body: "Audiences in Jwt are not allowed",
+        sentence: "The request's token is for other audiences (claim aud) than those of the RequestAuthentication." }
+    TokenNoKeys { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwks_doesn't_have_any_valid_public_key}", side: Mesh, body: "Jwks doesn't have any valid public key",
+        sentence: "There is no key to check the token with: the issuer's keys could not be fetched by the control plane yet, or none of them can be used; the RequestAuthentication's problems say why." }
+    TokenUnknownKey { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwks_doesn't_have_key_to_match_kid_or_alg_from_Jwt}", side: Policy, body: "Jwks doesn't have key to match kid or alg from Jwt",
+        sentence: "The request's token names a key (kid) or algorithm (alg) that is not among the issuer's keys: it was signed by somebody else, or the issuer has new keys that are not known here yet." }
+    TokenForged { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwt_verification_fails}", side: Client, body: "Jwt verification fails",
+        sentence: "The signature of the request's token is not one of the issuer's keys: the token was changed, or signed by somebody else." }
     RateLimited { status: 429, flag: "RL", details: "local_rate_limited", side: Policy, body: "local_rate_limited",
         sentence: "The rate limit was exceeded." }
     NoFilterChain { status: 0, flag: "NR", details: "filter_chain_not_found", side: Policy, body: "",
@@ -263,7 +281,17 @@ impl Failure {
             | Failure::UpstreamBrokenOff
             | Failure::UpstreamBroken => Blame::Service,
             Failure::NoFilterChain | Failure::DownstreamTls => Blame::Listener,
-            Failure::Denied | Failure::NotAllowed => Blame::Authorization,
+            Failure::Denied
+            | Failure::NotAllowed
+            | Failure::TokenMissing
+            | Failure::TokenUnreadable
+            | Failure::TokenUnknownIssuer
+            | Failure::TokenNotYetValid
+            | Failure::TokenExpired
+            | Failure::TokenWrongAudience
+            | Failure::TokenNoKeys
+            | Failure::TokenUnknownKey
+            | Failure::TokenForged => Blame::Authorization,
             Failure::ClientGone
             | Failure::BadRequest
             | Failure::AmbiguousPath

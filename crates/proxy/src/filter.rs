@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::request::Parts as RequestHead;
@@ -14,6 +15,7 @@ use rand::rngs::SmallRng;
 
 use crate::facts::ConnFacts;
 use crate::failure::{Failure, Refusal};
+use crate::metadata::Metadata;
 use crate::telemetry::metrics::Decided;
 
 /// A request on its way through the filters.
@@ -26,6 +28,8 @@ pub struct Exchange<'a> {
     pub client: IpAddr,
     /// The connection it came on.
     pub connection: &'a ConnFacts,
+    /// When it came.
+    pub now: SystemTime,
     /// Dice.
     pub dice: &'a mut SmallRng,
     /// What filters keep for the answer.
@@ -43,6 +47,10 @@ pub struct Notes {
     pub refusal: Option<Arc<Refusal>>,
     /// What policies decided.
     pub decided: Decided,
+    /// What filters tell each other.
+    pub metadata: Metadata,
+    /// What filters told or changed may lead to another route.
+    pub rerouted: bool,
 }
 
 /// A local answer.

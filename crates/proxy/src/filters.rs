@@ -2,6 +2,7 @@
 
 pub mod cors;
 pub mod fault;
+pub mod jwt;
 pub mod rbac;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub const TABLE: &[Row] = &[
     Row { type_name: "envoy.extensions.filters.http.fault.v3.HTTPFault", compile: fault::compile },
     Row { type_name: "envoy.extensions.filters.http.cors.v3.Cors", compile: |_| Ok(Compiled::Idle) },
     Row { type_name: "envoy.extensions.filters.http.cors.v3.CorsPolicy", compile: cors::compile },
+    Row { type_name: "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", compile: jwt::compile },
     Row { type_name: "envoy.extensions.filters.http.rbac.v3.RBAC", compile: rbac::compile },
     Row { type_name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", compile: |_| Ok(Compiled::GrpcStats) },
     Row {

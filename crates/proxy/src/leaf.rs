@@ -12,11 +12,15 @@ use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecif
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, QueryParameterMatcher, RouteMatch as XdsRouteMatch};
+use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatchAndSubstitute, StringMatcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    MetadataMatcher, RegexMatchAndSubstitute, StringMatcher, ValueMatcher,
+};
 use envoy_types::pb::envoy::r#type::v3::FractionalPercent;
 use regex::Regex;
 
+use crate::snapshot::metadata_match::{MetadataMatch, ValueMatch};
 use crate::snapshot::route::matcher::{Condition, Field, HeaderMatch, PathMatch, QueryMatch, RouteMatch};
 use crate::snapshot::text_match::{Pattern, TextMatch};
 
@@ -103,6 +107,46 @@ pub fn text_match(matcher: &StringMatcher) -> Result<TextMatch, String> {
     Ok(TextMatch { pattern, ignore_case: matcher.ignore_case })
 }
 
+/// A matcher of metadata.
+///
+/// # Errors
+/// A value that is not asked for anything, or a path that is none.
+pub fn metadata_match(matcher: &MetadataMatcher) -> Result<MetadataMatch, String> {
+    let name = |segment: &PathSegment| match &segment.segment {
+        Some(Segment::Key(name)) => Ok(name.clone()),
+        None => Err("a path of metadata has a part without a name".to_owned()),
+    };
+    Ok(MetadataMatch {
+        filter: matcher.filter.clone(),
+        path: matcher.path.iter().map(name).collect::<Result<_, _>>()?,
+        value: value_match(matcher.value.as_ref())?,
+        invert: matcher.invert,
+    })
+}
+
+fn value_match(matcher: Option<&ValueMatcher>) -> Result<ValueMatch, String> {
+    use envoy_types::pb::envoy::r#type::matcher::v3::double_matcher::MatchPattern as Number;
+    use envoy_types::pb::envoy::r#type::matcher::v3::list_matcher::MatchPattern as List;
+    use envoy_types::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern as Is;
+    let nothing = || "a test of a value says nothing of it".to_owned();
+    Ok(match matcher.and_then(|matcher| matcher.match_pattern.as_ref()).ok_or_else(nothing)? {
+        Is::NullMatch(_) => ValueMatch::Null,
+        Is::DoubleMatch(number) => match number.match_pattern.as_ref().ok_or_else(nothing)? {
+            Number::Exact(number) => ValueMatch::Number(*number),
+            Number::Range(range) => ValueMatch::Range(range.start, range.end),
+        },
+        Is::StringMatch(text) => ValueMatch::Text(text_match(text)?),
+        Is::BoolMatch(truth) => ValueMatch::Truth(*truth),
+        Is::PresentMatch(wanted) => ValueMatch::Present(*wanted),
+        Is::ListMatch(list) => match list.match_pattern.as_ref().ok_or_else(nothing)? {
+            List::OneOf(one) => ValueMatch::OneOf(Box::new(value_match(Some(one))?)),
+        },
+        Is::OrMatch(any) => {
+            ValueMatch::Any(any.value_matchers.iter().map(|one| value_match(Some(one))).collect::<Result<_, _>>()?)
+        }
+    })
+}
+
 /// A header matcher.
 ///
 /// # Errors
@@ -149,14 +193,10 @@ fn query_match(matcher: &QueryParameterMatcher) -> Result<QueryMatch, String> {
 /// A route's match.
 ///
 /// # Errors
-/// Conditions that are not built: cookies, TLS context, dynamic metadata, filter state, path templates.
+/// Conditions that are not built: cookies, TLS context, filter state, path templates.
 pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String> {
-    if !matcher.cookies.is_empty()
-        || matcher.tls_context.is_some()
-        || !matcher.dynamic_metadata.is_empty()
-        || !matcher.filter_state.is_empty()
-    {
-        return Err("matching by cookie, TLS context, dynamic metadata or filter state is not built".to_owned());
+    if !matcher.cookies.is_empty() || matcher.tls_context.is_some() || !matcher.filter_state.is_empty() {
+        return Err("matching by cookie, TLS context or filter state is not built".to_owned());
     }
     let path = match &matcher.path_specifier {
         Some(PathSpecifier::Prefix(prefix)) => PathMatch::Prefix(prefix.clone()),
@@ -174,6 +214,7 @@ pub(crate) fn route_match(matcher: &XdsRouteMatch) -> Result<RouteMatch, String>
         ignore_case: matcher.case_sensitive.is_some_and(|sensitive| !sensitive.value),
         headers: matcher.headers.iter().map(header_match).collect::<Result<_, _>>()?,
         query: matcher.query_parameters.iter().map(query_match).collect::<Result<_, _>>()?,
+        metadata: matcher.dynamic_metadata.iter().map(metadata_match).collect::<Result<_, _>>()?,
         grpc: matcher.grpc.is_some(),
         fraction: fraction(matcher.runtime_fraction.as_ref()),
     })

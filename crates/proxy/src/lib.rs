@@ -13,6 +13,7 @@ pub mod identity;
 pub mod facts;
 pub mod failure;
 pub mod telemetry;
+pub mod metadata;
 pub mod filter;
 pub mod snapshot;
 pub mod leaf;

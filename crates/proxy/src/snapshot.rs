@@ -3,6 +3,7 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod text_match;
+pub mod metadata_match;
 pub mod tls_terms;
 pub mod endpoint;
 pub mod cluster;

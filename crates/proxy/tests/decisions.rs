@@ -234,7 +234,7 @@ fn connection(snapshot: &Snapshot, request: &Request, chain: &Chain, facts: &Con
 }
 
 fn bytes(snapshot: &Snapshot, request: &Request, chain: &TcpChain, facts: &ConnFacts, decision: &mut Decision) {
-    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
     let mut refusals = chain.guards.iter().filter_map(|guard| guard.refuses(&subject, &mut Decided::default()));
     if let Some(refusal) = refusals.next() {
         decision.refused = Some(refusal.details.to_string());
@@ -323,7 +323,9 @@ fn exchange(snapshot: &Snapshot, request: &Request, chain: &HttpChain, facts: &C
         decision.location = Some(format!("https://{}{}", without_port(&authority), head.uri));
         return;
     }
-    let Some(routed) = table.decide(host, &head, &authority, facts.tls, &mut dice) else {
+    let Some(routed) =
+        table.decide(host, &head, &authority, facts.tls, &proxy::metadata::Metadata::default(), &mut dice)
+    else {
         decision.status = Some(404);
         return;
     };
@@ -395,6 +397,7 @@ fn filters(
             authority,
             client: facts.remote.ip(),
             connection: facts,
+            now: std::time::UNIX_EPOCH,
             dice,
             notes: &mut notes,
         }) {

@@ -134,6 +134,7 @@ fn pod(known: &Known, key: &ObjectKey) -> Result<String> {
     }
     let numbers: Vec<u16> = ports.into_iter().map(|(port, _)| port).collect();
     text += &mutual_tls(known, pod, &numbers, &mut told);
+    text += &tokens(known, pod, &mut told);
     text += &policies(known, pod, &mut told);
     Ok(text + &problems(known, &told))
 }
@@ -153,6 +154,7 @@ fn service(known: &Known, key: &ObjectKey) -> Result<String> {
     if let Some(pod) = pods.first() {
         let targets: Vec<u16> = service.spec.ports.iter().map(|port| target(port, Some(pod))).collect();
         text += &mutual_tls(known, pod, &targets, &mut told);
+        text += &tokens(known, pod, &mut told);
         text += &policies(known, pod, &mut told);
     }
     Ok(text + &problems(known, &told))
@@ -438,6 +440,23 @@ fn mode((mode, policy): &(MutualTlsMode, Option<ObjectKey>)) -> String {
     }
 }
 
+/// Whose tokens a pod's proxy looks at.
+fn tokens(known: &Known, pod: &Object, told: &mut BTreeSet<ObjectRef>) -> String {
+    let bound = known.snapshot.issuers_of(&pod.meta.namespace, &pod.meta.labels);
+    if bound.is_empty() {
+        return String::new();
+    }
+    if !has_proxy(&pod.raw) {
+        return "Tokens: not looked at, the pod has no proxy\n".to_owned();
+    }
+    let mut text = "Tokens: one that is not good is refused (401), requests without one pass\n".to_owned();
+    for (key, issuers) in bound {
+        told.insert(key.reference());
+        let _ = writeln!(text, "  {} takes those of {}", key.reference(), issuers.join(", "));
+    }
+    text
+}
+
 /// Which policies say who may call a pod, in the order in which they decide.
 fn policies(known: &Known, pod: &Object, told: &mut BTreeSet<ObjectRef>) -> String {
     let mut bound = known.snapshot.policies_of(&pod.meta.namespace, &pod.meta.labels);
@@ -561,6 +580,11 @@ metadata: {name: no-admin, namespace: shop, annotations: {istio.io/dry-run: 'tru
 spec: {selector: {matchLabels: {app: user}}, action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}
 ---
 apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: staff, namespace: istio-system}
+spec: {jwtRules: [{issuer: 'https://one.example'}, {issuer: two, jwksUri: 'https://two.example/keys'}]}
+---
+apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: others, namespace: shop}
 spec: {selector: {matchLabels: {app: other}}, rules: [{}]}
@@ -599,6 +623,8 @@ spec: {selector: {matchLabels: {app: other}}, rules: [{}]}
             "http[1]: all requests: to user.shop.svc.cluster.local",
             "Mutual TLS: STRICT, plaintext is refused (PeerAuthentication shop/default)",
             "Port 9000: DISABLE, only plaintext is taken (PeerAuthentication shop/user)",
+            "Tokens: one that is not good is refused (401), requests without one pass",
+            "RequestAuthentication istio-system/staff takes those of https://one.example, two",
             "AuthorizationPolicy istio-system/everybody lets in what its rules match; all else that no other lets in is denied",
             "AuthorizationPolicy shop/no-admin denies what its rules match; on trial, it is only counted",
         ] {

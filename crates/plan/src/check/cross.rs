@@ -38,10 +38,8 @@ pub(super) fn all(world: &World, snapshot: &Snapshot, problems: &mut Vec<Problem
                 found.unnamed_callers(object, spec);
             }
             Body::RequestAuthentication(spec) => {
-                let labels: Option<Labels> = spec
-                    .pointer("/selector/matchLabels")
-                    .and_then(|labels| serde_json::from_value(labels.clone()).ok());
-                found.selector(object, "spec.selector.matchLabels", labels.as_ref(), Severity::Warning);
+                let labels = spec.selector.as_ref().map(|selector| &selector.match_labels);
+                found.selector(object, "spec.selector.matchLabels", labels, Severity::Warning);
             }
             _ => {}
         }

@@ -33,8 +33,8 @@ use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3::{TcpPro
 use envoy_types::pb::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use serde_json::{Value, json};
 
-use super::rbac;
 use super::wire::{ads, some_bool, some_duration};
+use super::{jwt, rbac};
 use crate::scope::Scope;
 
 /// Whose traffic a chain carries.
@@ -145,6 +145,7 @@ fn http_filters(scope: &Scope, side: Side) -> Vec<HttpFilter> {
         filters.push(http_filter("istio.metadata_exchange", pack(&peer_data(side))));
     }
     if side != Side::Outbound {
+        filters.extend(jwt::http(scope, side == Side::Gateway).map(|config| http_filter(jwt::NAME, config)));
         filters.extend(rbac::http(scope).into_iter().map(|config| http_filter(rbac::HTTP, config)));
     }
     let grpc = GrpcStats {

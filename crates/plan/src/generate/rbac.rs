@@ -20,6 +20,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
     string_matcher::MatchPattern, value_matcher,
 };
 
+use super::jwt::{NAME as TOKENS, PAYLOAD};
 use super::wire::cidr;
 use crate::scope::Scope;
 use crate::snapshot::{Authorization, Plain};
@@ -28,9 +29,6 @@ use crate::snapshot::{Authorization, Plain};
 pub(super) const HTTP: &str = "envoy.filters.http.rbac";
 /// Name of the network filter.
 pub(super) const NETWORK: &str = "envoy.filters.network.rbac";
-/// The filter whose metadata holds what a token says.
-const TOKENS: &str = "envoy.filters.http.jwt_authn";
-
 /// Configurations of the HTTP filters that a workload's policies ask for.
 pub(super) fn http(scope: &Scope) -> Vec<Any> {
     let write = |one: Engines| {
@@ -500,17 +498,24 @@ fn token_principal(value: &str) -> Principal {
         (_, None) if value.ends_with('*') => (text(value), anything()),
         (_, None) => (text(value), matcher(MatchPattern::Exact(String::new()))),
     };
-    let of = |name: &str, matcher| metadata(TOKENS, &["payload", name], plain(matcher));
+    let of = |name: &str, matcher| metadata(TOKENS, &[PAYLOAD, name], plain(matcher));
     let terms = [of("iss", issuer), of("sub", subject)].map(|one| identified(Identifier::SourcedMetadata(one)));
     Principal::all(terms.into())
 }
 
-/// A claim of a token: a text, or a list with it.
+/// A claim of a token: a text, or a list with it. Where the text is that of a truth, the claim may be the truth itself (Istio
+/// takes texts only).
 fn claim(names: &[&str], matcher: StringMatcher) -> Principal {
-    let path: Vec<&str> = ["payload"].iter().chain(names).copied().collect();
-    let either = [plain(matcher.clone()), one_of(matcher)];
-    let terms = either.map(|value| identified(Identifier::SourcedMetadata(metadata(TOKENS, &path, value))));
-    Principal::any(terms.into())
+    let path: Vec<&str> = [PAYLOAD].iter().chain(names).copied().collect();
+    let truth = match &matcher.match_pattern {
+        Some(MatchPattern::Exact(text)) => text.parse().ok(),
+        _ => None,
+    };
+    let truth = truth.map(|truth| ValueMatcher { match_pattern: Some(value_matcher::MatchPattern::BoolMatch(truth)) });
+    let either = [plain(matcher.clone()), one_of(matcher)].into_iter().chain(truth);
+    Principal::any(
+        either.map(|value| identified(Identifier::SourcedMetadata(metadata(TOKENS, &path, value)))).collect(),
+    )
 }
 
 fn plain(matcher: StringMatcher) -> ValueMatcher {

@@ -40,7 +40,7 @@ pub(super) fn check(told: &mut Told<'_>, spec: &crd::AuthorizationPolicy) {
         );
     }
     for (index, rule) in spec.rules.iter().enumerate() {
-        one_rule(told, &format!("spec.rules[{index}]"), rule, spec.action);
+        one_rule(told, &format!("spec.rules[{index}]"), rule);
     }
 }
 
@@ -94,11 +94,11 @@ fn whole(told: &mut Told<'_>, spec: &crd::AuthorizationPolicy) {
     }
 }
 
-fn one_rule(told: &mut Told<'_>, field: &str, rule: &Rule, action: Action) {
+fn one_rule(told: &mut Told<'_>, field: &str, rule: &Rule) {
     for (index, from) in rule.from.iter().enumerate() {
         let field = format!("{field}.from[{index}].source");
         match from.source.as_ref().filter(|source| **source != Source::default()) {
-            Some(of) => source(told, &field, of, action),
+            Some(of) => source(told, &field, of),
             None => told.error(
                 &field,
                 Code::MissingField,
@@ -118,7 +118,7 @@ fn one_rule(told: &mut Told<'_>, field: &str, rule: &Rule, action: Action) {
         }
     }
     for (index, one) in rule.when.iter().enumerate() {
-        condition(told, &format!("{field}.when[{index}]"), one, action);
+        condition(told, &format!("{field}.when[{index}]"), one);
     }
 }
 
@@ -127,7 +127,7 @@ type Field<'a> = (&'a str, &'a Vec<String>);
 /// What is to be said of one value of a field.
 type Check = fn(&mut Told<'_>, &str, &str);
 
-fn source(told: &mut Told<'_>, field: &str, of: &Source, action: Action) {
+fn source(told: &mut Told<'_>, field: &str, of: &Source) {
     let each = |told: &mut Told<'_>, fields: [Field<'_>; 2], check: Check| {
         for (name, values) in fields {
             values_of(told, &format!("{field}.{name}"), values, check);
@@ -141,11 +141,6 @@ fn source(told: &mut Told<'_>, field: &str, of: &Source, action: Action) {
     each(told, [("serviceAccounts", &of.service_accounts), ("notServiceAccounts", &of.not_service_accounts)], account);
     let tokens = [("requestPrincipals", &of.request_principals), ("notRequestPrincipals", &of.not_request_principals)];
     each(told, tokens, |_, _, _| {});
-    for (name, values) in tokens {
-        if !values.is_empty() {
-            without_tokens(told, &format!("{field}.{name}"), action, name.starts_with("not"));
-        }
-    }
     let accounts = !of.service_accounts.is_empty() || !of.not_service_accounts.is_empty();
     let others = [&of.principals, &of.not_principals, &of.namespaces, &of.not_namespaces];
     if accounts && others.iter().any(|values| !values.is_empty()) {
@@ -173,7 +168,7 @@ fn operation(told: &mut Told<'_>, field: &str, of: &Operation) {
     }
 }
 
-fn condition(told: &mut Told<'_>, field: &str, condition: &Condition, action: Action) {
+fn condition(told: &mut Told<'_>, field: &str, condition: &Condition) {
     let key = condition.key.as_str();
     let part = PARTS.iter().find(|part| key.starts_with(**part));
     if key.is_empty() {
@@ -204,27 +199,13 @@ fn condition(told: &mut Told<'_>, field: &str, condition: &Condition, action: Ac
     for (name, values) in [("values", &condition.values), ("notValues", &condition.not_values)] {
         values_of(told, &format!("{field}.{name}"), values, check);
     }
-    if key.starts_with("request.auth.") {
-        without_tokens(told, &format!("{field}.key"), action, condition.values.is_empty());
-    }
     if key.starts_with("experimental.") {
         told.warn(
             &format!("{field}.key"),
             Code::NotBuilt,
-            "No filter of our proxies writes metadata: there, no value ever matches.",
+            "Of the filters of our proxies, only that for tokens writes metadata: of others, no value ever matches.",
         );
     }
-}
-
-/// Tokens are not looked at: what asks for one is never true.
-fn without_tokens(told: &mut Told<'_>, field: &str, action: Action, not: bool) {
-    let effect = match (action, not) {
-        (Action::Allow, false) => "nobody is let in by this rule",
-        (_, false) => "the rule matches nobody",
-        (_, true) => "everybody counts as a caller without a token",
-    };
-    let message = format!("Tokens (RequestAuthentication) are not built yet: {effect}.");
-    told.warn(field, Code::NotBuilt, &message);
 }
 
 fn values_of(told: &mut Told<'_>, field: &str, values: &[String], check: Check) {

@@ -15,14 +15,14 @@ use envoy_types::pb::envoy::config::rbac::v3::{self as rbac, Permission, Princip
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac as NetworkRbac;
 use envoy_types::pb::envoy::extensions::path::r#match::uri_template::v3::UriTemplateMatchConfig;
-use envoy_types::pb::envoy::r#type::matcher::v3::{MetadataMatcher, PathMatcher, path_matcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::{PathMatcher, path_matcher};
 use ipnet::IpNet;
 use regex::Regex;
 
 use super::Compiled;
 use crate::failure::{Failure, Refusal};
 use crate::filter::{Exchange, HttpFilter, Reply, Step};
-use crate::leaf::{header_match, text_match};
+use crate::leaf::{header_match, metadata_match, text_match};
 use crate::snapshot::rbac::{Engine, Guard, Policy, Subject, Test};
 use crate::snapshot::route::matcher::RequestView;
 
@@ -63,6 +63,7 @@ impl HttpFilter for Rbac {
             connection: exchange.connection,
             client: exchange.client,
             request: Some(RequestView::of(exchange.head, exchange.authority, exchange.connection.tls)),
+            metadata: Some(&exchange.notes.metadata),
         };
         match self.0.refuses(&subject, &mut exchange.notes.decided) {
             None => Step::Continue,
@@ -151,7 +152,7 @@ fn permission(permission: &Permission) -> Result<Test, String> {
         Rule::DestinationPort(port) => Test::DestinationPort(i64::from(*port), i64::from(*port) + 1),
         Rule::DestinationPortRange(range) => Test::DestinationPort(range.start.into(), range.end.into()),
         Rule::RequestedServerName(name) => Test::ServerName(text_match(name)?),
-        Rule::Metadata(matcher) => metadata(matcher),
+        Rule::Metadata(matcher) => Test::Metadata(metadata_match(matcher)?),
         Rule::SourcedMetadata(sourced) => sourced_metadata(sourced)?,
         Rule::Matcher(extension) => return Err(format!("the matcher {:?} is not known", extension.name)),
     })
@@ -169,7 +170,7 @@ fn principal(principal: &Principal) -> Result<Test, String> {
         Identifier::RemoteIp(range) => Test::ClientIp(block(range)?),
         Identifier::Header(header) => Test::Header(header_match(header)?),
         Identifier::UrlPath(path) => path_test(path)?,
-        Identifier::Metadata(matcher) => metadata(matcher),
+        Identifier::Metadata(matcher) => Test::Metadata(metadata_match(matcher)?),
         Identifier::SourcedMetadata(sourced) => sourced_metadata(sourced)?,
         Identifier::FilterState(state) => filter_state(state)?,
         Identifier::Custom(extension) => return Err(format!("the principal {:?} is not known", extension.name)),
@@ -200,12 +201,8 @@ fn sourced_metadata(sourced: &rbac::SourcedMetadata) -> Result<Test, String> {
     if sourced.metadata_source != 0 {
         return Err("tests of a route's metadata are not built".to_owned());
     }
-    sourced.metadata_matcher.as_ref().map(metadata).ok_or_else(|| "a test of metadata has no matcher".to_owned())
-}
-
-/// No filter here writes metadata: nothing is ever there that a value could match.
-fn metadata(matcher: &MetadataMatcher) -> Test {
-    if matcher.invert { Test::Always } else { Test::Never }
+    let matcher = sourced.metadata_matcher.as_ref().ok_or("a test of metadata has no matcher")?;
+    Ok(Test::Metadata(metadata_match(matcher)?))
 }
 
 fn block(range: &CidrRange) -> Result<IpNet, String> {
@@ -302,7 +299,7 @@ mod tests {
         let head = http::Request::get(path).header("x-a", "one").header("x-a", "two").body(()).unwrap().into_parts().0;
         let client: IpAddr = "203.0.113.7".parse().unwrap();
         let request = Some(RequestView::of(&head, "Web.Shop:80", true));
-        let subject = Subject { connection: &connection, client, request };
+        let subject = Subject { connection: &connection, client, request, metadata: None };
         guard.refuses(&subject, &mut Decided::default()).is_none()
     }
 
@@ -378,7 +375,8 @@ mod tests {
         let none = json!({"permissions": [{"any": true}], "principals": [{"authenticated": {}}]});
         let said = |rules: Value| {
             let connection = facts(None);
-            let subject = Subject { connection: &connection, client: connection.remote.ip(), request: None };
+            let subject =
+                Subject { connection: &connection, client: connection.remote.ip(), request: None, metadata: None };
             let guard = filter(rules).unwrap().unwrap();
             let mut decided = Decided::default();
             let refusal = guard.refuses(&subject, &mut decided).cloned();

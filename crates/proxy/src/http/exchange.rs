@@ -151,24 +151,32 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     if virtual_host.require_tls && !came_over_tls(&head) {
         return reply::respond(redirect_to_tls(host, &head), story);
     }
-    let decision =
-        table.decide(virtual_host, &head, host, tls, &mut connection.worker.upstreams.env().dice.borrow_mut());
-    let Some(decision) = decision else {
+    let chosen = |head: &RequestHead, notes: &Notes| {
+        let mut dice = connection.worker.upstreams.env().dice.borrow_mut();
+        let decision = table.decide(virtual_host, head, host, tls, &notes.metadata, &mut dice)?;
+        let target = match &decision.route.action {
+            Action::Forward(forward) => forward.target(head, &mut dice),
+            _ => None,
+        };
+        Some((decision, target))
+    };
+    let mut choice = chosen(&head, &notes);
+    let route = choice.as_ref().map(|(decision, target)| (decision, target.as_ref().and_then(|one| one.weighted)));
+    let replied = run_filters(connection, &mut head, host, story.wall, &mut notes, route).await;
+    note_policies(connection, &mut story, &mut notes);
+    if notes.rerouted && replied.is_none() {
+        choice = chosen(&head, &notes);
+    }
+    let Some((decision, target)) = choice else {
         // The host is known: whoever wrote its routes has none for this path.
         story.object = virtual_host.routes.iter().find_map(|route| route.object.clone());
-        return unrouted(connection, &mut head, host, &mut notes, story).await;
+        let reply = replied.map_or_else(|| Reply::failure(Failure::RouteNotFound), |reply| *reply);
+        return reply::respond(reply, story);
     };
     story.route = Some(Arc::clone(&decision.route.name));
     story.object.clone_from(&decision.route.object);
-    let target = match &decision.route.action {
-        Action::Forward(forward) => forward.target(&head, &mut connection.worker.upstreams.env().dice.borrow_mut()),
-        _ => None,
-    };
     let weighted = target.as_ref().and_then(|target| target.weighted);
     let levels = Levels { decision, weighted: weighted.map(|weighted| &weighted.edits) };
-
-    let replied = run_filters(connection, &mut head, host, &mut notes, Some(&decision), weighted).await;
-    note_policies(connection, &mut story, &mut notes);
     if let Some(reply) = replied {
         // Where it would have gone.
         let upstream = target.as_ref().and_then(|target| connection.worker.upstreams.get(&target.cluster, &snapshot));
@@ -221,7 +229,7 @@ async fn unrouted(
     notes: &mut Notes,
     mut story: Box<Story>,
 ) -> Response<ResponseBody> {
-    let replied = run_filters(connection, head, host, notes, None, None).await;
+    let replied = run_filters(connection, head, host, story.wall, notes, None).await;
     note_policies(connection, &mut story, notes);
     reply::respond(replied.map_or_else(|| Reply::failure(Failure::RouteNotFound), |reply| *reply), story)
 }
@@ -568,19 +576,19 @@ async fn run_filters(
     connection: &Rc<HttpConnection>,
     head: &mut RequestHead,
     authority: &str,
+    now: SystemTime,
     notes: &mut Notes,
-    decision: Option<&Decision<'_>>,
-    weighted: Option<&crate::snapshot::route::action::WeightedCluster>,
+    route: Option<(&Decision<'_>, Option<&crate::snapshot::route::action::WeightedCluster>)>,
 ) -> Option<Box<Reply>> {
     let (chain, facts) = (&connection.chain, &connection.facts);
     let told = chain.asks_client.then(|| forwarded::client(&head.headers, chain)).flatten();
     let client = told.unwrap_or(facts.remote).ip();
     for (name, filter) in &chain.filters {
-        let filter = decision.and_then(|decision| override_of(decision, weighted, name)).unwrap_or(filter);
+        let filter = route.and_then(|(decision, weighted)| override_of(decision, weighted, name)).unwrap_or(filter);
         let step = {
             let env = connection.worker.upstreams.env();
             let mut dice = env.dice.borrow_mut();
-            filter.on_request(&mut Exchange { head, authority, client, connection: facts, dice: &mut dice, notes })
+            filter.on_request(&mut Exchange { head, authority, client, connection: facts, now, dice: &mut dice, notes })
         };
         match step {
             Step::Continue => {}

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use regex::Regex;
 
+use super::metadata_match::MetadataMatch;
 use super::route::matcher::{HeaderMatch, RequestView};
 use super::text_match::TextMatch;
 use crate::facts::ConnFacts;
 use crate::failure::Refusal;
+use crate::metadata::Metadata;
 use crate::telemetry::metrics::Decided;
 
 /// What is decided on.
@@ -22,6 +24,8 @@ pub struct Subject<'a> {
     pub client: IpAddr,
     /// The request, if the connection carries some.
     pub request: Option<RequestView<'a>>,
+    /// What filters in front told of it.
+    pub metadata: Option<&'a Metadata>,
 }
 
 /// One test. What cannot be known of the subject does not hold.
@@ -29,8 +33,6 @@ pub struct Subject<'a> {
 pub enum Test {
     /// It holds.
     Always,
-    /// It does not hold: nothing here has what is asked for.
-    Never,
     /// All of these hold.
     All(Vec<Test>),
     /// One of these holds.
@@ -55,6 +57,8 @@ pub enum Test {
     CallerIp(IpNet),
     /// The address of whoever asks.
     ClientIp(IpNet),
+    /// What filters in front told.
+    Metadata(MetadataMatch),
 }
 
 impl Test {
@@ -63,7 +67,6 @@ impl Test {
         let connection = subject.connection;
         match self {
             Test::Always => true,
-            Test::Never => false,
             Test::All(tests) => tests.iter().all(|test| test.holds(subject)),
             Test::Any(tests) => tests.iter().any(|test| test.holds(subject)),
             Test::Not(test) => !test.holds(subject),
@@ -76,6 +79,7 @@ impl Test {
             Test::Peer(name) => is_peer(connection, name.as_ref()),
             Test::CallerIp(range) => range.contains(&connection.remote.ip().to_canonical()),
             Test::ClientIp(range) => range.contains(&subject.client.to_canonical()),
+            Test::Metadata(metadata) => metadata.matches(subject.metadata),
         }
     }
 

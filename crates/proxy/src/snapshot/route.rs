@@ -15,6 +15,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::filter::HttpFilter;
+use crate::metadata::Metadata;
 use action::{Action, Forward, WeightedCluster};
 use edit::HeaderEdits;
 use matcher::RouteMatch;
@@ -136,9 +137,10 @@ impl RouteTable {
         head: &RequestHead,
         authority: &str,
         tls: bool,
+        metadata: &Metadata,
         dice: &mut SmallRng,
     ) -> Option<Decision<'a>> {
-        let request = matcher::RequestView::of(head, authority, tls);
+        let request = matcher::RequestView::of(head, authority, tls).told(metadata);
         let route = host.routes.iter().find(|route| route.matches.matches(&request, dice))?;
         Some(Decision { table: self, host, route })
     }

@@ -106,7 +106,7 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
 /// first who may not; Envoy asks only when the client has said something.
 fn refuses<'a>(worker: &Worker, facts: &ConnFacts, chain: &'a TcpChain) -> Option<&'a Refusal> {
     let mut decided = Decided::default();
-    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
     let refusal = chain.guards.iter().find_map(|guard| guard.refuses(&subject, &mut decided));
     worker.shard.process.tcp_policies.add(decided);
     refusal.map(AsRef::as_ref)
@@ -114,7 +114,7 @@ fn refuses<'a>(worker: &Worker, facts: &ConnFacts, chain: &'a TcpChain) -> Optio
 
 /// Whether a client that has said nothing yet may be heard by a server that speaks first.
 pub fn may_connect(facts: &ConnFacts, chain: &TcpChain) -> bool {
-    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None };
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
     chain.guards.iter().all(|guard| guard.refuses(&subject, &mut Decided::default()).is_none())
 }
 

@@ -41,6 +41,7 @@ fn told(batch: &Batch) -> Vec<String> {
         Change::Upsert(object) => format!("+{}", object.meta.name),
         Change::Delete(key) => format!("-{}", key.name),
         Change::Reject(key) => format!("!{}", key.name),
+        Change::Keys(source, _) => format!("#{}", source.address()),
     };
     batch.changes.iter().map(word).collect()
 }

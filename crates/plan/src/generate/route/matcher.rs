@@ -6,8 +6,15 @@ use envoy_types::pb::envoy::config::route::v3::header_matcher::HeaderMatchSpecif
 use envoy_types::pb::envoy::config::route::v3::query_parameter_matcher::QueryParameterMatchSpecifier;
 use envoy_types::pb::envoy::config::route::v3::route_match::PathSpecifier;
 use envoy_types::pb::envoy::config::route::v3::{HeaderMatcher, QueryParameterMatcher, Route, RouteMatch};
+use envoy_types::pb::envoy::r#type::matcher::v3::metadata_matcher::{PathSegment, path_segment::Segment};
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
-use envoy_types::pb::envoy::r#type::matcher::v3::{RegexMatcher, StringMatcher};
+use envoy_types::pb::envoy::r#type::matcher::v3::value_matcher::MatchPattern as Value;
+use envoy_types::pb::envoy::r#type::matcher::v3::{
+    ListMatcher, MetadataMatcher, OrMatcher, RegexMatcher, StringMatcher, ValueMatcher, list_matcher,
+};
+
+use crate::generate::jwt::{NAME, PAYLOAD};
+use crate::intrinsic::claim_of;
 
 /// Keys that Istio ignores among the headers: there are fields for them.
 const NOT_HEADERS: [&str; 4] = ["uri", "scheme", "method", "authority"];
@@ -36,17 +43,41 @@ pub(super) fn of(one: &HttpMatchRequest) -> RouteMatch {
             matcher.case_sensitive = None;
         }
     }
-    for (name, value) in one.headers.iter().filter(|(name, _)| !NOT_HEADERS.contains(&name.as_str())) {
-        matcher.headers.push(header(name, value, false));
-    }
-    for (name, value) in one.without_headers.iter().filter(|(name, _)| !NOT_HEADERS.contains(&name.as_str())) {
-        matcher.headers.push(header(name, value, true));
+    for (headers, invert) in [(&one.headers, false), (&one.without_headers, true)] {
+        for (name, value) in headers.iter().filter(|(name, _)| !NOT_HEADERS.contains(&name.as_str())) {
+            match claim_of(name) {
+                Some(path) => matcher.dynamic_metadata.push(of_claim(&path, value, invert)),
+                None => matcher.headers.push(header(name, value, invert)),
+            }
+        }
     }
     for (name, value) in [(":method", &one.method), (":authority", &one.authority), (":scheme", &one.scheme)] {
         matcher.headers.extend(value.as_ref().map(|value| header(name, value, false)));
     }
     matcher.query_parameters = one.query_params.iter().map(|(name, value)| parameter(name, value)).collect();
     matcher
+}
+
+/// A claim that is such a text, or a list with it.
+fn of_claim(path: &[&str], value: &StringMatch, invert: bool) -> MetadataMatcher {
+    let is = |pattern| ValueMatcher { match_pattern: Some(pattern) };
+    let value = match string(value) {
+        None => is(Value::PresentMatch(true)),
+        Some(text) => {
+            let one = ListMatcher {
+                match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(is(Value::StringMatch(text.clone()))))),
+            };
+            let either = vec![is(Value::StringMatch(text)), is(Value::ListMatch(Box::new(one)))];
+            is(Value::OrMatch(OrMatcher { value_matchers: either }))
+        }
+    };
+    let segment = |name: &str| PathSegment { segment: Some(Segment::Key(name.to_owned())) };
+    MetadataMatcher {
+        filter: NAME.to_owned(),
+        path: std::iter::once(PAYLOAD).chain(path.iter().copied()).map(segment).collect(),
+        value: Some(value),
+        invert,
+    }
 }
 
 fn header(name: &str, value: &StringMatch, invert: bool) -> HeaderMatcher {

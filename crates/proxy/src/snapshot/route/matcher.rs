@@ -6,6 +6,8 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use regex::Regex;
 
+use crate::metadata::Metadata;
+use crate::snapshot::metadata_match::MetadataMatch;
 use crate::snapshot::text_match::TextMatch;
 
 /// Conditions of a route; all must hold.
@@ -19,6 +21,8 @@ pub struct RouteMatch {
     pub headers: Vec<HeaderMatch>,
     /// Of query parameters.
     pub query: Vec<QueryMatch>,
+    /// Of what filters told.
+    pub metadata: Vec<MetadataMatch>,
     /// Only gRPC requests.
     pub grpc: bool,
     /// The share of requests for which the route applies, in millionths.
@@ -101,12 +105,19 @@ pub struct RequestView<'a> {
     authority: &'a str,
     tls: bool,
     path: &'a str,
+    metadata: Option<&'a Metadata>,
 }
 
 impl<'a> RequestView<'a> {
     /// Of a head; `authority` is the host that was asked for.
     pub fn of(head: &'a RequestHead, authority: &'a str, tls: bool) -> Self {
-        Self { head, authority, tls, path: head.uri.path() }
+        Self { head, authority, tls, path: head.uri.path(), metadata: None }
+    }
+
+    /// The same with what filters told.
+    #[must_use]
+    pub fn told(self, metadata: &'a Metadata) -> Self {
+        Self { metadata: Some(metadata), ..self }
     }
 
     /// The path without its query; none of a CONNECT.
@@ -122,6 +133,7 @@ impl RouteMatch {
             && self.headers.iter().all(|header| header.matches(request))
             && (self.query.is_empty()
                 || self.query.iter().all(|query| query.matches(request.head.uri.query().unwrap_or(""))))
+            && self.metadata.iter().all(|one| one.matches(request.metadata))
             && (!self.grpc || is_grpc(request.head))
             && self.fraction.is_none_or(|share| dice.random_range(0..1_000_000) < share)
     }
