@@ -5,7 +5,9 @@ use api::problem::Severity;
 use plan::intrinsic;
 
 /// A kind, its spec, and the field and a word of what is told; nothing for what is right.
-const ROWS: &[(&str, &str, Option<(&str, &str)>)] = &[
+type Row = (&'static str, &'static str, Option<(&'static str, &'static str)>);
+
+const ROWS: &[Row] = &[
     (
         "ServiceEntry",
         "{hosts: [a.b], ports: [{number: 80, name: http}], resolution: STATIC, endpoints: [{address: foo.bar}]}",
