@@ -14,6 +14,8 @@ use crate::chart;
 pub const OWNED: &str = "install.operator.istio.io/owning-resource";
 /// Its value.
 pub const OWNER: &str = "installed-state";
+/// Annotation of gateways' pods: the image that their proxy is to have.
+const PROXY_IMAGE: &str = "install.operator.istio.io/proxy-image";
 /// Which part of it.
 pub const COMPONENT: &str = "operator.istio.io/component";
 /// Which revision.
@@ -128,7 +130,29 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
             components.push(component(name, &title, "gateway", &release, &place, &values, &revision)?);
         }
     }
+    name_image(&mut components);
     Ok(Plan { profile, namespace, revision, components, warnings })
+}
+
+/// Gateways say `image: auto`, so that nothing in them changes with the proxy's image: their pods note it, and are replaced with it.
+fn name_image(components: &mut [Component]) {
+    let texts = components.iter().flat_map(|component| &component.objects);
+    let values = texts.filter_map(|object| object["data"]["values"].as_str()).next();
+    let values: Value = values.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let part =
+        |pointer: &str| values.pointer(pointer).map(|part| part.as_str().map_or(part.to_string(), str::to_owned));
+    let (Some(hub), Some(image), Some(tag)) = (part("/global/hub"), part("/global/proxy/image"), part("/global/tag"))
+    else {
+        return;
+    };
+    // A whole name stands for itself.
+    let image = if image.contains('/') { image } else { format!("{hub}/{image}:{tag}") };
+    for object in components.iter_mut().flat_map(|component| &mut component.objects) {
+        let annotations = object.pointer_mut("/spec/template/metadata/annotations");
+        if let Some(annotations) = annotations.filter(|all| all["inject.istio.io/templates"] == "gateway") {
+            annotations[PROXY_IMAGE] = json!(image);
+        }
+    }
 }
 
 /// Mesh-wide settings that are taken and not built yet, a line each.
@@ -360,5 +384,22 @@ mod tests {
             assert!(error.contains("no such setting"), "{error}");
             plan(&wish(&[wrong]), true).unwrap();
         }
+    }
+
+    #[test]
+    fn gateways_are_replaced_with_the_proxys_image() {
+        let image = |set: &[&str]| {
+            let wish = Wish { set: set.iter().map(|one| (*one).to_owned()).collect(), ..Wish::default() };
+            let plan = plan(&wish, false).unwrap();
+            let all = plan.components.iter().flat_map(|component| &component.objects);
+            let noted = all.filter_map(|object| {
+                let noted = object.pointer("/spec/template/metadata/annotations")?.get(PROXY_IMAGE)?;
+                Some(noted.as_str()?.to_owned())
+            });
+            noted.collect::<Vec<_>>()
+        };
+        assert_eq!(image(&["profile=minimal"]), [""; 0]);
+        assert_eq!(image(&["tag=9", "hub=r/m"]), ["r/m/proxy:9"]);
+        assert_eq!(image(&["values.global.proxy.image=x/y:1"]), ["x/y:1"]);
     }
 }
