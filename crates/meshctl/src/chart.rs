@@ -264,8 +264,8 @@ mod tests {
         }
     }
 
-    /// What a chart makes with these values: its objects, without the copy of all values that injection reads; and, where there is
-    /// such a copy, what becomes of pods by it and what is told of it.
+    /// What a chart makes with these values: its objects, without the texts that injection goes by; and, where there are such
+    /// texts, what becomes of pods by it and what is told of it.
     fn made(chart: &str, values: &Value) -> String {
         let mut objects = render(chart, "a", "istio-system", values).unwrap();
         let mut made = String::new();
@@ -282,6 +282,7 @@ mod tests {
                 for (labels, annotations) in [
                     (json!({}), json!({})),
                     (json!({"sidecar.istio.io/inject": "true"}), json!({"inject.istio.io/templates": "gateway"})),
+                    (json!({}), json!({"inject.istio.io/templates": "sidecar,mine"})),
                 ] {
                     let pod = json!({
                         "metadata": {"name": "web", "labels": labels, "annotations": annotations},
@@ -298,7 +299,8 @@ mod tests {
                     made += &format!("{:?}", plan::inject::inject(&pod, &context, &settings));
                 }
             }
-            config["data"]["values"] = json!("");
+            // Texts that injection reads count by what becomes of pods only.
+            config["data"] = json!({});
         }
         made + &print(&objects).unwrap()
     }
@@ -341,7 +343,7 @@ mod tests {
                 json!([{"matchExpressions": [{"key": "sidecar.istio.io/inject", "operator": "DoesNotExist"}]}])
             }
             ("defaultTemplates", _) => json!(["gateway"]),
-            ("templates", _) => json!({"mine": "metadata: {"}),
+            ("templates", _) => json!({"mine": "metadata: {annotations: {mine: 'yes'}}"}),
             ("podDisruptionBudget", _) => json!({"minAvailable": 1}),
             ("affinity", _) => json!({"nodeAffinity": {}}),
             (_, Value::Object(_)) => json!({"added": "value"}),
@@ -358,6 +360,7 @@ mod tests {
             ("istiod", "/pilot/autoscaleMin", "pilot.autoscaleEnabled=true"),
             ("istiod", "/pilot/autoscaleMax", "pilot.autoscaleEnabled=true"),
             ("istiod", "/pilot/cpu/targetAverageUtilization", "pilot.autoscaleEnabled=true"),
+            ("istiod", "/sidecarInjectorWebhook/alwaysInjectSelector", "global.proxy.autoInject=disabled"),
             ("gateway", "/autoscaling/minReplicas", "autoscaling.enabled=true"),
             ("gateway", "/autoscaling/maxReplicas", "autoscaling.enabled=true"),
             ("gateway", "/autoscaling/targetCPUUtilizationPercentage", "autoscaling.enabled=true"),

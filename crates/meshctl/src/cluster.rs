@@ -15,7 +15,7 @@ use kube::api::{
 use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
-use kube::discovery::{ApiCapabilities, Scope, pinned_kind};
+use kube::discovery::{ApiCapabilities, Discovery, Scope, pinned_kind, verbs};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde_json::Value;
 
@@ -207,6 +207,23 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// Everything in a namespace, of whatever kind, as far as it can be listed.
+    ///
+    /// # Errors
+    /// The API server does not say which kinds there are, or refuses a list.
+    pub async fn contents(&self, namespace: &str) -> Result<Vec<Value>> {
+        let all =
+            Discovery::new(self.client.clone()).run().await.context("the kinds of the cluster cannot be listed")?;
+        let resources = all.groups().flat_map(|group| group.recommended_resources());
+        let mut objects = Vec::new();
+        for (resource, capabilities) in resources {
+            if capabilities.scope == Scope::Namespaced && capabilities.supports_operation(verbs::LIST) {
+                objects.extend(self.list(&resource.api_version, &resource.kind, Some(namespace), "", "").await?);
+            }
+        }
+        Ok(objects)
+    }
+
     /// Whether the caller may do this with objects of a resource (plural), in a namespace.
     ///
     /// # Errors

@@ -179,7 +179,10 @@ async fn is_somebody_elses(cluster: &Cluster, definition: &Value) -> Result<bool
     let read = read.as_ref().map(name).unwrap_or_default();
     let has = versions(&now).iter().any(|version| name(version) == read && version["served"] == true);
     if !has {
-        println!("  {} was there before without {read}, which is added to it", chart::key(definition).2);
+        println!(
+            "  {} was there before without {read}: it is replaced, and from now on ours",
+            chart::key(definition).2
+        );
     }
     Ok(has)
 }

@@ -94,37 +94,30 @@ fn of(arguments: &UninstallArguments, revision: &str) -> String {
     if arguments.purge { String::new() } else { format!(" of revision {revision}") }
 }
 
-/// What people put into a namespace, of which none may be lost.
-const CONTENTS: [(&str, &str); 10] = [
-    ("apps/v1", "Deployment"),
-    ("apps/v1", "StatefulSet"),
-    ("apps/v1", "DaemonSet"),
-    ("batch/v1", "CronJob"),
-    ("batch/v1", "Job"),
-    ("v1", "Pod"),
-    ("v1", "Service"),
-    ("v1", "PersistentVolumeClaim"),
-    ("v1", "Secret"),
-    ("v1", "ConfigMap"),
-];
-
 /// What is in a namespace beside what is taken away, and beside what Kubernetes puts there by itself.
-async fn foreign(cluster: &Cluster, namespace: &str, ours: &[Value]) -> Result<Vec<String>> {
-    let ours: BTreeSet<_> = ours.iter().map(key).collect();
-    let mut found = Vec::new();
-    for (version, kind) in CONTENTS {
-        let all = cluster.list(version, kind, Some(namespace), "", "").await?;
-        let others = all.iter().filter(|object| !ours.contains(&key(object)) && !comes_by_itself(object));
-        found.extend(others.map(|object| format!("{kind} {}", key(object).2)));
-    }
-    Ok(found)
+async fn foreign(cluster: &Cluster, namespace: &str, taken: &[Value]) -> Result<Vec<String>> {
+    let keys: BTreeSet<_> = taken.iter().map(key).collect();
+    // Objects of a kind that is taken away go with it.
+    let kinds = taken.iter().filter(|object| object["kind"] == "CustomResourceDefinition");
+    let kinds: BTreeSet<_> = kinds.filter_map(|kind| kind["spec"]["names"]["kind"].as_str()).collect();
+    let stays =
+        |object: &&Value| !keys.contains(&key(object)) && !kinds.contains(object["kind"].as_str().unwrap_or_default());
+    let all = cluster.contents(namespace).await?;
+    let others = all.iter().filter(stays).filter(|object| !comes_by_itself(object));
+    Ok(others.map(|object| format!("{} {}", object["kind"].as_str().unwrap_or_default(), key(object).2)).collect())
 }
 
-/// Pods of Deployments and the like go with them; each namespace has the API server's root certificate.
+/// Pods of Deployments and the like go with them; some objects are made for each namespace, service or event.
 fn comes_by_itself(object: &Value) -> bool {
-    object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty())
-        || (object["kind"] == "ConfigMap" && object["metadata"]["name"] == "kube-root-ca.crt")
-        || object["type"] == "kubernetes.io/service-account-token"
+    let is_owned = object["metadata"]["ownerReferences"].as_array().is_some_and(|owners| !owners.is_empty());
+    let of_each_namespace = match object["kind"].as_str().unwrap_or_default() {
+        "ConfigMap" => object["metadata"]["name"] == "kube-root-ca.crt",
+        "ServiceAccount" => object["metadata"]["name"] == "default",
+        "Secret" => object["type"] == "kubernetes.io/service-account-token",
+        "Event" | "Endpoints" | "PodMetrics" => true,
+        _ => false,
+    };
+    is_owned || of_each_namespace
 }
 
 /// What belongs to no revision: kinds, certificates and the lease.
@@ -146,4 +139,26 @@ async fn of_everybody(cluster: &Cluster, namespace: &str) -> Result<Vec<Value>> 
     };
     found.extend(leases.into_iter().filter(ours));
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_made_is_told_from_what_comes_by_itself() {
+        let object = |kind: &str, name: &str| json!({"kind": kind, "metadata": {"name": name}});
+        for (kind, name) in
+            [("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default"), ("Event", "a"), ("Endpoints", "istiod")]
+        {
+            assert!(comes_by_itself(&object(kind, name)), "{kind} {name}");
+        }
+        for (kind, name) in [("ConfigMap", "a"), ("ServiceAccount", "kiali"), ("Secret", "cacerts"), ("Ingress", "a")] {
+            assert!(!comes_by_itself(&object(kind, name)), "{kind} {name}");
+        }
+        let mut pod = object("Pod", "a");
+        assert!(!comes_by_itself(&pod));
+        pod["metadata"]["ownerReferences"] = json!([{"kind": "ReplicaSet"}]);
+        assert!(comes_by_itself(&pod));
+    }
 }
