@@ -97,14 +97,18 @@ fn of(arguments: &UninstallArguments, revision: &str) -> String {
 /// What is in a namespace beside what is taken away, and beside what Kubernetes puts there by itself.
 async fn foreign(cluster: &Cluster, namespace: &str, taken: &[Value]) -> Result<Vec<String>> {
     let keys: BTreeSet<_> = taken.iter().map(key).collect();
-    // Objects of a kind that is taken away go with it.
-    let kinds = taken.iter().filter(|object| object["kind"] == "CustomResourceDefinition");
-    let kinds: BTreeSet<_> = kinds.filter_map(|kind| kind["spec"]["names"]["kind"].as_str()).collect();
-    let stays =
-        |object: &&Value| !keys.contains(&key(object)) && !kinds.contains(object["kind"].as_str().unwrap_or_default());
+    let stays = |object: &&Value| !keys.contains(&key(object)) && !goes_with_its_kind(object, taken);
     let all = cluster.contents(namespace).await?;
     let others = all.iter().filter(stays).filter(|object| !comes_by_itself(object));
     Ok(others.map(|object| format!("{} {}", object["kind"].as_str().unwrap_or_default(), key(object).2)).collect())
+}
+
+/// Whether the kind of the object is taken away, and the object with it.
+fn goes_with_its_kind(object: &Value, taken: &[Value]) -> bool {
+    let version = object["apiVersion"].as_str().unwrap_or_default();
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    let mut kinds = taken.iter().filter(|object| object["kind"] == "CustomResourceDefinition");
+    kinds.any(|kind| kind["spec"]["group"] == group && kind["spec"]["names"]["kind"] == object["kind"])
 }
 
 /// Pods of Deployments and the like go with them; some objects are made for each namespace, service or event.
@@ -160,5 +164,19 @@ mod tests {
         assert!(!comes_by_itself(&pod));
         pod["metadata"]["ownerReferences"] = json!([{"kind": "ReplicaSet"}]);
         assert!(comes_by_itself(&pod));
+    }
+
+    #[test]
+    fn only_objects_of_that_very_kind_go_with_it() {
+        let kind = json!({
+            "kind": "CustomResourceDefinition",
+            "spec": {"group": "networking.istio.io", "names": {"kind": "Gateway"}},
+        });
+        let gateway = |version: &str| json!({"apiVersion": version, "kind": "Gateway"});
+        let taken = [kind];
+        assert!(goes_with_its_kind(&gateway("networking.istio.io/v1"), &taken));
+        assert!(!goes_with_its_kind(&gateway("gateway.networking.k8s.io/v1"), &taken));
+        assert!(!goes_with_its_kind(&json!({"apiVersion": "v1", "kind": "Secret"}), &taken));
+        assert!(!goes_with_its_kind(&gateway("networking.istio.io/v1"), &[]));
     }
 }
