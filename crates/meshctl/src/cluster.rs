@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use http_body_util::BodyExt;
@@ -24,6 +25,9 @@ use crate::fetch::{Answer, Connection};
 
 /// Who writes, as the API server remembers it.
 const MANAGER: &str = "meshctl";
+
+/// How long webhooks may take for an object that is only tried.
+const REVIEW: Duration = Duration::from_secs(1);
 
 /// A cluster.
 pub struct Cluster {
@@ -207,6 +211,25 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// What keeps the API server from having an object looked at by webhooks, if any of them does not answer. Nothing is made.
+    ///
+    /// # Errors
+    /// The object is none, or its kind is not known.
+    pub async fn unanswered(&self, object: &Value) -> Result<Option<String>> {
+        let api = self.api(object).await?;
+        let dry = PostParams { dry_run: true, ..PostParams::default() };
+        let object = serde_json::from_value(object.clone())?;
+        // Whoever dialled before the Service led anywhere waits for long, while a new attempt gets there.
+        match tokio::time::timeout(REVIEW, api.create(&dry, &object)).await {
+            Err(_) => Ok(Some("the API server does not reach the control plane's webhooks yet".to_owned())),
+            Ok(Err(kube::Error::Api(status))) if status.message.contains("failed calling webhook") => {
+                Ok(Some(status.message.clone()))
+            }
+            // Whatever else is said of it, all that were asked have answered.
+            Ok(_) => Ok(None),
+        }
+    }
+
     /// Everything in a namespace, of whatever kind, as far as it can be listed.
     ///
     /// # Errors

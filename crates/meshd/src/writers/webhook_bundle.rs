@@ -1,5 +1,6 @@
 //! The CA bundle in the webhooks that point at this control plane, so that the API server believes its certificate; put back if
-//! somebody changes it. A validating webhook begins to refuse objects only once it can be reached (Istio does the same).
+//! somebody changes it. A validating webhook begins to refuse objects when a control plane runs that answers it; `meshctl install`
+//! waits until the API server has heard it.
 
 use std::pin::pin;
 

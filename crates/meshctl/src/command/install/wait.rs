@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
 use crate::install::{Component, Plan};
@@ -27,7 +27,7 @@ pub(super) async fn ready(
     loop {
         let mut missing = None;
         for object in &component.objects {
-            if let Some(reason) = lacks(cluster, object).await? {
+            if let Some(reason) = lacks(cluster, object, plan).await? {
                 missing = Some(reason);
                 break;
             }
@@ -46,10 +46,13 @@ pub(super) async fn ready(
 }
 
 /// What an object still lacks.
-async fn lacks(cluster: &Cluster, object: &Value) -> Result<Option<String>> {
+async fn lacks(cluster: &Cluster, object: &Value, plan: &Plan) -> Result<Option<String>> {
     let kind = object["kind"].as_str().unwrap_or_default();
-    if !matches!(kind, "Deployment" | "CustomResourceDefinition" | "MutatingWebhookConfiguration") {
-        return Ok(None);
+    match kind {
+        "Deployment" | "CustomResourceDefinition" | "MutatingWebhookConfiguration" => {}
+        // The Service of a control plane that is ready leads there a moment later: whoever applies objects next would be refused.
+        "ValidatingWebhookConfiguration" => return cluster.unanswered(&sample(plan)).await,
+        _ => return Ok(None),
     }
     let name = object["metadata"]["name"].as_str().unwrap_or_default();
     let Some(now) = cluster.get(object).await? else { return Ok(Some(format!("{kind} {name} is not there yet"))) };
@@ -70,6 +73,18 @@ async fn lacks(cluster: &Cluster, object: &Value) -> Result<Option<String>> {
             Ok(bare.then(|| format!("the webhook {name} has no CA bundle yet")))
         }
     }
+}
+
+/// An object that the control plane of this revision is asked about.
+fn sample(plan: &Plan) -> Value {
+    let mut sample = json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": {"name": "meshctl-install-asks", "namespace": plan.namespace}, "spec": {},
+    });
+    if !plan.revision.is_empty() {
+        sample["metadata"]["labels"] = json!({"istio.io/rev": plan.revision});
+    }
+    sample
 }
 
 async fn deployment(cluster: &Cluster, name: &str, now: &Value) -> Result<Option<String>> {
