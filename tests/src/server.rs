@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::response::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -157,12 +158,20 @@ impl Client {
     /// # Errors
     /// There was no complete answer.
     pub async fn ask(&mut self, request: Request<Full<Bytes>>) -> Result<(u16, String), String> {
+        let (head, body) = self.exchange(request).await?;
+        Ok((head.status.as_u16(), body))
+    }
+
+    /// The answer's head and body.
+    ///
+    /// # Errors
+    /// There was no complete answer.
+    pub async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<(Parts, String), String> {
         let answer = async {
             self.0.ready().await?;
-            let response = self.0.send_request(request).await?;
-            let status = response.status().as_u16();
-            let body = response.into_body().collect().await?.to_bytes();
-            Ok::<_, hyper::Error>((status, String::from_utf8_lossy(&body).into_owned()))
+            let (head, body) = self.0.send_request(request).await?.into_parts();
+            let body = body.collect().await?.to_bytes();
+            Ok::<_, hyper::Error>((head, String::from_utf8_lossy(&body).into_owned()))
         };
         tokio::time::timeout(PATIENCE, answer)
             .await

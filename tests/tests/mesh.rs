@@ -3,6 +3,8 @@
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use api::node::Role;
@@ -16,6 +18,7 @@ use mesh_tests::wait::until;
 use proxy::agent::Agent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 const USER: &str = "user.shop.svc.cluster.local:8080";
 
@@ -238,6 +241,42 @@ async fn while_an_end_is_announced_no_connection_is_closed_under_its_client() {
     assert!(asked > 5, "{asked}");
     for client in [&mut unused, &mut used] {
         assert_eq!(client.ask(get(USER, "/last")).await.map(|(status, _)| status), Ok(200));
+    }
+}
+
+/// Requests on one HTTP/1 connection until an answer says that it is the last.
+async fn until_told(mut client: Client, path: &str, pause: Duration, answered: &AtomicUsize) -> Result<(), String> {
+    loop {
+        let (head, _) = client.exchange(get(USER, path)).await?;
+        answered.fetch_add(1, Ordering::Relaxed);
+        if head.headers.get("connection").is_some_and(|value| value == "close") {
+            return Ok(());
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// A client may send its next request at any moment after an answer that promised nothing else: only what it is told beforehand
+/// keeps that request from being lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_uses_a_connection_is_told_before_it_closes() {
+    // Answers of the application; of the proxy itself, which are there before anything else happens; and few of them.
+    for (path, pause) in [("/", 0), ("/closed", 0), ("/", 300)] {
+        let shop = Shop::open("", &["--drain-delay=1s"]).await;
+        let (mut clients, answered) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..32 {
+            let (client, answered) = (Client::connect(&shop.outbound).await.unwrap(), Arc::clone(&answered));
+            clients.spawn(async move { until_told(client, path, Duration::from_millis(pause), &answered).await });
+        }
+        until("requests", async || match answered.load(Ordering::Relaxed) {
+            few @ 0..100 => Err(few),
+            _ => Ok(()),
+        })
+        .await;
+        let drained = shop.caller.running.leave();
+        let (_, told) = tokio::join!(drained, clients.join_all());
+        let failed: Vec<_> = told.into_iter().filter_map(Result::err).collect();
+        assert!(failed.is_empty(), "{path}, a request each {pause} ms: {failed:?}");
     }
 }
 

@@ -108,6 +108,8 @@ pub struct Watch {
     pub head_timeout: Duration,
     /// It has given back what it does not need.
     pub rests: Cell<bool>,
+    /// It was asked to leave: on HTTP/1 the next answer says so, and is the last.
+    pub leaves: Cell<bool>,
     asked: Cell<Option<Ask>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -117,7 +119,7 @@ pub struct Watch {
 pub enum Ask {
     /// To give back what it does not need while nothing comes.
     Rest,
-    /// To end after the requests that are under way.
+    /// To tell the client, and to end after the requests that are under way.
     Leave,
     /// To end if a request's head is what it waits for, else to leave: it took too long.
     Hurry,
@@ -138,6 +140,9 @@ const LEAVE: Duration = Duration::from_secs(2);
 impl Watch {
     /// Asks, once the connection's task looks.
     pub fn ask(&self, ask: Ask) {
+        if ask == Ask::Leave {
+            self.leaves.set(true);
+        }
         self.asked.set(self.asked.get().max(Some(ask)));
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -248,6 +253,7 @@ impl Worker {
 
     /// Watches a client connection.
     pub fn watch(&self, idle_timeout: Duration, head_timeout: Duration) -> Rc<Watch> {
+        let leaves = *self.stage.borrow() == Stage::Ending;
         let watch = Rc::new(Watch {
             active: Cell::new(0),
             requests: Cell::new(0),
@@ -257,7 +263,8 @@ impl Worker {
             idle_timeout,
             head_timeout: if head_timeout.is_zero() { HEAD_TIMEOUT } else { head_timeout },
             rests: Cell::new(false),
-            asked: Cell::new((*self.stage.borrow() == Stage::Ending).then_some(Ask::Leave)),
+            leaves: Cell::new(leaves),
+            asked: Cell::new(leaves.then_some(Ask::Leave)),
             waker: RefCell::default(),
         });
         self.watched.borrow_mut().push(Rc::downgrade(&watch));
@@ -322,8 +329,8 @@ impl Worker {
 
     /// When the proxy ends, asks every connection to leave, and closes those that have no use any more, though their end was
     /// announced. Whoever keeps an HTTP/1 connection may be sending on it at this very moment, and the application of a pod that
-    /// is told to end may still call others: until the proxy itself ends, an end is announced with an answer, and no connection
-    /// is closed under its client.
+    /// is told to end may still call others: an end is announced with an answer, and a connection without one is closed only
+    /// when the proxy itself ends and nothing has come on it for a while.
     pub async fn take_leave(self: Rc<Self>) {
         let mut stage = self.stage.clone();
         if stage.wait_for(|stage| *stage >= Stage::Leaving).await.is_err() {

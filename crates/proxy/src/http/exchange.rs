@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::HOST;
 use http::request::Parts as RequestHead;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use hyper::body::Body;
 
 use super::body::ResponseBody;
@@ -78,8 +78,13 @@ pub async fn serve(
     if connection.worker.leaving.get() {
         watch.ask(worker::Ask::Leave);
     }
+    let is_http1 = matches!(request.body(), ClientBody::Http(_)) && request.version() < Version::HTTP_2;
     let mut response = answer(&connection, request).await;
     response.body_mut().read_ahead().await;
+    // As late as can be: after this answer the client may send again at once.
+    if is_http1 && connection.watch.leaves.get() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response)
 }
 

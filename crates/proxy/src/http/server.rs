@@ -1,6 +1,6 @@
 //! A client's HTTP connection: hyper below, one exchange for each request.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -173,6 +173,10 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
             })
             .await;
             let Some(begin) = begin else { return };
+            // What was asked meanwhile is for the connection that begins now.
+            if watch.leaves.get() {
+                watch.ask(Ask::Leave);
+            }
             let http2 = begin.starts_with(PREFACE);
             io.put_back(begin);
             http2
@@ -215,9 +219,10 @@ pub async fn run(worker: Rc<Worker>, mut io: Io, facts: Rc<ConnFacts>, chain: Ar
     }
 }
 
-/// Waits until the connection is to end, be it that it rests.
+/// Waits until the connection is to end though nothing comes on it. That it is to leave is told with its next answer; who closes
+/// those on which none will be given is `Worker::take_leave`, or `Worker::unused_ends`.
 async fn ends(watch: &Watch) {
-    while watch.asked().await == Ask::Rest {}
+    while matches!(watch.asked().await, Ask::Rest | Ask::Leave) {}
 }
 
 /// Serves HTTP/2 until the connection ends.
@@ -321,34 +326,38 @@ async fn serve_http1(io: Io, current: &Rc<Current>, watch: &Rc<Watch>) -> Option
         )
         .with_upgrades();
     let mut served = std::pin::pin!(served);
-    let (mut leaves, mut ending) = (false, false);
+    let (mut expired, mut ending) = (false, false);
     let rests = poll_fn(|context| {
         if let Poll::Ready(result) = served.as_mut().poll(context) {
             log_end(result.as_ref().err());
             return Poll::Ready(false);
         }
-        while let Poll::Ready(ask) = watch.poll_asked(context) {
-            // A head that takes too long is not waited for; an idle connection may close in peace.
-            let hurry = ask == Ask::Hurry && (watch.head_since.get().is_some() || ending);
-            if ask == Ask::Close || hurry {
-                return Poll::Ready(false);
-            }
-            if ask == Ask::Rest {
-                // Nothing was read since the last answer, what was read before is used up, and the answer has left.
-                let quiet = watch.active.get() == 0 && !watch.beginning.load(Ordering::Relaxed);
-                let sent = !unsent.load(Ordering::Relaxed);
-                if !ending && quiet && sent && tail.load(Ordering::Relaxed) == END_OF_HEAD {
-                    return Poll::Ready(true);
-                }
-                // Asked again only after another request.
-                watch.rests.set(true);
-            } else {
-                leaves = true;
-            }
-        }
         // A request may have come that the runtime has not seen yet: it is served, and told of the end.
         let comes = || watch.active.get() == 0 && io.lock().unwrap_or_else(PoisonError::into_inner).has_input();
-        if leaves && !ending && !comes() {
+        let sent = || !unsent.load(Ordering::Relaxed);
+        while let Poll::Ready(ask) = watch.poll_asked(context) {
+            match ask {
+                Ask::Rest => {
+                    // Nothing was read since the last answer, what was read before is used up, and the answer has left.
+                    let quiet = watch.active.get() == 0 && !watch.beginning.load(Ordering::Relaxed);
+                    if !ending && quiet && sent() && tail.load(Ordering::Relaxed) == END_OF_HEAD {
+                        return Poll::Ready(true);
+                    }
+                    // Asked again only after another request.
+                    watch.rests.set(true);
+                }
+                // Told with the next answer: closed now, the connection would be lost to a client that has just been answered
+                // and sends again.
+                Ask::Leave => {}
+                // A head that takes too long is not waited for; an idle connection may close in peace.
+                Ask::Hurry if watch.head_since.get().is_some() || ending => return Poll::Ready(false),
+                Ask::Hurry => expired = true,
+                Ask::Close if !comes() && sent() => return Poll::Ready(false),
+                // Asked again.
+                Ask::Close => {}
+            }
+        }
+        if expired && !ending && !comes() {
             ending = true;
             served.as_mut().graceful_shutdown();
             context.waker().wake_by_ref();
@@ -370,12 +379,11 @@ fn log_end(error: Option<&impl std::error::Error>) {
 
 /// Reads until it is known whether the client speaks HTTP/2.
 async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
-    let leave = Cell::new(false);
     // Room only when there is something: many connections are opened ahead of their use.
     if io.is_bare() {
         tokio::select! {
             () = io.readable() => {}
-            () = breaks_off(watch, &leave) => return None,
+            () = ends(watch) => return None,
         }
     }
     let mut bytes = BytesMut::with_capacity(4096);
@@ -385,29 +393,14 @@ async fn first_bytes(io: &mut Io, watch: &Watch) -> Option<Bytes> {
                 Ok(0) | Err(_) => return None,
                 Ok(_) => {}
             },
-            () = breaks_off(watch, &leave) => return None,
+            () = ends(watch) => return None,
         }
         let compared = bytes.len().min(PREFACE.len());
         if bytes[..compared] != PREFACE[..compared] || bytes.len() >= PREFACE.len() {
-            if leave.get() {
-                watch.ask(Ask::Leave);
-            }
             return Some(bytes.freeze());
         }
         if watch.head_since.get().is_none() {
             watch.head_since.set(Some(Instant::now()));
-        }
-    }
-}
-
-/// Waits until the connection is to end at once. One that is to take leave is served first: a proxy that ends still takes
-/// connections for a while, and who closes those that nobody uses is `Worker::unused_ends`.
-async fn breaks_off(watch: &Watch, leave: &Cell<bool>) {
-    loop {
-        match watch.asked().await {
-            Ask::Rest => {}
-            Ask::Leave => leave.set(true),
-            Ask::Hurry | Ask::Close => return,
         }
     }
 }

@@ -402,7 +402,8 @@ async fn draining_lets_a_running_request_end() {
 }
 
 /// None of these has a request under way: a client before its first request, after one, over HTTP/2, one that said nothing on
-/// a port where the first bytes decide, one in the middle of a handshake, and the connection between the proxies.
+/// a port where the first bytes decide, one in the middle of a handshake, and the connection between the proxies. The second
+/// was not told of the end with its answer and may be sending again: it is waited for, but not for long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections_do_not_hold_up_the_end() {
     let app = App::echo().await;
@@ -424,7 +425,7 @@ async fn idle_connections_do_not_hold_up_the_end() {
     for proxy in [server, client] {
         let start = Instant::now();
         assert_eq!(proxy.drain().await, proxy::drain::Drained::Idle);
-        assert!(start.elapsed() < Duration::from_secs(1), "the end took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(4), "the end took {:?}", start.elapsed());
     }
     drop((fresh, silent, half, used, multiplexed));
 }
