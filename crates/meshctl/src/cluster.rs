@@ -148,6 +148,23 @@ impl Cluster {
         Ok(if same { Applied::Unchanged } else { Applied::Changed })
     }
 
+    /// Turns an object as it was read into another, unless somebody else wrote it meanwhile.
+    ///
+    /// # Errors
+    /// The API server refuses it.
+    pub async fn change(&self, before: &Value, after: &Value) -> Result<()> {
+        if before == after {
+            return Ok(());
+        }
+        let (kind, namespace, name) = key(before);
+        let what = || format!("{kind} {} cannot be changed", place(&namespace, &name));
+        let api = self.api(before).await.with_context(what)?;
+        let after = serde_json::from_value(after.clone()).with_context(what)?;
+        let how = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        api.replace(&name, &how, &after).await.with_context(what)?;
+        Ok(())
+    }
+
     /// The object as it is now, if it is there.
     ///
     /// # Errors

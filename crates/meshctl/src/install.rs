@@ -20,6 +20,10 @@ const PROXY_IMAGE: &str = "install.operator.istio.io/proxy-image";
 pub const COMPONENT: &str = "operator.istio.io/component";
 /// Which revision.
 pub const REVISION: &str = "istio.io/rev";
+/// Label of a tag's webhooks: the tag.
+pub const TAG: &str = "istio.io/tag";
+/// The revision without a name, and the tag of those that name no revision.
+pub const DEFAULT: &str = "default";
 
 /// What a user asks for.
 #[derive(Clone, Debug, Default)]

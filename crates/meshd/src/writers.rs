@@ -1,5 +1,6 @@
 //! What the control plane writes into the cluster. One replica does it, the one that holds the lease; all others wait for it.
 
+mod default;
 mod addresses;
 mod root_certificate;
 mod status;
@@ -9,7 +10,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use api::object::Kind;
+use api::object::{Kind, Object};
 use kube::Client;
 use kube::api::ApiResource;
 use kube_lease_manager::LeaseManagerBuilder;
@@ -84,12 +85,38 @@ impl Writers {
     }
 
     async fn write(&self) {
+        let (tell, default) = watch::channel(None);
+        let default = Unnamed(default);
         tokio::join!(
+            again("which revision is the default", || default::keep(self, &tell)),
             again("root certificates", || root_certificate::keep(self)),
             again("CA bundles of webhooks", || webhook_bundle::keep(self)),
-            again("addresses of hosts", || addresses::keep(self)),
-            again("status of objects", || status::keep(self)),
+            again("addresses of hosts", || addresses::keep(self, default.clone())),
+            again("status of objects", || status::keep(self, default.clone())),
         );
+    }
+}
+
+/// Whether this revision is the default, as it is now.
+#[derive(Clone)]
+struct Unnamed(watch::Receiver<Option<bool>>);
+
+impl Unnamed {
+    /// Whether this revision writes of an object: of those that name it or a tag of it always (others are not read), of those that
+    /// name none if it is the default. Nothing while that is not known.
+    fn writes(&self, object: &Object) -> bool {
+        let named = object.meta.labels.contains_key(default::REVISION);
+        named || self.is_ours()
+    }
+
+    /// Whether it is known to be the default.
+    fn is_ours(&self) -> bool {
+        *self.0.borrow() == Some(true)
+    }
+
+    /// Until it becomes so, or is not so any more.
+    async fn changed(&mut self) -> Result<()> {
+        self.0.changed().await.context("nobody follows which revision is the default")
     }
 }
 

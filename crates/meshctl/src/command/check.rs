@@ -12,11 +12,10 @@ use plan::inject::ClusterFacts;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::tag::TAG;
 use crate::chart;
 use crate::cli::CheckArguments;
 use crate::cluster::{Cluster, place};
-use crate::install::{self, OWNED, REVISION, Wish};
+use crate::install::{self, DEFAULT, OWNED, REVISION, TAG, Wish};
 use crate::mesh::Mesh;
 use crate::print::{Format, structured};
 
@@ -351,6 +350,9 @@ async fn running(cluster: &Cluster, mesh: &Mesh, revision: &str) -> Result<Vec<F
     let of_revision = injectors.iter().filter(|injector| label(injector, REVISION) == revision);
     let mut names: BTreeSet<&str> = of_revision.map(|injector| label(injector, TAG)).collect();
     names.insert(revision);
+    if injectors.iter().any(|injector| label(injector, TAG) == DEFAULT && label(injector, REVISION) != revision) {
+        names.remove(DEFAULT);
+    }
     let taken = |namespace: &&Value| {
         let rev = label(namespace, REVISION);
         (!rev.is_empty() && names.contains(rev))

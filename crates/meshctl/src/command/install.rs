@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::tag::own;
 use crate::chart;
 use crate::cli::{InstallArguments, InstallWish};
 use crate::cluster::{Applied, Cluster};
@@ -54,7 +55,7 @@ pub(super) fn generate(namespace: &str, arguments: &InstallWish) -> Result<Strin
 
 /// Installs, or changes an installation to what is asked for.
 pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &InstallArguments) -> Result<ExitCode> {
-    let plan = install::plan(&wish(namespace, &arguments.wish), arguments.wish.force)?;
+    let mut plan = install::plan(&wish(namespace, &arguments.wish), arguments.wish.force)?;
     plan.warnings.iter().for_each(|warning| eprintln!("{warning}"));
     let version = cluster.version().await?;
     let question = format!(
@@ -66,6 +67,14 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &InstallA
     );
     if !arguments.dry_run && !arguments.skip_confirmation && !confirm(&question)? {
         return Ok(ExitCode::FAILURE);
+    }
+    let default = own::default_tag(cluster).await?.filter(|_| plan.revision.is_empty());
+    if let Some(revision) = &default {
+        let objects = plan.components.iter_mut().flat_map(|component| &mut component.objects);
+        objects.filter(|object| own::is_own(object)).for_each(|webhook| own::set(webhook, false));
+        println!(
+            "The tag default stands for the revision {revision}, which stays so: `meshctl tag remove default` gives pods and objects that name no revision back to the one installed here."
+        );
     }
     let missing = namespaces(cluster, &plan, arguments.dry_run).await?;
     for component in &plan.components {
@@ -221,7 +230,7 @@ async fn prune(cluster: &Cluster, plan: &Plan, dry_run: bool) -> Result<()> {
         for object in cluster.list(version, kind, None, &selector, "").await? {
             let (kind, namespace, name) = chart::key(&object);
             // Tags are made beside an installation, and belong to it until it is taken away.
-            let tag = object["metadata"]["labels"][super::tag::TAG].is_string();
+            let tag = object["metadata"]["labels"][install::TAG].is_string();
             if !tag && !wanted.contains(&(kind.clone(), namespace.clone(), name.clone())) {
                 println!("- {kind} {} is no longer part of it", crate::cluster::place(&namespace, &name));
                 if !dry_run {

@@ -1,6 +1,8 @@
 //! `meshctl tag`: names for revisions. A tag is an injector's webhook more, which takes pods whose namespace (or who
 //! themselves) name the tag, to the control plane of the revision; moving it moves all of them at their next restart.
 
+pub(super) mod own;
+
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -11,13 +13,9 @@ use super::install::confirm;
 use crate::chart;
 use crate::cli::{TagArguments, TagCommand};
 use crate::cluster::Cluster;
-use crate::install::REVISION;
+use crate::install::{DEFAULT, REVISION, TAG};
 use crate::print::{Format, structured, table};
 
-/// Label of a tag's webhook.
-pub(super) const TAG: &str = "istio.io/tag";
-/// The tag of those that name no revision.
-const DEFAULT: &str = "default";
 const GROUP: &str = "admissionregistration.k8s.io/v1";
 /// Validates objects that name no revision, where the tag `default` says which control plane does.
 const DEFAULT_VALIDATOR: &str = "istiod-default-validator";
@@ -43,6 +41,10 @@ pub(super) async fn run(cluster: &Cluster, command: TagCommand) -> Result<ExitCo
         TagCommand::Set(wish) => {
             for object in objects(cluster, &wish).await? {
                 cluster.apply(&object, false).await?;
+            }
+            // Only now, so that at no moment nobody takes the pods.
+            if wish.name == DEFAULT {
+                own::switch(cluster, false).await?;
             }
             println!("✔ the tag {} stands for the revision {}", wish.name, wish.revision);
             println!("Label a namespace to use it: kubectl label namespace NAME {}", label(&wish.name));
@@ -83,6 +85,10 @@ async fn remove(cluster: &Cluster, name: &str, skip_confirmation: bool) -> Resul
         if !confirm(&question)? {
             return Ok(ExitCode::FAILURE);
         }
+    }
+    // First, so that at no moment nobody takes the pods.
+    if name == DEFAULT {
+        own::switch(cluster, true).await?;
     }
     for webhook in webhooks.iter().filter(|webhook| labelled(webhook, TAG) == Some(name)) {
         cluster.delete(webhook).await?;
@@ -153,7 +159,8 @@ fn injector(wish: &TagArguments, injectors: &[Value]) -> Result<Value> {
         let known: Vec<&str> = own.filter_map(|one| labelled(one, REVISION)).collect();
         bail!("no control plane of the revision {revision:?} is installed; there are: {}", known.join(", "));
     };
-    if of_revision(tag).is_some() {
+    // The tag `default` takes the place of the revision's own webhooks, which take nothing meanwhile.
+    if tag != DEFAULT && of_revision(tag).is_some() {
         bail!("{tag:?} is the name of a revision already: whoever names it would be injected twice");
     }
     let before = injectors.iter().find(|one| labelled(one, TAG) == Some(tag)).and_then(|one| labelled(one, REVISION));
@@ -215,6 +222,7 @@ fn validator(own: &Value) -> Value {
         let mut hook = hook.clone();
         hook["name"] = json!("validation.istio.io");
         hook["objectSelector"] = json!({"matchExpressions": [{"key": REVISION, "operator": "DoesNotExist"}]});
+        hook["namespaceSelector"] = json!({});
         hook
     });
     json!({
@@ -269,6 +277,10 @@ mod tests {
         assert!(injector(&TagArguments { overwrite: true, ..wish("prod", "1-3") }, &all).is_ok());
         assert!(injector(&wish("prod", "1-2"), &all).is_ok(), "the same again changes nothing");
         assert!(refused(&wish("1-3", "1-2")).contains("revision already"));
+        // The end of a canary upgrade: the new revision becomes the default beside the old one.
+        let beside = [own("default"), own("1-2")];
+        assert!(injector(&wish("default", "1-2"), &beside).is_ok());
+        assert!(injector(&wish("default", "default"), &beside).is_ok());
         assert!(refused(&wish("prod", "1-4")).contains("1-2, 1-3"));
         assert!(refused(&wish("Prod", "1-2")).contains("small letters"));
     }

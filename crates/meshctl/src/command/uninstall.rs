@@ -8,10 +8,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::install::{KINDS, confirm};
+use super::tag::own;
 use crate::chart::key;
 use crate::cli::UninstallArguments;
 use crate::cluster::{Cluster, place};
-use crate::install::{OWNED, OWNER, REVISION};
+use crate::install::{DEFAULT, OWNED, OWNER, REVISION, TAG};
 use crate::print::Progress;
 
 /// Root certificate in every namespace, and what the control plane keeps of its own.
@@ -71,6 +72,11 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &Uninstal
     }
     let mut progress = Progress::start("uninstall");
     let mut gone = 0;
+    // Who names no revision goes back to the revision without a name, if that stays.
+    let is_default = |object: &Value| object["metadata"]["labels"][TAG] == DEFAULT;
+    if !arguments.purge && revision != DEFAULT && found.iter().any(is_default) {
+        own::switch(cluster, true).await?;
+    }
     for object in &found {
         let (kind, namespace, name) = key(object);
         progress.tell(&format!("{kind} {}", place(&namespace, &name)));

@@ -12,19 +12,20 @@ use kube::api::{Api, DynamicObject, Patch, PatchParams};
 use plan::Snapshot;
 use serde_json::{Value, json};
 
-use super::{Writers, resource};
+use super::{Unnamed, Writers, resource};
 
 /// Pause after a write that failed, and between two looks.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Follows the configuration, and writes what an object does not say yet.
-pub(super) async fn keep(writers: &Writers) -> Result<()> {
+pub(super) async fn keep(writers: &Writers, mut default: Unnamed) -> Result<()> {
     let mut published = writers.published.clone();
     loop {
         let now = published.borrow_and_update().clone();
         let mut again = false;
         if let Some(now) = now {
-            let due = due(&now.snapshot, |key| now.world.object(key).map(|object| object.raw["status"].clone()));
+            let own = |key: &ObjectKey| now.world.object(key).filter(|object| default.writes(object));
+            let due = due(&now.snapshot, |key| own(key).map(|object| object.raw["status"].clone()));
             for (key, addresses) in due {
                 if let Err(error) = write(writers, &key, &addresses).await {
                     tracing::debug!(object = %key, "its addresses could not be written, is tried again: {error:#}");
@@ -33,7 +34,10 @@ pub(super) async fn keep(writers: &Writers) -> Result<()> {
             }
         }
         if !again {
-            published.changed().await.context("nobody publishes")?;
+            tokio::select! {
+                changed = published.changed() => changed.context("nobody publishes")?,
+                changed = default.changed() => changed?,
+            }
         }
         tokio::time::sleep(LOOK).await;
     }

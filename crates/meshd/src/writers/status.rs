@@ -13,7 +13,8 @@ use kube::{Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::{Writers, resource};
+use super::default::REVISION;
+use super::{Unnamed, Writers, resource};
 use crate::state::Published;
 
 /// Pause between two writes: at most 20 a second.
@@ -34,7 +35,7 @@ struct Verdict {
 }
 
 /// Follows the configuration, and says of each object what came of it.
-pub(super) async fn keep(writers: &Writers) -> Result<()> {
+pub(super) async fn keep(writers: &Writers, mut default: Unnamed) -> Result<()> {
     let mut published = writers.published.clone();
     // What was said already. The snapshot does not tell: a status changes nothing that is planned from.
     let mut said: BTreeMap<ObjectKey, Verdict> = BTreeMap::new();
@@ -43,11 +44,11 @@ pub(super) async fn keep(writers: &Writers) -> Result<()> {
     loop {
         let looked = Instant::now();
         let now = published.borrow_and_update().clone();
-        let due = now.as_ref().map(|now| due(now, &mut said)).unwrap_or_default();
+        let due = now.as_ref().map(|now| due(now, &default, &mut said)).unwrap_or_default();
         let mut again = due.len() > PASS;
         for (key, verdict) in due.into_iter().take(PASS) {
             pause.tick().await;
-            match say(&writers.client, &key, &verdict).await {
+            match say(&writers.client, &default, &key, &verdict).await {
                 Ok(()) => {
                     said.insert(key, verdict);
                 }
@@ -59,19 +60,24 @@ pub(super) async fn keep(writers: &Writers) -> Result<()> {
         }
         drop(now);
         if !again {
-            published.changed().await.context("nobody publishes")?;
+            tokio::select! {
+                changed = published.changed() => changed.context("nobody publishes")?,
+                // What another revision has said meanwhile is not what this one says.
+                changed = default.changed() => changed.map(|()| said.clear())?,
+            }
         }
         tokio::time::sleep_until(looked + LOOK).await;
     }
 }
 
 /// Objects whose status does not say yet what it should; those gone are forgotten.
-fn due(now: &Published, said: &mut BTreeMap<ObjectKey, Verdict>) -> Vec<(ObjectKey, Verdict)> {
+fn due(now: &Published, default: &Unnamed, said: &mut BTreeMap<ObjectKey, Verdict>) -> Vec<(ObjectKey, Verdict)> {
     let wanted = verdicts(now);
     said.retain(|key, _| wanted.contains_key(key));
     let mut due = Vec::new();
     for (key, verdict) in wanted {
-        if said.get(&key) == Some(&verdict) {
+        let others = now.world.object(&key).is_some_and(|object| !default.writes(object));
+        if others || said.get(&key) == Some(&verdict) {
             continue;
         }
         let status = now.world.object(&key).map(|object| &object.raw["status"]);
@@ -111,9 +117,13 @@ fn key_of(object: &ObjectRef) -> Option<ObjectKey> {
 }
 
 /// Reads the object's status, and writes it if it says something else.
-async fn say(client: &Client, key: &ObjectKey, verdict: &Verdict) -> Result<()> {
+async fn say(client: &Client, default: &Unnamed, key: &ObjectKey, verdict: &Verdict) -> Result<()> {
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &key.namespace, &resource(key.kind));
     let Some(object) = api.get_opt(&key.name).await? else { return Ok(()) };
+    // Of one that was refused the labels are known only now.
+    if !object.labels().contains_key(REVISION) && !default.is_ours() {
+        return Ok(());
+    }
     let newest = object.metadata.generation.unwrap_or_default();
     // A version that was refused is not in the snapshot; what is wrong is wrong with the newest one.
     let refused = verdict.problems.iter().any(|problem| problem.severity == Severity::Error);

@@ -1,5 +1,5 @@
 //! The CA bundle in the webhooks that point at this control plane, so that the API server believes its certificate; put back if
-//! somebody changes it. A validating webhook begins to refuse objects when a control plane runs that answers it; `meshctl install`
+//! somebody changes it. Each revision does so for its own; tags' point at the revision's. A validating webhook begins to refuse objects when a control plane runs that answers it; `meshctl install`
 //! waits until the API server has heard it.
 
 use std::pin::pin;
@@ -63,11 +63,13 @@ fn json_patch(operations: Vec<Value>) -> Result<Patch<()>> {
 /// What to change: the bundle of each webhook that points at our Service, and the policy of those that ask for it.
 fn patch<'a>(hooks: impl Iterator<Item = (&'a WebhookClientConfig, Option<&'a str>)>, writers: &Writers) -> Vec<Value> {
     let bundle = ByteString(writers.bundle.clone().into_bytes());
+    let own = own_service(&writers.revision);
     let mut operations = Vec::new();
     for (index, (client, policy)) in hooks.enumerate() {
-        let ours = client.service.as_ref().is_some_and(|service| {
-            service.namespace == writers.namespace && (service.name == "istiod" || service.name.starts_with("istiod-"))
-        });
+        let ours = client
+            .service
+            .as_ref()
+            .is_some_and(|service| service.namespace == writers.namespace && service.name == own);
         if !ours {
             continue;
         }
@@ -82,4 +84,12 @@ fn patch<'a>(hooks: impl Iterator<Item = (&'a WebhookClientConfig, Option<&'a st
         }
     }
     operations
+}
+
+/// The Service of a revision. Another revision's may have nobody behind it yet, who then must not be asked for consent.
+fn own_service(revision: &str) -> String {
+    match revision {
+        "default" => "istiod".to_owned(),
+        revision => format!("istiod-{revision}"),
+    }
 }
