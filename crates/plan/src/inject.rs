@@ -2,6 +2,7 @@
 //! settings go in; the pod with its proxy comes out, or one sentence on why it stays as it is or may not be made.
 
 mod access;
+mod proxy_settings;
 mod settings;
 mod decide;
 mod annotations;
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+pub use proxy_settings::check as check_proxy_settings;
 pub use settings::{ClusterFacts, Settings};
 
 /// Labels or annotations.
@@ -65,6 +67,8 @@ pub enum Outcome {
     Skipped {
         /// Why, in one sentence.
         reason: String,
+        /// What the pod may have meant otherwise, one sentence each.
+        warnings: Vec<String>,
     },
     /// The pod must not be made: something it asks for is wrong.
     Refused {
@@ -79,7 +83,7 @@ pub fn inject(pod: &Value, context: &Context, settings: &Settings) -> Outcome {
         return Outcome::Refused { sentence: "This is not a pod: it has no spec.".to_owned() };
     }
     if let Err(reason) = decide::decide(pod, context, settings) {
-        return Outcome::Skipped { reason };
+        return Outcome::Skipped { reason, warnings: decide::misread(pod).into_iter().collect() };
     }
     match injected(pod, context, settings) {
         Ok((pod, warnings)) => Outcome::Injected { pod: Box::new(pod), warnings },
@@ -91,16 +95,24 @@ fn injected(pod: &Value, context: &Context, settings: &Settings) -> Result<(Valu
     let mut warnings = annotations::check(&access::texts(pod, "/metadata/annotations"))?;
     let mut original = undo::undo(pod);
     let request = build::Request::of(&original, context, settings)?;
+    let templates = request.templates()?;
     if request.native {
         build::move_own_proxy(&mut original);
     }
+    // Templates of the user's name the proxy in either list, wherever it stands.
+    let stands = templates.iter().any(|name| settings::BUILT_IN.contains(&name.as_str()));
     let (mut merged, mut added) = (original.clone(), Value::Object(serde_json::Map::new()));
-    for name in request.templates()? {
-        let overlay = match name.as_str() {
+    for name in templates {
+        let mut overlay = match name.as_str() {
             "sidecar" => sidecar::overlay(&request),
             "gateway" => gateway::overlay(&request),
             name => template::overlay(name, &merged, &request)?,
         };
+        match (stands, request.native) {
+            (false, _) => {}
+            (true, true) => build::move_own_proxy(&mut overlay),
+            (true, false) => build::move_own_proxy_back(&mut overlay),
+        }
         merge::merge(&mut merged, &overlay);
         merge::merge(&mut added, &overlay);
     }

@@ -54,7 +54,7 @@ fn read(file: &Path) -> Case {
 fn shown(outcome: &Outcome) -> Value {
     match outcome {
         Outcome::Injected { pod, warnings } => json!({"injected": pod, "warnings": warnings}),
-        Outcome::Skipped { reason } => json!({"skipped": reason}),
+        Outcome::Skipped { reason, .. } => json!({"skipped": reason}),
         Outcome::Refused { sentence } => json!({"refused": sentence}),
     }
 }
@@ -114,7 +114,7 @@ fn refusals_and_reasons_are_sentences() {
         let outcome = inject(&case.pod, &case.context, &case.settings);
         let sentences = match outcome {
             Outcome::Injected { warnings, .. } => warnings,
-            Outcome::Skipped { reason: sentence } | Outcome::Refused { sentence } => vec![sentence],
+            Outcome::Skipped { reason: sentence, .. } | Outcome::Refused { sentence } => vec![sentence],
         };
         for sentence in sentences {
             let whole = sentence.starts_with(char::is_uppercase) && sentence.ends_with('.');
@@ -140,5 +140,38 @@ fn the_settings_say_what_they_do_not_do() {
 fn versions_tell_native_sidecars() {
     for (version, has) in [("v1.29.0", true), ("1.30+", true), ("v1.28.9", false), ("1.9", false), ("", false)] {
         assert_eq!(ClusterFacts::has_native_sidecars(version), has, "{version}");
+    }
+}
+
+/// A template of the user's names the proxy below `containers`, as Istio's documentation does, wherever the proxy stands.
+#[test]
+fn a_template_of_the_user_changes_the_proxy_where_it_stands() {
+    let config = "{defaultTemplates: [sidecar], templates: {mine: 'spec: {containers: [{name: istio-proxy, env: [{name: MINE, value: a}]}]}'}}";
+    let context = Context { namespace: "shop".into(), ..Context::default() };
+    for native_sidecars in [true, false] {
+        let facts = ClusterFacts { native_sidecars, ..ClusterFacts::default() };
+        let settings = Settings::new(config, "", MeshConfig::default(), facts).unwrap();
+        for templates in ["sidecar,mine", "mine,sidecar"] {
+            let pod = json!({"metadata": {"name": "web", "annotations": {"inject.istio.io/templates": templates}},
+                "spec": {"containers": [{"name": "web", "image": "web"}]}});
+            let Outcome::Injected { pod: made, warnings } = inject(&pod, &context, &settings) else {
+                panic!("not injected")
+            };
+            assert!(warnings.is_empty(), "{warnings:?}");
+            let proxies = |list: &str| {
+                let all = made["spec"][list].as_array().into_iter().flatten();
+                all.filter(|one| one["name"] == "istio-proxy").cloned().collect::<Vec<_>>()
+            };
+            let (own, other) =
+                if native_sidecars { ("initContainers", "containers") } else { ("containers", "initContainers") };
+            assert!(proxies(other).is_empty(), "{templates}: {made}");
+            let [proxy] = &proxies(own)[..] else { panic!("{templates}: {made}") };
+            let env = proxy["env"].as_array().unwrap();
+            assert!(env.iter().any(|one| one["name"] == "MINE") && env.iter().any(|one| one["name"] == "POD_NAME"));
+            assert!(proxy["image"].is_string());
+            let again = inject(&made, &context, &settings);
+            let Outcome::Injected { pod: again, .. } = again else { panic!("not injected again") };
+            assert_eq!(again, made, "{templates}");
+        }
     }
 }

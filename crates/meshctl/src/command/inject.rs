@@ -196,7 +196,7 @@ fn object(value: &mut Value, namespace: &str, settings: &Settings, place: &str) 
             }
             Ok(true)
         }
-        Outcome::Skipped { reason } => {
+        Outcome::Skipped { reason, .. } => {
             eprintln!("{place}: {kind} {name} is not injected: {reason}");
             Ok(false)
         }

@@ -144,10 +144,14 @@ fn respond(injector: &Injector, path: &str, review: &Value) -> Result<Value, (St
             }
             response
         }
-        Outcome::Skipped { reason } => {
+        Outcome::Skipped { reason, warnings } => {
             injector.counters.skip.inc();
             tracing::debug!(namespace, name, reason, "not injected");
-            json!({"uid": uid, "allowed": true})
+            let mut response = json!({"uid": uid, "allowed": true});
+            if !warnings.is_empty() {
+                response["warnings"] = json!(warnings);
+            }
+            response
         }
         Outcome::Refused { sentence } => {
             injector.counters.failure.inc();
@@ -290,6 +294,9 @@ mod tests {
         let unwilling = pod(json!({"sidecar.istio.io/inject": "false"}));
         let (_, answer, metrics) = ask(Some(settings()), "/inject", review(unwilling)).await;
         assert_eq!(answer["response"], json!({"uid": "u1", "allowed": true}));
+        let misspelt = pod(json!({"sidecar.istio.io/inject": "ture"}));
+        let (_, told, _) = ask(Some(settings()), "/inject", review(misspelt)).await;
+        assert!(told["response"]["warnings"][0].as_str().unwrap().contains("neither true nor false"), "{told}");
         assert!(metrics.contains("sidecar_injection_skip_total 1"));
     }
 

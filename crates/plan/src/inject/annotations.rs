@@ -1,10 +1,11 @@
 //! The annotations that pods may carry, and what their values must be (Istio `pkg/kube/inject/validate.go`): a wrong value
 //! refuses the pod with one sentence, one without effect is told.
 
+use api::problem::nearest;
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::Texts;
+use super::{Texts, proxy_settings};
 
 /// What a value must be: an error completes the sentence "NAME: VALUE …".
 type Check = fn(&str) -> Result<(), String>;
@@ -21,6 +22,7 @@ const CHECKED: &[(&str, Check)] = &[
     ("sidecar.istio.io/userVolume", volumes),
     ("sidecar.istio.io/userVolumeMount", volumes),
     ("sidecar.istio.io/logLevel", level),
+    ("sidecar.istio.io/agentLogLevel", scopes),
     ("status.sidecar.istio.io/port", port),
     ("readiness.status.sidecar.istio.io/initialDelaySeconds", seconds),
     ("readiness.status.sidecar.istio.io/periodSeconds", seconds),
@@ -68,8 +70,10 @@ pub(super) fn check(annotations: &Texts) -> Result<Vec<String>, String> {
             check(value).map_err(|wrong| format!("The annotation {name} is wrong: {value:?} {wrong}."))?;
         }
     }
+    within_limits(annotations)?;
     let given = WITHOUT_EFFECT.iter().filter(|name| annotations.contains_key(**name));
-    Ok(given.map(|name| format!("The annotation {name} has no effect in this proxy.")).collect())
+    let given = given.map(|name| format!("The annotation {name} has no effect in this proxy."));
+    Ok(given.chain(annotations.keys().filter_map(|name| misspelt(name))).collect())
 }
 
 /// Go's spellings of truth.
@@ -144,14 +148,35 @@ fn interfaces(value: &str) -> Result<(), String> {
 
 /// Kubernetes' quantities: a number with an optional suffix.
 fn quantity(value: &str) -> Result<(), String> {
-    let number = value.trim_start_matches(['+', '-']);
+    amount(value).map(drop).ok_or_else(|| "is not a quantity of 0 or more, such as 100m or 128Mi".to_owned())
+}
+
+/// How much a quantity is.
+fn amount(value: &str) -> Option<f64> {
+    const SUFFIXES: [(&str, f64); 16] = [
+        ("", 1.0),
+        ("n", 1e-9),
+        ("u", 1e-6),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+        ("P", 1e15),
+        ("E", 1e18),
+        ("Ki", 1024.0),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("Pi", 1_125_899_906_842_624.0),
+        ("Ei", 1_152_921_504_606_846_976.0),
+    ];
+    let number = value.strip_prefix('+').unwrap_or(value);
     let end = number.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(number.len());
-    let suffixes = ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
-    let exponent = number[end..].strip_prefix(['e', 'E']).is_some_and(|power| power.parse::<i32>().is_ok());
-    if number[..end].parse::<f64>().is_ok() && (suffixes.contains(&&number[end..]) || exponent) {
-        return Ok(());
-    }
-    Err("is not a quantity such as 100m or 128Mi".to_owned())
+    let (number, suffix) = number.split_at(end);
+    let exponent = || suffix.strip_prefix(['e', 'E'])?.parse::<i32>().ok().map(|power| 10f64.powi(power));
+    let known = SUFFIXES.iter().find(|(known, _)| *known == suffix).map(|(_, factor)| *factor);
+    Some(number.parse::<f64>().ok()? * known.or_else(exponent)?)
 }
 
 /// A list of volumes or mounts, or a map by their names.
@@ -194,12 +219,55 @@ fn targets(value: &str) -> Result<(), String> {
 }
 
 fn settings(value: &str) -> Result<(), String> {
-    let read = api::mesh_config::proxy_config(value);
-    let config = read.map_err(|error| format!("cannot be read: {}", error.lines().next().unwrap_or_default()))?;
-    match config.get("interceptionMode").and_then(Value::as_str) {
-        Some(mode) => interception(mode).map_err(|wrong| format!("sets interceptionMode: {mode}, which {wrong}")),
+    proxy_settings::read(value).map(drop)
+}
+
+/// Levels of the proxy's own log: `info`, or `SCOPE:LEVEL,…`.
+fn scopes(value: &str) -> Result<(), String> {
+    const LEVELS: [&str; 8] = ["none", "fatal", "error", "warn", "warning", "info", "debug", "trace"];
+    let is_level = |word: &&str| LEVELS.contains(&word.rsplit_once(':').map_or(*word, |(_, level)| level));
+    match words(value).find(|word| !is_level(word)) {
+        Some(wrong) => {
+            Err(format!("holds {wrong:?}, which is not LEVEL or SCOPE:LEVEL with one of {}", LEVELS.join(", ")))
+        }
         None => Ok(()),
     }
+}
+
+/// Nobody may ask for more than the limit: the API server would refuse the pod for a container that its author did not write.
+fn within_limits(annotations: &Texts) -> Result<(), String> {
+    for what in ["proxyCPU", "proxyMemory"] {
+        let [asked, limit] = ["", "Limit"].map(|end| annotations.get(&format!("sidecar.istio.io/{what}{end}")));
+        if let (Some(asked), Some(limit)) = (asked, limit)
+            && amount(asked) > amount(limit)
+        {
+            return Err(format!(
+                "The annotation sidecar.istio.io/{what} is wrong: {asked:?} is more than {limit:?}, which sidecar.istio.io/{what}Limit allows."
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A name that looks like one of ours and is none.
+fn misspelt(name: &str) -> Option<String> {
+    const PREFIXES: [&str; 7] = [
+        "sidecar.istio.io/",
+        "status.sidecar.istio.io/",
+        "readiness.status.sidecar.istio.io/",
+        "traffic.sidecar.istio.io/",
+        "proxy.istio.io/",
+        "inject.istio.io/",
+        "prometheus.istio.io/",
+    ];
+    let all = || api::annotation::ALL.iter().map(|key| key.name).chain(WITHOUT_EFFECT.iter().copied());
+    let all =
+        || all().chain(CHECKED.iter().map(|(name, _)| *name)).chain([super::undo::STATUS, super::undo::OVERRIDES]);
+    if !PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || all().any(|known| known == name) {
+        return None;
+    }
+    let near = nearest(name, all()).map(|near| format!("; did you mean {near}?")).unwrap_or_else(|| ".".to_owned());
+    Some(format!("The annotation {name} is not known and has no effect{near}"))
 }
 
 #[cfg(test)]
@@ -221,6 +289,9 @@ mod tests {
             ("prometheus.istio.io/merge-metrics", "maybe"),
             ("prometheus.istio.io/scrape-targets", "x:/metrics"),
             ("proxy.istio.io/config", "- a"),
+            ("proxy.istio.io/config", "{concurrency: many}"),
+            ("sidecar.istio.io/agentLogLevel", "default:loud"),
+            ("sidecar.istio.io/proxyMemory", "-1Gi"),
         ] {
             let sentence = check(&Texts::from([(name.to_owned(), value.to_owned())])).unwrap_err();
             assert!(sentence.contains(name) && sentence.ends_with('.'), "{sentence}");
@@ -241,11 +312,26 @@ mod tests {
             ("traffic.sidecar.istio.io/includeInboundPorts", ""),
             ("prometheus.istio.io/scrape-targets", "9090:/metrics,9091"),
             ("proxy.istio.io/config", "concurrency: 2"),
+            ("sidecar.istio.io/agentLogLevel", "default:info,xds:debug"),
+            ("sidecar.istio.io/inject", "true"),
         ] {
             let told = check(&Texts::from([(name.to_owned(), value.to_owned())]));
             assert_eq!(told, Ok(Vec::new()), "{name}");
         }
         let told = check(&Texts::from([("sidecar.istio.io/bootstrapOverride".to_owned(), "x".to_owned())])).unwrap();
         assert_eq!(told.len(), 1);
+    }
+
+    #[test]
+    fn more_than_the_limit_is_refused_and_a_misspelt_name_is_told() {
+        let given = |pairs: &[(&str, &str)]| {
+            let texts = pairs.iter().map(|(name, value)| (format!("sidecar.istio.io/{name}"), (*value).to_owned()));
+            check(&texts.collect())
+        };
+        let told = given(&[("proxyCPU", "2"), ("proxyCPULimit", "500m")]).unwrap_err();
+        assert!(told.contains("proxyCPU is wrong") && told.contains("500m"), "{told}");
+        assert_eq!(given(&[("proxyMemory", "1Gi"), ("proxyMemoryLimit", "1024Mi")]), Ok(Vec::new()));
+        let told = given(&[("proxyCpuLimits", "1")]).unwrap();
+        assert!(told.len() == 1 && told[0].contains("did you mean sidecar.istio.io/proxyCPULimit?"), "{told:?}");
     }
 }

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::access::{containers, is_named, list, list_mut, text, texts};
 use super::annotations::{read_truth, read_volumes};
+use super::proxy_settings;
 use super::settings::{BUILT_IN, NOT_BUILT, Settings};
 use super::undo::PROXY;
 use super::{Context, Owner, Texts};
@@ -43,8 +44,8 @@ impl<'a> Request<'a> {
         let annotations = texts(pod, "/metadata/annotations");
         let mut config = settings.mesh.default_config.clone().unwrap_or_else(|| json!({}));
         if let Some(own) = annotations.get("proxy.istio.io/config") {
-            let own = api::mesh_config::proxy_config(own)
-                .map_err(|error| format!("The annotation proxy.istio.io/config cannot be read: {error}."))?;
+            let own = proxy_settings::read(own)
+                .map_err(|wrong| format!("The annotation proxy.istio.io/config is wrong: it {wrong}."))?;
             lay_over(&mut config, &own);
         }
         let truth = |name: &str| annotations.get(name).and_then(|value| read_truth(value));
@@ -233,15 +234,33 @@ fn lay_over(config: &mut Value, own: &Value) {
     }
 }
 
-/// A proxy's container that the user wrote stands where the proxy will stand.
+/// A proxy's container that the user wrote stands where the proxy will stand: among the init containers.
 pub(super) fn move_own_proxy(pod: &mut Value) {
-    if !list(pod, "/spec/containers").iter().any(|container| is_named(container, PROXY)) {
+    move_proxy(pod, "containers", "initContainers");
+}
+
+/// The same where the proxy will stand among the containers. A container that stays has no other meaning there.
+pub(super) fn move_own_proxy_back(pod: &mut Value) {
+    move_proxy(pod, "initContainers", "containers");
+    for proxy in list_mut_if_any(pod, "containers").filter(|container| is_named(container, PROXY)) {
+        if let Some(fields) = proxy.as_object_mut() {
+            fields.remove("restartPolicy");
+        }
+    }
+}
+
+fn move_proxy(pod: &mut Value, from: &str, to: &str) {
+    if !list(pod, &format!("/spec/{from}")).iter().any(|container| is_named(container, PROXY)) {
         return;
     }
-    let all = list_mut(pod, &["spec", "containers"]);
+    let all = list_mut(pod, &["spec", from]);
     let (own, rest): (Vec<Value>, Vec<Value>) = std::mem::take(all).into_iter().partition(|one| is_named(one, PROXY));
     *all = rest;
-    list_mut(pod, &["spec", "initContainers"]).extend(own);
+    list_mut(pod, &["spec", to]).extend(own);
+}
+
+fn list_mut_if_any<'a>(pod: &'a mut Value, list: &str) -> impl Iterator<Item = &'a mut Value> {
+    pod.pointer_mut(&format!("/spec/{list}")).and_then(Value::as_array_mut).into_iter().flatten()
 }
 
 /// The workload of a pod, by the object that controls it (Istio `GetDeployMetaFromPod`).

@@ -36,6 +36,15 @@ pub(super) fn decide(pod: &Value, context: &Context, settings: &Settings) -> Res
     Err(format!("The policy is disabled and the pod has no label {INJECT}=true."))
 }
 
+/// What the pod says of whether it is to be injected, if that is no word that means yes or no: it is taken for no.
+pub(super) fn misread(pod: &Value) -> Option<String> {
+    let (labels, annotations) = (texts(pod, "/metadata/labels"), texts(pod, "/metadata/annotations"));
+    let (wanted, whose) = asked(&labels, &annotations)?;
+    let known = ["true", "y", "yes", "on", "false", "n", "no", "off"];
+    (!known.contains(&wanted.to_ascii_lowercase().as_str()))
+        .then(|| format!("The {whose} {INJECT} is {wanted:?}, which is neither true nor false: the pod gets no proxy."))
+}
+
 fn asked<'a>(labels: &'a Texts, annotations: &'a Texts) -> Option<(&'a str, &'static str)> {
     let label = labels.get(INJECT).map(|value| (value.as_str(), "label"));
     label
