@@ -6,7 +6,7 @@ pub mod settings;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
-use api::problem::{Problem, Severity};
+use api::problem::{Code, Problem, Severity};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -140,7 +140,23 @@ fn judge(object: &Value, namespace: &str, now: &Published) -> Judged {
         }
     }
     warnings.retain(|problem| problem.severity != Severity::Info);
+    for missing in warnings.iter_mut().filter(|problem| may_come(problem.code)) {
+        missing.message += " It may still come: then all is well.";
+    }
     Judged { errors, warnings }
+}
+
+/// Whether the problem is that something else is not there, which the next object of the same `kubectl apply` may bring: nearly
+/// every file has its VirtualService before its DestinationRule.
+fn may_come(code: Code) -> bool {
+    matches!(
+        code,
+        Code::ReferencedResourceNotFound
+            | Code::SubsetNotFound
+            | Code::NoMatchingWorkloadsFound
+            | Code::HostNotFoundInGateway
+            | Code::KeysNotFetched
+    )
 }
 
 #[cfg(test)]
@@ -151,44 +167,57 @@ mod tests {
 
     use super::*;
 
-    fn judged(spec: Value) -> Judged {
-        let world = World::new(MeshConfig::default(), "cluster.local");
-        let now = Published {
+    fn now(before: &[Value]) -> Published {
+        let mut world = World::new(MeshConfig::default(), "cluster.local");
+        for object in before.iter().flat_map(|object| api::decode::object(object, "", "shop").objects) {
+            world.apply(Change::Upsert(Box::new(object)));
+        }
+        Published {
             snapshot: Snapshot::build(&world, None),
             source_problems: Arc::default(),
             world: Arc::new(world),
             generation: 1,
             changed: Instant::now(),
-        };
-        let object = json!({
+        }
+    }
+
+    fn named(name: &str, spec: Value) -> Value {
+        json!({
             "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
-            "metadata": {"name": "a", "namespace": "shop"}, "spec": spec,
-        });
-        judge(&object, "shop", &now)
+            "metadata": {"name": name, "namespace": "shop"}, "spec": spec,
+        })
     }
 
     #[test]
-    fn what_is_not_there_yet_is_a_warning_and_what_is_wrong_in_itself_an_error() {
-        let later = judged(json!({"hosts": ["a"], "http": [{"route": [{"destination": {"host": "later"}}]}]}));
-        assert!(later.errors.is_empty(), "{:?}", later.errors);
-        assert!(later.warnings.iter().any(|problem| problem.message.contains("later")), "{:?}", later.warnings);
-        let wrong =
-            judged(json!({"hosts": ["a"], "http": [{"timeout": "soon", "route": [{"destination": {"host": "b"}}]}]}));
+    fn what_is_wrong_in_itself_is_an_error() {
+        let spec = json!({"hosts": ["a"], "http": [{"timeout": "soon", "route": [{"destination": {"host": "b"}}]}]});
+        let wrong = judge(&named("a", spec), "shop", &now(&[]));
         assert!(wrong.errors.iter().any(|problem| problem.field.contains("timeout")), "{:?}", wrong.errors);
-        assert!(
-            judge(
-                &Value::Null,
-                "shop",
-                &Published {
-                    snapshot: Snapshot::build(&World::new(MeshConfig::default(), "cluster.local"), None),
-                    source_problems: Arc::default(),
-                    world: Arc::new(World::new(MeshConfig::default(), "cluster.local")),
-                    generation: 1,
-                    changed: Instant::now(),
-                }
-            )
-            .errors
-            .is_empty()
-        );
+        assert!(judge(&Value::Null, "shop", &now(&[])).errors.is_empty());
+    }
+
+    /// Every page of Istio's applies a VirtualService before its DestinationRule: whoever does is told that this order is fine.
+    #[test]
+    fn what_the_next_object_may_bring_is_told_as_such_and_what_stands_against_the_object_is_not() {
+        let route = json!({"hosts": ["a.shop.svc.cluster.local"], "http": [{"route": [{"destination": {"host": "a", "subset": "v1"}}]}]});
+        let service = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop"},
+            "spec": {"clusterIP": "10.0.0.1", "ports": [{"name": "http", "port": 80}]},
+        });
+        let before = now(std::slice::from_ref(&service));
+        for (spec, missing) in [
+            (route.clone(), "v1"),
+            (json!({"hosts": ["b"], "gateways": ["later"], "http": [{"route": [{"destination": {"host": "a"}}]}]}), "later"),
+        ] {
+            let judged = judge(&named("a", spec), "shop", &before);
+            assert!(judged.errors.is_empty(), "{:?}", judged.errors);
+            let [warning] = &judged.warnings[..] else { panic!("{:?}", judged.warnings) };
+            assert!(warning.message.contains(missing), "{warning}");
+            assert!(warning.message.ends_with("It may still come: then all is well."), "{warning}");
+        }
+        let taken = judge(&named("b", route.clone()), "shop", &now(&[service, named("a", route)]));
+        let [warning] = &taken.warnings[..] else { panic!("{:?}", taken.warnings) };
+        assert_eq!(warning.code, Code::ConflictingMeshGatewayVirtualServiceHosts);
+        assert!(!warning.message.contains("may still come"), "{warning}");
     }
 }
