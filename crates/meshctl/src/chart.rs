@@ -133,8 +133,8 @@ fn include(
     }
 }
 
-/// Paths in `given` that a chart does not know. A map that is empty in the chart takes any key.
-pub fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
+/// Paths in `given` that a chart does not know, with their values. A map that is empty in the chart takes any key.
+pub fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<(String, Value)>) {
     let (Value::Object(given), Value::Object(known)) = (given, known) else { return };
     if known.is_empty() {
         return;
@@ -142,9 +142,19 @@ pub fn unknown(given: &Value, known: &Value, path: &str, found: &mut Vec<String>
     for (key, value) in given {
         let place = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         match known.get(key) {
-            None => found.push(place),
+            None => leaves(value, place, found),
             Some(below) => unknown(value, below, &place, found),
         }
+    }
+}
+
+/// All that stands below a path.
+fn leaves(value: &Value, path: String, found: &mut Vec<(String, Value)>) {
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            fields.iter().for_each(|(field, value)| leaves(value, format!("{path}.{field}"), found));
+        }
+        _ => found.push((path, value.clone())),
     }
 }
 
@@ -411,11 +421,11 @@ mod tests {
     fn what_a_chart_does_not_know_is_found() {
         let mut found = Vec::new();
         unknown(
-            &json!({"a": {"x": 1, "free": {"any": 1}}, "z": 1}),
+            &json!({"a": {"x": 1, "free": {"any": 1}}, "z": {"y": 1}}),
             &json!({"a": {"x": 0, "free": {}}}),
             "",
             &mut found,
         );
-        assert_eq!(found, ["z"]);
+        assert_eq!(found, [("z.y".to_owned(), json!(1))]);
     }
 }

@@ -1,10 +1,13 @@
 //! What an installation consists of: a profile, files and `--set` over each other, turned into the values of the charts.
 
+mod setting;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use api::mesh_config::MeshConfig;
 use api::problem::Severity;
+use plan::inject::check_proxy_settings;
 use plan::{Snapshot, World};
 use serde_json::{Value, json};
 
@@ -85,8 +88,7 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
         chart::set(&mut given, assignment)?;
     }
     let profile = given["profile"].as_str().unwrap_or("default").to_owned();
-    let text = chart::file(&format!("profiles/{profile}.yaml"))
-        .with_context(|| format!("there is no profile {profile:?}: choose one of {}", profiles().join(", ")))?;
+    let text = chart::file(&format!("profiles/{profile}.yaml")).with_context(|| no_profile(&profile))?;
     let mut spec = chart::yaml(&text)?["spec"].take();
     overlay_gateways(&mut spec, &mut given);
     chart::overlay(&mut spec, &given);
@@ -98,7 +100,7 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     });
     let mut unknown = Vec::new();
     chart::unknown(&spec, &known, "", &mut unknown);
-    refuse(&unknown, force)?;
+    refuse(&unknown, &paths(&known, ""), force)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let revision = wish.revision.clone().unwrap_or_else(|| match text(&spec["revision"]).as_str() {
         "" => text(&spec["values"]["revision"]),
@@ -138,6 +140,17 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     Ok(Plan { profile, namespace, revision, components, warnings })
 }
 
+fn no_profile(profile: &str) -> String {
+    let why = match profile {
+        "ambient" | "openshift-ambient" => " Ambient is not built; pods have sidecars.",
+        "remote" => " Several clusters in one mesh are not built.",
+        "empty" => " `--set profile=minimal --set components.pilot.enabled=false` leaves the kinds only.",
+        "openshift" | "preview" | "stable" => " Nothing differs from the profile default under that name.",
+        _ => "",
+    };
+    format!("there is no profile {profile:?}: choose one of {}.{why}", profiles().join(", "))
+}
+
 /// Gateways say `image: auto`, so that nothing in them changes with the proxy's image: their pods note it, and are replaced with it.
 fn name_image(components: &mut [Component]) {
     let texts = components.iter().flat_map(|component| &component.objects);
@@ -167,14 +180,17 @@ fn without_effect(mesh_config: &Value) -> Vec<String> {
     told.map(|problem| format!("! meshConfig.{}: {}", problem.field, problem.message)).collect()
 }
 
-fn refuse(unknown: &[String], force: bool) -> Result<()> {
-    if unknown.is_empty() || force {
+/// Refuses settings that no chart knows, unless they ask for what is so anyway.
+fn refuse(unknown: &[(String, Value)], known: &[String], force: bool) -> Result<()> {
+    let others: Vec<String> = unknown
+        .iter()
+        .filter(|(path, value)| !setting::is_so_anyway(path, value))
+        .map(|(path, _)| setting::told(path, known))
+        .collect();
+    if others.is_empty() || force {
         return Ok(());
     }
-    bail!(
-        "{}: no such setting here, it would have no effect; remove it, or go on without it by --force",
-        unknown.join(", ")
-    )
+    bail!("{}. Remove what has no effect here, or go on without it by --force", others.join(". "))
 }
 
 fn read(file: &PathBuf) -> Result<Value> {
@@ -217,8 +233,9 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
         values = json!({});
     }
     let mut unknown = Vec::new();
-    chart::unknown(&values, &chart::values("istiod")?, "values", &mut unknown);
-    refuse(&unknown, force)?;
+    let known = chart::values("istiod")?;
+    chart::unknown(&values, &known, "values", &mut unknown);
+    refuse(&unknown, &paths(&known, "values"), force)?;
     for field in ["hub", "tag"] {
         if !spec[field].is_null() {
             // A tag that looks like a number is still text.
@@ -235,6 +252,12 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
     chart::overlay(&mut values, &own);
     if values["meshConfig"].is_null() {
         values["meshConfig"] = json!({});
+    }
+    let mut of_proxies = values["meshConfig"]["defaultConfig"].clone();
+    if let Err(wrong) = check_proxy_settings(&mut of_proxies)
+        && !force
+    {
+        bail!("meshConfig.defaultConfig {wrong}. Change it, or go on by --force");
     }
     // The control plane would tell of them in its log only.
     let (_, problems) = MeshConfig::parse(&values["meshConfig"].to_string(), "meshConfig");
@@ -255,10 +278,10 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
             }
             "env" => chart::overlay(&mut values, &json!({"pilot": {"env": variables(value)}})),
             "serviceAnnotations" => chart::overlay(&mut values, &json!({"pilot": {field: value}})),
-            _ => unknown.push(format!("components.pilot.k8s.{field}")),
+            _ => unknown.push((format!("components.pilot.k8s.{field}"), value.clone())),
         }
     }
-    refuse(&unknown, force)?;
+    refuse(&unknown, &[], force)?;
     Ok(values)
 }
 
@@ -272,24 +295,54 @@ fn of_gateway(gateway: &Value, revision: &str, word: &str, force: bool) -> Resul
         chart::overlay(&mut values, &json!({"service": {"type": "ClusterIP"}}));
     }
     let mut unknown = Vec::new();
-    for field in gateway.as_object().into_iter().flatten().map(|(field, _)| field) {
+    let named = |field: &str| format!("gateway {}: {field}", gateway["name"].as_str().unwrap_or_default());
+    for (field, value) in gateway.as_object().into_iter().flatten() {
         if !["name", "namespace", "enabled", "label", "k8s"].contains(&field.as_str()) {
-            unknown.push(format!("gateway {}: {field}", gateway["name"].as_str().unwrap_or_default()));
+            unknown.push((named(field), value.clone()));
         }
     }
     for (field, value) in gateway["k8s"].as_object().into_iter().flatten() {
         match field.as_str() {
-            "resources" | "nodeSelector" | "tolerations" | "affinity" | "podAnnotations" | "replicaCount"
-            | "service" => {
+            "resources"
+            | "nodeSelector"
+            | "tolerations"
+            | "affinity"
+            | "podAnnotations"
+            | "replicaCount"
+            | "service"
+            | "podDisruptionBudget" => {
                 chart::overlay(&mut values, &json!({field: value}));
             }
             "serviceAnnotations" => chart::overlay(&mut values, &json!({"service": {"annotations": value}})),
             "env" => values["env"] = variables(value),
-            _ => unknown.push(format!("gateway {}: k8s.{field}", gateway["name"].as_str().unwrap_or_default())),
+            "hpaSpec" => {
+                chart::overlay(&mut values, &json!({"autoscaling": {"enabled": true}}));
+                for (field, value) in value.as_object().into_iter().flatten() {
+                    match field.as_str() {
+                        "minReplicas" | "maxReplicas" => values["autoscaling"][field] = value.clone(),
+                        // There is only one Deployment that can be meant.
+                        "scaleTargetRef" => {}
+                        _ => unknown.push((named(&format!("k8s.hpaSpec.{field}")), value.clone())),
+                    }
+                }
+            }
+            _ => unknown.push((named(&format!("k8s.{field}")), value.clone())),
         }
     }
-    refuse(&unknown, force)?;
+    refuse(&unknown, &[], force)?;
     Ok(values)
+}
+
+/// All paths of a document.
+fn paths(document: &Value, above: &str) -> Vec<String> {
+    let Value::Object(fields) = document else { return Vec::new() };
+    let mut all = Vec::new();
+    for (field, value) in fields {
+        let path = if above.is_empty() { field.clone() } else { format!("{above}.{field}") };
+        all.extend(paths(value, &path));
+        all.push(path);
+    }
+    all
 }
 
 /// A list of `name` and `value`, as containers have it, to a map.
@@ -385,9 +438,28 @@ mod tests {
             "components.pilot.k8s.strategy=x",
         ] {
             let error = plan(&wish(&[wrong]), false).unwrap_err().to_string();
-            assert!(error.contains("no such setting"), "{error}");
+            let path = wrong.split('=').next().unwrap();
+            assert!(error.contains(path) && error.contains("has no effect here"), "{error}");
             plan(&wish(&[wrong]), true).unwrap();
         }
+        plan(&wish(&["components.cni.enabled=false", "values.telemetry.enabled=true"]), false).unwrap();
+    }
+
+    #[test]
+    fn gateways_are_scaled_as_istios_are() {
+        let scaled = plan(
+            &wish(&[
+                "components.ingressGateways[0].k8s.hpaSpec.minReplicas=2",
+                "components.ingressGateways[0].k8s.hpaSpec.maxReplicas=7",
+            ]),
+            false,
+        )
+        .unwrap();
+        let mut all = scaled.components.iter().flat_map(|component| &component.objects);
+        let scaler = all.find(|object| object["kind"] == "HorizontalPodAutoscaler").unwrap();
+        assert_eq!((&scaler["spec"]["minReplicas"], &scaler["spec"]["maxReplicas"]), (&json!(2), &json!(7)));
+        let error = plan(&wish(&["components.ingressGateways[0].k8s.hpaSpec.metrics[0]=x"]), false).unwrap_err();
+        assert!(error.to_string().contains("k8s.hpaSpec.metrics"), "{error}");
     }
 
     #[test]
