@@ -1,5 +1,7 @@
 //! A Kubernetes cluster: apply and delete objects, look at pods, and reach ports of theirs through the API server.
 
+pub mod refusal;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
@@ -305,6 +307,10 @@ impl Cluster {
         let stream = forwarded.take_stream(port).with_context(wrong)?;
         let mut connection = Connection::over(stream).await.with_context(wrong)?;
         let answer = connection.send(method, path, &[("host", "localhost")], None).await.with_context(wrong)?;
+        // What was asked is wrong, and the answer says in what.
+        if answer.status == 400 && !answer.body.is_empty() {
+            bail!("{}", answer.text().trim());
+        }
         if answer.status != 200 {
             bail!("{namespace}/{pod} answered {} to {path}: {}", answer.status, answer.text().trim());
         }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use meshctl::cli::Cli;
+use meshctl::cluster::refusal::told;
 use meshctl::command;
 
 #[tokio::main]
@@ -19,7 +20,7 @@ async fn main() -> ExitCode {
     match command::run(Cli::parse()).await {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("meshctl: {error:#}");
+            eprintln!("meshctl: {}", told(&error));
             ExitCode::FAILURE
         }
     }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::chart::key;
 use crate::cli::Reach;
 use crate::cluster::Cluster;
+use crate::cluster::refusal;
 use crate::fetch::{self, Answer, Connection};
 use crate::workload::{Whose, pods};
 
@@ -183,6 +184,10 @@ impl Mesh {
                 let address = &proxy.admin_address;
                 let mut connection = Connection::open(address).await.with_context(wrong)?;
                 let answer = connection.send(method, path, &[("host", address)], None).await.with_context(wrong)?;
+                // What was asked is wrong, and the answer says in what.
+                if answer.status == 400 && !answer.body.is_empty() {
+                    bail!("{}", answer.text().trim());
+                }
                 if answer.status != 200 {
                     bail!("{address} answered {}: {}", answer.status, answer.text().trim());
                 }
@@ -191,7 +196,7 @@ impl Mesh {
             Way::Pods(cluster, _) => {
                 let (pod, namespace) = proxy.proxy.split_once('.').with_context(wrong)?;
                 let port = proxy.admin_address.rsplit(':').next().and_then(|port| port.parse().ok());
-                cluster.fetch(namespace, pod, port.unwrap_or(api::port::ADMIN), method, path).await.with_context(wrong)
+                cluster.fetch(namespace, pod, port.unwrap_or(api::port::ADMIN), method, path).await
             }
         }
     }
@@ -218,7 +223,7 @@ impl Mesh {
         for proxy in proxies.iter().filter(|proxy| !proxy.admin_address.is_empty()) {
             match self.admin(proxy, path).await.and_then(|value| Ok(serde_json::from_value::<Vec<Why>>(value)?)) {
                 Ok(rows) => found.extend(rows),
-                Err(error) => silent.push(format!("{}: {error:#}", proxy.proxy)),
+                Err(error) => silent.push(format!("{}: {}", proxy.proxy, refusal::told(&error))),
             }
         }
         found.sort_by(|a, b| a.time.cmp(&b.time));

@@ -104,7 +104,7 @@ fn filter_of(text: &str) -> Result<EnvFilter, String> {
             ));
         }
     }
-    EnvFilter::try_new(text).map_err(|error| error.to_string())
+    EnvFilter::try_new(text).map_err(|error| format!("{text:?} is not a log level: {error}"))
 }
 
 async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result<()> {
@@ -127,7 +127,7 @@ async fn serve(arguments: &Arguments, role: Role, idle_flags: &[&str]) -> Result
                 "critical" => "error",
                 other => other,
             };
-            let filter = filter_of(filter).map_err(|error| format!("{level:?} is not a log level: {error}"))?;
+            let filter = filter_of(filter)?;
             handle.reload(filter).map_err(|error| error.to_string())?;
         }
         handle.with_current(ToString::to_string).map_err(|error| error.to_string())
@@ -153,7 +153,8 @@ mod tests {
             assert!(filter_of(good).is_ok(), "{good}");
         }
         for bad in ["loud", "http:debug", "info,loud", "proxy=loud"] {
-            assert!(filter_of(bad).is_err(), "{bad}");
+            let error = filter_of(bad).unwrap_err();
+            assert_eq!(error.matches('"').count(), 2, "said once: {error}");
         }
     }
 }

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::chart;
 use crate::cli::CheckArguments;
+use crate::cluster::refusal;
 use crate::cluster::{Cluster, place};
 use crate::install::{self, DEFAULT, OWNED, REVISION, TAG, Wish};
 use crate::mesh::Mesh;
@@ -339,7 +340,7 @@ async fn running(cluster: &Cluster, mesh: &Mesh, revision: &str) -> Result<Vec<F
             return Ok(vec![finding(
                 Severity::Error,
                 "proxies",
-                format!("the control plane does not tell: {error:#}"),
+                format!("the control plane does not tell: {}", refusal::told(&error)),
             )]);
         }
     };

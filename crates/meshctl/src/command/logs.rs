@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::chart::key;
 use crate::cli::LogsArguments;
+use crate::cluster::refusal;
 use crate::cluster::{Cluster, Log, LogWish};
 use crate::workload::{Whose, pods};
 
@@ -57,7 +58,7 @@ pub(super) async fn run(cluster: &Cluster, mesh_namespace: &str, arguments: &Log
             match cluster.log(&source.namespace, &source.pod, &wish).await {
                 Ok(log) => drop(tokio::spawn(pass_on(log, source.pod, several, lines.clone()))),
                 // One that joined may be gone again; the others are still followed.
-                Err(error) if looked_before => eprintln!("{error:#}"),
+                Err(error) if looked_before => eprintln!("{}", refusal::told(&error)),
                 Err(error) => return Err(error),
             }
         }
@@ -92,7 +93,7 @@ async fn print_until(waiting: &mut mpsc::Receiver<Result<String>>, time: Duratio
 fn print(line: Result<String>) {
     match line {
         Ok(line) => println!("{line}"),
-        Err(error) => eprintln!("{error:#}"),
+        Err(error) => eprintln!("{}", refusal::told(&error)),
     }
 }
 
