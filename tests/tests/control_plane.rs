@@ -84,6 +84,17 @@ async fn a_client_gets_what_its_workload_needs_and_each_change() {
 
     let rows = control_plane.proxies().await;
     assert_eq!(rows[0].proxy, "caller.shop");
+    let endpoints = control_plane.page("/debug/edsz?proxyID=caller.shop").await;
+    let of_user = endpoints
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["cluster_name"] == "outbound|80||user.shop.svc.cluster.local");
+    assert!(of_user.is_some_and(|one| one.to_string().contains("10.9.0.1")), "{endpoints}");
+    let client_row = &control_plane.page("/debug/adsz").await["clients"][0];
+    assert_eq!(client_row["connectionId"], "caller.shop");
+    assert!(client_row["watches"]["type.googleapis.com/envoy.config.cluster.v3.Cluster"].is_u64(), "{client_row}");
+    assert_eq!(control_plane.page("/debug/instancesz").await["caller.shop"], serde_json::Value::Array(Vec::new()));
     until("SYNCED everywhere", async || {
         let row = control_plane.proxies().await.remove(0);
         let mut asked = row.types.iter().filter(|kind| kind.kind != "SDS" && kind.kind != "NDS");
@@ -123,6 +134,9 @@ async fn a_refusal_is_kept_with_its_reason_and_gone_with_the_next_good_change() 
         until("the refusal", async || Some(routes().await).filter(|kind| kind.state == "NACKED").ok_or("none yet"))
             .await;
     assert!(refused.nack.contains("bad luck") && refused.nack.contains("http_proxy"), "{refused:?}");
+    let status = control_plane.page("/debug/push_status").await;
+    let told = &status["ProxyStatus"]["pilot_total_xds_rejects"]["caller.shop"];
+    assert!(told["message"].as_str().unwrap().contains("bad luck"), "{status}");
     assert_eq!(control_plane.metric("pilot_total_xds_rejects{type=\"rds\"}").await, 1.0);
     control_plane.write("vs.yaml", &virtual_service(14));
     until("the end of the refusal", async || {
@@ -208,6 +222,15 @@ async fn pages_answer_and_wrong_questions_get_a_sentence() {
     assert_eq!(status, 404);
     assert!(body.contains("nobody.nowhere"), "{body}");
     assert_eq!(get(&control_plane.addresses.http, "/debug/nonsense").await.0, 404);
+    let (status, body) = get(&control_plane.addresses.http, "/debug/telemetryz").await;
+    assert!(status == 404 && body.contains("no effect yet"), "{body}");
+    let mesh = control_plane.page("/debug/mesh").await;
+    assert_eq!((&mesh["connectTimeout"], &mesh["trustDomain"]), (&"10s".into(), &"cluster.local".into()));
+    let kinds = control_plane.page("/debug/resourcesz").await;
+    assert!(kinds.as_array().unwrap().iter().any(|kind| kind["kind"] == "VirtualService"), "{kinds}");
+    assert_eq!(control_plane.page("/debug/inject").await["sidecar"], "built in");
+    let scopes = control_plane.page("/debug/logging").await;
+    assert!(scopes.as_array().unwrap().iter().any(|scope| scope["name"] == "ads"), "{scopes}");
     let problems = control_plane.problems();
     assert!(
         problems.iter().any(|problem| problem.code == Code::NotYaml && problem.origin.file == "broken.yaml"),

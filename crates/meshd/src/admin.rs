@@ -1,25 +1,28 @@
 //! Readiness, version, metrics and Istio's debug pages, over HTTP.
 
+mod istio;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::debug::{Addresses, SyncStatus};
-use api::xds::KINDS;
+use api::xds::{KINDS, ResourceKind};
 use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::departure::Departure;
 use crate::serve::cache::Cache;
+use crate::serve::offer::Offer;
 use crate::serve::registry::{Connected, Registry};
 use crate::state::Published;
-use crate::telemetry::{ISTIO_VERSION, Metrics};
+use crate::telemetry::{ISTIO_VERSION, Metrics, log_scopes};
 
 /// What the pages show.
 #[derive(Clone)]
@@ -36,6 +39,12 @@ pub struct Pages {
     pub metrics: Arc<Metrics>,
     /// Where the control plane listens.
     pub addresses: Addresses,
+    /// Where the control plane lives.
+    pub namespace: String,
+    /// Its revision.
+    pub revision: String,
+    /// Its cluster.
+    pub cluster: String,
 }
 
 /// A page of `/debug`.
@@ -73,6 +82,52 @@ const PAGES: &[Page] = &[
         doc: "How many different plans are in use.",
         show: |pages, _| Ok(json!({"plans": pages.cache.len()})),
     },
+    Page {
+        path: "edsz",
+        doc: "The endpoints that a proxy should hold: ?proxyID=NAME.NAMESPACE.",
+        show: |pages, arguments| Ok(istio::edsz(offer(pages, arguments)?.1.of(ResourceKind::Endpoint))),
+    },
+    Page {
+        path: "ndsz",
+        doc: "The table of names that a proxy should hold: ?proxyID=NAME.NAMESPACE.",
+        show: |pages, arguments| Ok(istio::ndsz(offer(pages, arguments)?.1.of(ResourceKind::NameTable))),
+    },
+    Page {
+        path: "mesh",
+        doc: "The mesh-wide settings in effect.",
+        show: |pages, _| Ok(istio::mesh(&published(pages)?, &pages.namespace, &pages.revision)),
+    },
+    Page {
+        path: "inject",
+        doc: "The injection templates.",
+        show: |pages, _| Ok(istio::inject(&published(pages)?, &pages.namespace, &pages.revision)),
+    },
+    Page {
+        path: "push_status",
+        doc: "What proxies refuse, and which services have no endpoints.",
+        show: |pages, _| Ok(istio::push_status(&published(pages)?, &pages.registry.list())),
+    },
+    Page {
+        path: "instancesz",
+        doc: "The services that each connected proxy's workload serves.",
+        show: |pages, _| Ok(istio::instancesz(&published(pages)?, &pages.registry.list())),
+    },
+    Page {
+        path: "authorizationz",
+        doc: "The AuthorizationPolicies, by namespace.",
+        show: |pages, _| Ok(istio::authorizationz(&published(pages)?)),
+    },
+    Page { path: "resourcesz", doc: "The kinds of objects that are read.", show: |_, _| Ok(istio::resourcesz()) },
+    Page {
+        path: "clusterz",
+        doc: "The cluster whose objects are read.",
+        show: |pages, _| Ok(istio::clusterz(&pages.cluster, pages.published.borrow().is_some())),
+    },
+    Page {
+        path: "logging",
+        doc: "How much is logged, part by part; POST ?level=SCOPE:LEVEL,… or ?reset=true changes it.",
+        show: |_, _| Ok(log_scopes().list()),
+    },
     Page { path: "problems", doc: "All that is wrong with the configuration.", show: problems },
     Page { path: "addresses", doc: "Where the control plane listens.", show: |pages, _| Ok(json!(pages.addresses)) },
 ];
@@ -91,6 +146,11 @@ pub fn router(pages: Pages) -> Router {
             }
         };
         debug = debug.route(&format!("/debug/{}", page.path), get(handler));
+    }
+    debug = debug.route("/debug/logging", post(set_logging));
+    for (path, why) in istio::ABSENT {
+        let refuse = move || async move { (StatusCode::NOT_FOUND, format!("There is no page /debug/{path}: {why}\n")) };
+        debug = debug.route(&format!("/debug/{path}"), get(refuse));
     }
     open.merge(debug.layer(middleware::from_fn(only_own_host)))
         .fallback(|| async { (StatusCode::NOT_FOUND, "There is no such page; /debug lists them.\n") })
@@ -138,6 +198,19 @@ async fn index() -> Response {
     ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
 }
 
+async fn set_logging(Query(arguments): Query<Arguments>) -> Response {
+    let scopes = log_scopes();
+    let done = match (arguments.get("level"), arguments.contains_key("reset")) {
+        (Some(level), _) => scopes.set(level),
+        (None, true) => scopes.reset(),
+        (None, false) => Err("say ?level=SCOPE:LEVEL,… or ?reset=true".to_owned()),
+    };
+    match done {
+        Ok(()) => Json(scopes.list()).into_response(),
+        Err(sentence) => (StatusCode::BAD_REQUEST, format!("{sentence}\n")).into_response(),
+    }
+}
+
 /// One object a proxy, with Istio's flat keys besides our list of kinds.
 fn syncz(pages: &Pages) -> Value {
     let shown = |row: Connected| {
@@ -151,8 +224,22 @@ fn syncz(pages: &Pages) -> Value {
     pages.registry.list().into_iter().map(shown).collect()
 }
 
+/// Istio's keys, with ours beside them.
 fn connections(pages: &Pages) -> Value {
-    let rows: Vec<SyncStatus> = pages.registry.list().into_iter().map(|row| row.status).collect();
+    let row = |row: SyncStatus| {
+        let watches: serde_json::Map<String, Value> = row
+            .types
+            .iter()
+            .zip(KINDS)
+            .filter(|(status, _)| !status.sent.is_empty())
+            .map(|(status, kind)| (kind.type_url.to_owned(), json!(status.resources)))
+            .collect();
+        let mut value = json!(row);
+        value["connectionId"] = json!(row.proxy);
+        value["watches"] = Value::Object(watches);
+        value
+    };
+    let rows: Vec<Value> = pages.registry.list().into_iter().map(|connected| row(connected.status)).collect();
     json!({"totalClients": rows.len(), "clients": rows})
 }
 
@@ -161,7 +248,8 @@ fn published(pages: &Pages) -> Result<Published, (StatusCode, String)> {
     pages.published.borrow().clone().ok_or_else(not_yet)
 }
 
-fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
+/// The proxy that the arguments name, and what it should hold.
+fn offer(pages: &Pages, arguments: &Arguments) -> Result<(String, Arc<Offer>), (StatusCode, String)> {
     let wanted = arguments
         .get("proxyID")
         .ok_or_else(|| (StatusCode::BAD_REQUEST, "Say which proxy: ?proxyID=NAME.NAMESPACE.".to_owned()))?;
@@ -170,7 +258,11 @@ fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
         let known: Vec<&str> = rows.iter().map(|row| row.status.proxy.as_str()).collect();
         (StatusCode::NOT_FOUND, format!("No proxy {wanted:?} is connected. Connected: {}.", known.join(", ")))
     })?;
-    let offer = pages.cache.offer(&published(pages)?.snapshot, &row.proxy, false);
+    Ok((wanted.clone(), pages.cache.offer(&published(pages)?.snapshot, &row.proxy, false)))
+}
+
+fn config_dump(pages: &Pages, arguments: &Arguments) -> Shown {
+    let (wanted, offer) = offer(pages, arguments)?;
     let mut configs = serde_json::Map::new();
     for kind in KINDS {
         let entries = offer.of(kind.kind).iter();
@@ -223,5 +315,7 @@ mod tests {
         let paths: std::collections::BTreeSet<_> = super::PAGES.iter().map(|page| page.path).collect();
         assert_eq!(paths.len(), super::PAGES.len());
         assert!(super::PAGES.iter().all(|page| page.doc.ends_with('.')));
+        let absent = super::istio::ABSENT;
+        assert!(absent.iter().all(|(path, why)| !paths.contains(path) && why.ends_with('.')));
     }
 }

@@ -174,6 +174,9 @@ impl Running {
             cache,
             metrics,
             addresses: addresses.clone(),
+            namespace: config.root_namespace.clone(),
+            revision: config.revision.clone(),
+            cluster: config.cluster_id.clone(),
         };
         for (listener, _) in http.into_iter().chain(monitoring) {
             let served =

@@ -1,12 +1,20 @@
 //! The control plane's metrics, under Istio's names, and its log.
 
+pub mod scopes;
+
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use prometheus::{
     Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use scopes::Scopes;
 
 /// The release of Istio whose API and names we keep to.
 pub const ISTIO_VERSION: &str = "1.32.0";
@@ -158,22 +166,31 @@ impl Metrics {
     }
 }
 
+/// The log's levels: a process has one log, whoever asks.
+static LOG: OnceLock<Scopes> = OnceLock::new();
+
+/// The log's levels.
+pub fn log_scopes() -> &'static Scopes {
+    LOG.get_or_init(|| Scopes::new("info", None))
+}
+
 /// Starts the log on standard error: `RUST_LOG` syntax, text or JSON.
 ///
 /// # Errors
 /// The filter cannot be read.
-pub fn start_log(filter: &str, json: bool) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .map_err(|error| anyhow::anyhow!("the log filter {filter:?} is wrong: {error}"))?;
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+pub fn start_log(start: &str, json: bool) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(start)
+        .map_err(|error| anyhow::anyhow!("the log filter {start:?} is wrong: {error}"))?;
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines =
+        tracing_subscriber::fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
     if json {
-        log.json().init()
+        registry.with(lines.json()).init()
     } else {
-        log.init()
+        registry.with(lines).init()
     }
+    let _ = LOG.set(Scopes::new(start, Some(handle)));
     Ok(())
 }
 
