@@ -1,10 +1,16 @@
 //! The words of the command line.
 
+pub mod operator;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::print::Format;
+use operator::{
+    AdminCommand, BugReportArguments, CheckInjectArguments, DashboardCommand, EndpointArguments, StatsArguments,
+    ValidateArguments, VersionArguments, Words,
+};
 
 /// Works with the mesh: what is wrong, what proxies hold, why a request failed.
 #[derive(Debug, Parser)]
@@ -98,11 +104,30 @@ pub enum Command {
     #[command(subcommand)]
     Token(TokenCommand),
     /// Versions of this program and of the control plane.
-    Version {
-        /// How to print.
-        #[arg(short, long, default_value = "table")]
-        output: Format,
-    },
+    Version(VersionArguments),
+    /// Check objects in files by themselves, as they are checked when they are applied.
+    #[command(visible_alias = "v")]
+    Validate(ValidateArguments),
+    /// The control plane itself.
+    #[command(visible_alias = "istiod", subcommand)]
+    Admin(AdminCommand),
+    /// A page of a pod, on this machine: a proxy's admin interface, the control plane's debug pages, add-ons.
+    #[command(visible_aliases = ["dash", "d"], subcommand)]
+    Dashboard(DashboardCommand),
+    /// All that helps to understand what is wrong, in one archive: versions, objects, states, logs; no secrets.
+    BugReport(BugReportArguments),
+    /// Not built: several clusters.
+    #[command(hide = true)]
+    RemoteClusters(Words),
+    /// Not built: several clusters.
+    #[command(hide = true)]
+    CreateRemoteSecret(Words),
+    /// Not built: ambient.
+    #[command(hide = true)]
+    Waypoint(Words),
+    /// Not built: ambient.
+    #[command(hide = true, visible_alias = "zc")]
+    ZtunnelConfig(Words),
     /// Completion for a shell.
     Completion {
         /// Which shell.
@@ -173,7 +198,23 @@ pub struct UninstallArguments {
 #[derive(Debug, Subcommand)]
 pub enum ManifestCommand {
     /// Print them as YAML.
-    Generate(InstallWish),
+    Generate(GenerateArguments),
+    /// Not built: commands of Helm.
+    #[command(hide = true)]
+    Translate(Words),
+}
+
+/// `meshctl manifest generate …`
+#[derive(Debug, Args)]
+pub struct GenerateArguments {
+    #[command(flatten)]
+    pub wish: InstallWish,
+    /// Folder for a file of each component, in place of standard output.
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Only these components: Base, Pilot, IngressGateways, EgressGateways.
+    #[arg(long, value_delimiter = ',', value_name = "COMPONENT")]
+    pub filter: Vec<String>,
 }
 
 /// A proxy by its name.
@@ -219,11 +260,11 @@ pub enum ConfigCommand {
     Clusters {
         #[command(flatten)]
         of: OfProxy,
-        /// Only clusters of this host.
+        /// Only clusters of hosts that hold this.
         #[arg(long)]
         fqdn: Option<String>,
         /// Only inbound or outbound.
-        #[arg(long)]
+        #[arg(long, value_parser = ["inbound", "outbound"])]
         direction: Option<String>,
         /// Only this port.
         #[arg(long)]
@@ -240,6 +281,15 @@ pub enum ConfigCommand {
         /// Only this port.
         #[arg(long)]
         port: Option<u16>,
+        /// Only this address.
+        #[arg(long)]
+        address: Option<String>,
+        /// Only those of this type: HTTP, TCP, HTTP+TCP or UNKNOWN.
+        #[arg(long = "type", ignore_case = true, value_parser = ["HTTP", "TCP", "HTTP+TCP", "UNKNOWN"])]
+        kind: Option<String>,
+        /// Each match with its destination; `--verbose=false` prints a line for each listener.
+        #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+        verbose: bool,
     },
     /// How requests are routed.
     #[command(visible_aliases = ["route", "r"])]
@@ -249,16 +299,15 @@ pub enum ConfigCommand {
         /// Only this route configuration.
         #[arg(long)]
         name: Option<String>,
+        /// Each route; `--verbose=false` prints a line for each route configuration.
+        #[arg(long, num_args = 0..=1, default_value_t = true, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+        verbose: bool,
     },
-    /// Addresses of each cluster.
+    /// Addresses of each cluster, as the proxy sees them now.
     #[command(visible_aliases = ["endpoint", "ep"])]
-    Endpoints {
-        #[command(flatten)]
-        of: OfProxy,
-        /// Only this cluster.
-        #[arg(long)]
-        cluster: Option<String>,
-    },
+    Endpoints(EndpointArguments),
+    /// Addresses of each cluster, as the control plane has sent them.
+    Eds(EndpointArguments),
     /// Certificates and trust roots; keys are never shown.
     #[command(visible_aliases = ["secret", "s"])]
     Secrets {
@@ -383,6 +432,19 @@ pub enum ExperimentalCommand {
     /// What the mesh does for a pod or a service.
     #[command(subcommand)]
     Describe(DescribeCommand),
+    /// Which injector takes a pod, and why.
+    CheckInject(CheckInjectArguments),
+    /// The counters of a proxy.
+    #[command(visible_alias = "es")]
+    EnvoyStats(StatsArguments),
+    /// A debug page of each replica of the control plane, such as syncz.
+    InternalDebug {
+        /// The page.
+        page: String,
+    },
+    /// Whatever else istioctl has there.
+    #[command(external_subcommand)]
+    Other(Vec<String>),
 }
 
 /// What a tag stands for.
@@ -573,6 +635,27 @@ mod tests {
             "meshctl tag set prod --revision 1-2 --overwrite",
             "meshctl tag show",
             "meshctl tag delete prod -y",
+            "meshctl version --short",
+            "meshctl version -s -o json",
+            "meshctl version --short=false --remote=false",
+            "meshctl manifest generate -o out --filter Base,Pilot",
+            "meshctl pc eds a.b --status healthy --port 80",
+            "meshctl pc ep a.b --cluster outbound|80||x --address 10.0.0.1 -o short",
+            "meshctl pc l a.b --type http --address 0.0.0.0 --port 80 --verbose=false",
+            "meshctl pc r a.b --name 80 --verbose=false",
+            "meshctl pc c a.b --fqdn x --direction outbound --subset v1 --port 80 -o yaml",
+            "meshctl validate -f a.yaml -f b",
+            "meshctl admin log --level ads:debug",
+            "meshctl istiod l -r",
+            "meshctl dashboard envoy pod.ns --port 1 --browser=false",
+            "meshctl d controlz",
+            "meshctl bug-report --include a,b --duration 1h",
+            "meshctl x check-inject pod -n a",
+            "meshctl x check-inject -l app=x",
+            "meshctl x es pod.ns -o prom-merged",
+            "meshctl waypoint apply -n a --for all",
+            "meshctl zc workload --node x",
+            "meshctl x authz check a",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }

@@ -21,6 +21,7 @@ use kube::core::GroupVersionKind;
 use kube::discovery::{ApiCapabilities, Discovery, Scope, pinned_kind, verbs};
 use kube::{Client, Config, Resource, ResourceExt};
 use serde_json::Value;
+use tokio::net::TcpListener;
 
 use crate::chart::key;
 use crate::fetch::{Answer, Connection};
@@ -315,6 +316,31 @@ impl Cluster {
             bail!("{namespace}/{pod} answered {} to {path}: {}", answer.status, answer.text().trim());
         }
         Ok(answer)
+    }
+}
+
+impl Cluster {
+    /// Hands connections on to a port of a pod, each over a stream of its own, for ever.
+    ///
+    /// # Errors
+    /// Nobody can be accepted any more. A connection that breaks is told, and the others go on.
+    pub async fn forward(&self, namespace: &str, pod: &str, port: u16, listener: TcpListener) -> Result<()> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
+        loop {
+            let (mut near, _) = listener.accept().await.context("no connection can be accepted")?;
+            let (pods, pod) = (pods.clone(), pod.to_owned());
+            tokio::spawn(async move {
+                let handed_on = async {
+                    let mut forwarded = pods.portforward(&pod, &[port]).await?;
+                    let mut far = forwarded.take_stream(port).context("there is no stream")?;
+                    tokio::io::copy_bidirectional(&mut near, &mut far).await?;
+                    anyhow::Ok(())
+                };
+                if let Err(error) = handed_on.await {
+                    eprintln!("a connection to port {port} of {pod} ended: {}", refusal::told(&error));
+                }
+            });
+        }
     }
 }
 

@@ -1,29 +1,38 @@
 //! One module a command, and who is called for what.
 
+mod absent;
 mod analyze;
+mod bug_report;
 mod check;
+mod check_inject;
 mod config;
+mod dashboard;
 mod describe;
 mod inject;
 mod install;
 mod log;
+mod admin;
 mod logs;
 mod status;
 mod tag;
 mod token;
 mod uninstall;
+mod validate;
 mod version;
 mod why;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::CommandFactory;
+use serde_json::Value;
 
 use crate::cli::{Cli, Command, ExperimentalCommand, ManifestCommand, in_namespace};
 use crate::cluster::Cluster;
 use crate::demo;
 use crate::mesh::Mesh;
+use crate::print::{Format, structured};
 
 /// Runs a command.
 ///
@@ -62,10 +71,36 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
             inject::run(cluster.as_ref(), namespace, &arguments).await?;
         }
         Command::Token(command) => print!("{}", token::run(command)?),
-        Command::Version { output } => print!("{}", version::run(mesh().await.ok(), output).await?),
+        Command::Version(arguments) => print!("{}", version::run(mesh().await.ok(), &arguments).await?),
+        Command::Validate(arguments) => return validate::run(&arguments),
+        Command::Admin(command) => print!("{}", admin::run(&mesh().await?, command).await?),
+        Command::Dashboard(command) => dashboard::run(&cluster().await?, namespace, &command).await?,
+        Command::BugReport(arguments) => {
+            bug_report::run(&cluster().await?, &mesh().await?, namespace, &arguments).await?;
+        }
+        Command::Experimental(ExperimentalCommand::CheckInject(arguments)) => {
+            print!("{}", check_inject::run(&cluster().await?, &arguments).await?);
+        }
+        Command::Experimental(ExperimentalCommand::EnvoyStats(arguments)) => {
+            print!("{}", config::stats(&mesh().await?, &arguments).await?);
+        }
+        Command::Experimental(ExperimentalCommand::InternalDebug { page }) => {
+            let pages = mesh().await?.pages(&format!("/debug/{}", page.trim_start_matches("/debug/"))).await?;
+            let pages: BTreeMap<String, Value> = pages.into_iter().collect();
+            print!("{}", structured(Format::Json, &pages)?);
+        }
+        Command::Experimental(ExperimentalCommand::Other(words)) => {
+            let words: Vec<&str> = std::iter::once("experimental").chain(words.iter().map(String::as_str)).collect();
+            return absent::refuse(&words);
+        }
+        Command::RemoteClusters(_) => return absent::refuse(&["remote-clusters"]),
+        Command::CreateRemoteSecret(_) => return absent::refuse(&["create-remote-secret"]),
+        Command::Waypoint(_) => return absent::refuse(&["waypoint"]),
+        Command::ZtunnelConfig(_) => return absent::refuse(&["ztunnel-config"]),
+        Command::Manifest(ManifestCommand::Translate(_)) => return absent::refuse(&["manifest", "translate"]),
         Command::Install(arguments) => return install::run(&cluster().await?, namespace, &arguments).await,
         Command::Uninstall(arguments) => return uninstall::run(&cluster().await?, namespace, &arguments).await,
-        Command::Manifest(ManifestCommand::Generate(wish)) => print!("{}", install::generate(namespace, &wish)?),
+        Command::Manifest(ManifestCommand::Generate(arguments)) => install::generate(namespace, &arguments)?,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut std::io::stdout())
         }

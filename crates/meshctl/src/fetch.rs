@@ -122,7 +122,19 @@ impl Connection {
 /// # Errors
 /// See above.
 pub async fn get(address: &str, path: &str) -> Result<Answer> {
-    let answer = try_get(address, path).await?;
+    ask(address, Method::GET, path).await
+}
+
+/// The same with another method.
+///
+/// # Errors
+/// See [`get`].
+pub async fn ask(address: &str, method: Method, path: &str) -> Result<Answer> {
+    let answer = Connection::open(address).await?.send(method, path, &[("host", address)], None).await?;
+    // What was asked is wrong, and the answer says in what.
+    if answer.status == 400 && !answer.body.is_empty() {
+        bail!("{}", answer.text().trim());
+    }
     if answer.status != 200 {
         bail!("{address} answered {}: {}", answer.status, answer.text().trim());
     }

@@ -7,6 +7,9 @@ use meshctl::cli::Cli;
 use meshctl::cluster::refusal::told;
 use meshctl::command;
 
+/// istioctl's exit code for words that make no sense.
+const USAGE: u8 = 64;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     // Who reads no further (`| head`) wants no more, and no account of a panic either.
@@ -17,7 +20,15 @@ async fn main() -> ExitCode {
         }
         usual(panic);
     }));
-    match command::run(Cli::parse()).await {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // Help was asked for, or the words make no sense.
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match command::run(cli).await {
         Ok(code) => code,
         Err(error) => {
             eprintln!("meshctl: {}", told(&error));

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use api::debug::{SyncStatus, Why};
 use api::problem::nearest;
-use hyper::Method;
+pub use hyper::Method;
 use serde_json::Value;
 
 use crate::chart::key;
@@ -69,11 +69,22 @@ impl Mesh {
     }
 
     /// A page of each replica of the control plane, with the replica's name or address.
-    async fn pages(&self, path: &str) -> Result<Vec<(String, Value)>> {
+    ///
+    /// # Errors
+    /// One cannot be reached, or does not have the page.
+    pub async fn pages(&self, path: &str) -> Result<Vec<(String, Value)>> {
+        self.replicas(Method::GET, path, None).await
+    }
+
+    /// The same with another method, and of one replica if it is named.
+    ///
+    /// # Errors
+    /// See [`Mesh::pages`]; or there is no such replica.
+    pub async fn replicas(&self, method: Method, path: &str, only: Option<&str>) -> Result<Vec<(String, Value)>> {
         let read = |answer: Answer| serde_json::from_slice(&answer.body).with_context(|| format!("{path} is not JSON"));
         match &self.way {
             Way::Direct(address) => {
-                let answer = fetch::get(address, path).await.with_context(|| {
+                let answer = fetch::ask(address, method, path).await.with_context(|| {
                     format!("the control plane was asked at {address}; set --meshd or the variable MESHD to its debug port, or name a cluster with --kubeconfig")
                 })?;
                 Ok(vec![(address.clone(), read(answer)?)])
@@ -86,10 +97,14 @@ impl Mesh {
                         cluster.server
                     );
                 }
+                let names: Vec<&str> = pods.iter().map(|(_, pod)| pod.as_str()).collect();
+                if let Some(only) = only.filter(|only| !names.contains(only)) {
+                    bail!("{only:?} is no pod of a control plane in {namespace}; there are: {}", names.join(", "));
+                }
                 let mut pages = Vec::new();
-                for (namespace, pod) in pods {
-                    let page = read(cluster.fetch(&namespace, &pod, DEBUG, Method::GET, path).await?)?;
-                    pages.push((pod, page));
+                for (namespace, pod) in pods.iter().filter(|(_, pod)| only.is_none_or(|only| only == pod)) {
+                    let page = read(cluster.fetch(namespace, pod, DEBUG, method.clone(), path).await?)?;
+                    pages.push((pod.clone(), page));
                 }
                 Ok(pages)
             }
@@ -199,6 +214,17 @@ impl Mesh {
                 cluster.fetch(namespace, pod, port.unwrap_or(api::port::ADMIN), method, path).await
             }
         }
+    }
+
+    /// The metrics of a proxy together with those of its application.
+    ///
+    /// # Errors
+    /// The proxy is not in a cluster, or cannot be reached.
+    pub async fn merged(&self, proxy: &SyncStatus) -> Result<String> {
+        let Some((cluster, (pod, namespace))) = self.cluster().zip(proxy.proxy.split_once('.')) else {
+            bail!("metrics are merged in pods; of {} there are only its own (-o prom)", proxy.proxy);
+        };
+        Ok(cluster.fetch(namespace, pod, api::port::STATUS, Method::GET, "/stats/prometheus").await?.text())
     }
 
     /// The levels of a proxy's log; with `level` after it was set.

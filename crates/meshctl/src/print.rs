@@ -12,6 +12,7 @@ use serde::Serialize;
 pub enum Format {
     /// Columns for people.
     #[default]
+    #[value(aliases = ["short", "log"])]
     Table,
     /// JSON, indented.
     Json,

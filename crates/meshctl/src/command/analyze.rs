@@ -130,7 +130,10 @@ fn is_suppressed(problem: &Problem, rules: &[String]) -> bool {
 }
 
 /// Files named by the user are read whatever their ending; of folders only manifests are.
-fn collect(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> {
+///
+/// # Errors
+/// A file or folder cannot be read.
+pub(super) fn collect(path: &Path, named: bool, files: &mut Vec<PathBuf>) -> Result<()> {
     if path == Path::new("-") {
         files.push(path.to_owned());
         return Ok(());
@@ -153,7 +156,7 @@ fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
-fn read(file: &Path) -> Result<(String, Vec<u8>)> {
+pub(super) fn read(file: &Path) -> Result<(String, Vec<u8>)> {
     if file == Path::new("-") {
         let mut text = Vec::new();
         std::io::stdin().read_to_end(&mut text).context("standard input cannot be read")?;

@@ -7,8 +7,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::log;
+use crate::cli::operator::{EndpointArguments, StatsArguments, StatsFormat};
 use crate::cli::{ConfigCommand, OfProxy};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Method};
 use crate::print::{Format, structured, table};
 
 pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
@@ -18,7 +19,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             let clusters: Vec<&Value> = resources(&found, "dynamic_active_clusters", "cluster");
             let keep = |cluster: &&Value| {
                 let parts = parts(text(&cluster["name"]));
-                fqdn.as_ref().is_none_or(|wanted| parts.host == *wanted)
+                fqdn.as_ref().is_none_or(|wanted| parts.host.contains(wanted.as_str()))
                     && direction.as_ref().is_none_or(|wanted| parts.direction.eq_ignore_ascii_case(wanted))
                     && port.is_none_or(|wanted| parts.port == wanted.to_string())
                     && subset.as_ref().is_none_or(|wanted| parts.subset == *wanted)
@@ -35,32 +36,57 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
                 },
             )
         }
-        ConfigCommand::Listeners { of, port } => {
+        ConfigCommand::Listeners { of, port, address, kind, verbose } => {
             let found = section(mesh, &of, "ListenersConfigDump").await?;
             let all =
                 found["dynamic_listeners"].as_array().into_iter().flatten().map(|row| &row["active_state"]["listener"]);
             let keep = |listener: &&Value| {
-                port.is_none_or(|wanted| listener.pointer("/address/socket_address/port_value") == Some(&wanted.into()))
+                let socket = &listener["address"]["socket_address"];
+                port.is_none_or(|wanted| socket["port_value"] == wanted)
+                    && address.as_ref().is_none_or(|wanted| text(&socket["address"]) == wanted)
+                    && kind.as_ref().is_none_or(|wanted| type_of(listener).eq_ignore_ascii_case(wanted))
             };
             let listeners: Vec<&Value> = all.filter(keep).collect();
-            shown(of.output, &listeners, &["ADDRESSES", "PORT", "MATCH", "DESTINATION"], listener_rows)
+            if verbose {
+                shown(of.output, &listeners, &["ADDRESSES", "PORT", "MATCH", "DESTINATION"], listener_rows)
+            } else {
+                shown(of.output, &listeners, &["ADDRESSES", "PORT", "TYPE"], |listener| {
+                    let socket = &listener["address"]["socket_address"];
+                    let (address, port) = (text(&socket["address"]).to_owned(), socket["port_value"].to_string());
+                    vec![vec![address, port, type_of(listener).to_owned()]]
+                })
+            }
         }
-        ConfigCommand::Routes { of, name } => {
+        ConfigCommand::Routes { of, name, verbose } => {
             let found = section(mesh, &of, "RoutesConfigDump").await?;
             let all = resources(&found, "dynamic_route_configs", "route_config");
             let routes: Vec<&Value> = all
                 .into_iter()
                 .filter(|route| name.as_ref().is_none_or(|wanted| text(&route["name"]) == wanted))
                 .collect();
-            shown(of.output, &routes, &["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"], route_rows)
+            if verbose {
+                shown(of.output, &routes, &["NAME", "VHOST NAME", "DOMAINS", "MATCH", "VIRTUAL SERVICE"], route_rows)
+            } else {
+                shown(of.output, &routes, &["NAME", "VIRTUAL HOSTS"], |config| {
+                    let hosts = config["virtual_hosts"].as_array().map_or(0, Vec::len);
+                    vec![vec![text(&config["name"]).to_owned(), hosts.to_string()]]
+                })
+            }
         }
-        ConfigCommand::Endpoints { of, cluster } => {
-            let proxy = mesh.proxy(&of.proxy.full()).await?;
+        ConfigCommand::Endpoints(wish) => {
+            let proxy = mesh.proxy(&wish.of.proxy.full()).await?;
             let page = mesh.admin(&proxy, "/clusters?format=json").await?;
             let all = page["cluster_statuses"].as_array().into_iter().flatten();
-            let statuses: Vec<&Value> =
-                all.filter(|status| cluster.as_ref().is_none_or(|wanted| text(&status["name"]) == wanted)).collect();
-            shown(of.output, &statuses, &["ENDPOINT", "STATUS", "OUTLIER CHECK", "CLUSTER"], endpoint_rows)
+            let kept: Vec<Value> = all.filter_map(|status| kept_hosts(status, &wish)).collect();
+            let heading = ["ENDPOINT", "STATUS", "OUTLIER CHECK", "CLUSTER"];
+            shown(wish.of.output, &kept.iter().collect::<Vec<_>>(), &heading, endpoint_rows)
+        }
+        ConfigCommand::Eds(wish) => {
+            let found = section(mesh, &wish.of, "EndpointsConfigDump").await?;
+            let all = resources(&found, "dynamic_endpoint_configs", "endpoint_config");
+            let kept: Vec<Value> = all.into_iter().filter_map(|one| kept_assignment(one, &wish)).collect();
+            let heading = ["NAME", "STATUS", "LOCALITY", "CLUSTER"];
+            shown(wish.of.output, &kept.iter().collect::<Vec<_>>(), &heading, assignment_rows)
         }
         ConfigCommand::Secrets { of } => {
             let proxy = mesh.proxy(&of.proxy.full()).await?;
@@ -90,10 +116,107 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
     }
 }
 
+/// Whether an endpoint is among those asked for, by its address and health.
+fn is_asked(wish: &EndpointArguments, socket: &Value, health: &str) -> bool {
+    wish.address.as_ref().is_none_or(|wanted| text(&socket["address"]) == wanted)
+        && wish.port.is_none_or(|wanted| socket["port_value"] == wanted)
+        && wish.status.as_ref().is_none_or(|wanted| health.eq_ignore_ascii_case(wanted))
+}
+
+fn is_asked_cluster(wish: &EndpointArguments, name: &Value) -> bool {
+    wish.cluster.as_ref().is_none_or(|wanted| text(name) == wanted)
+}
+
+/// A cluster's status with the hosts that are asked for; none without any.
+fn kept_hosts(status: &Value, wish: &EndpointArguments) -> Option<Value> {
+    let keep = |host: &Value| is_asked(wish, &host["address"]["socket_address"], health_of(host));
+    kept(status, "host_statuses", &keep).filter(|_| is_asked_cluster(wish, &status["name"]))
+}
+
+/// The same of a cluster's endpoints as they were sent.
+fn kept_assignment(assignment: &Value, wish: &EndpointArguments) -> Option<Value> {
+    if !is_asked_cluster(wish, &assignment["cluster_name"]) {
+        return None;
+    }
+    let keep = |one: &Value| is_asked(wish, &one["endpoint"]["address"]["socket_address"], sent_health(one));
+    let mut assignment = assignment.clone();
+    let groups = assignment["endpoints"].as_array_mut()?;
+    *groups = groups.iter().filter_map(|group| kept(group, "lb_endpoints", &keep)).collect();
+    (!groups.is_empty()).then_some(assignment)
+}
+
+/// A value with the elements of a list that are to be kept; none without any.
+fn kept(value: &Value, list: &str, keep: &dyn Fn(&Value) -> bool) -> Option<Value> {
+    let mut value = value.clone();
+    let all = value[list].as_array_mut()?;
+    all.retain(|one| keep(one));
+    (!all.is_empty()).then_some(value)
+}
+
+fn health_of(host: &Value) -> &str {
+    host.pointer("/health_status/eds_health_status").and_then(Value::as_str).unwrap_or("HEALTHY")
+}
+
+/// What was not said is healthy.
+fn sent_health(endpoint: &Value) -> &str {
+    match endpoint["health_status"].as_str() {
+        None | Some("UNKNOWN") => "HEALTHY",
+        Some(other) => other,
+    }
+}
+
+fn assignment_rows(assignment: &Value) -> Vec<Vec<String>> {
+    let groups = assignment["endpoints"].as_array().into_iter().flatten();
+    let rows = groups.flat_map(|group| {
+        let words = ["region", "zone", "sub_zone"].map(|part| text(&group["locality"][part]));
+        let locality = words.join("/").trim_end_matches('/').to_owned();
+        group["lb_endpoints"].as_array().into_iter().flatten().map(move |one| {
+            let socket = &one["endpoint"]["address"]["socket_address"];
+            let address = format!("{}:{}", text(&socket["address"]), socket["port_value"]);
+            let cluster = text(&assignment["cluster_name"]).to_owned();
+            vec![address, sent_health(one).to_owned(), dash(locality.clone()), cluster]
+        })
+    });
+    rows.collect()
+}
+
+/// What a listener speaks, as istioctl names it.
+fn type_of(listener: &Value) -> &'static str {
+    let chains = listener["filter_chains"].as_array().into_iter().flatten().chain(listener.get("default_filter_chain"));
+    let (mut http, mut tcp) = (false, false);
+    for filter in chains.flat_map(|chain| chain["filters"].as_array().into_iter().flatten()) {
+        let kind = text(&filter["typed_config"]["@type"]);
+        http |= kind.ends_with("HttpConnectionManager");
+        tcp |= kind.ends_with("TcpProxy");
+    }
+    match (http, tcp) {
+        (true, true) => "HTTP+TCP",
+        (true, false) => "HTTP",
+        (false, true) => "TCP",
+        (false, false) => "UNKNOWN",
+    }
+}
+
+/// The counters of a proxy, or of its clusters.
+pub(super) async fn stats(mesh: &Mesh, arguments: &StatsArguments) -> Result<String> {
+    let proxy = mesh.proxy(&arguments.proxy.full()).await?;
+    let path = match (arguments.of.as_str(), arguments.output) {
+        ("clusters", StatsFormat::Json) => "/clusters?format=json",
+        ("clusters", _) => "/clusters",
+        (_, StatsFormat::Text) => "/stats",
+        (_, StatsFormat::Json) => "/stats?format=json",
+        (_, StatsFormat::Prom) => "/stats/prometheus",
+        (_, StatsFormat::PromMerged) => return mesh.merged(&proxy).await,
+    };
+    let text = mesh.ask(&proxy, Method::GET, path).await?.text();
+    Ok(format!("{}\n", text.trim_end()))
+}
+
 /// One part of the proxy's config dump, by the last word of its type.
 async fn section(mesh: &Mesh, of: &OfProxy, kind: &str) -> Result<Value> {
     let proxy = mesh.proxy(&of.proxy.full()).await?;
-    let dump = mesh.admin(&proxy, "/config_dump").await?;
+    // Envoy leaves endpoints out unless it is asked for them.
+    let dump = mesh.admin(&proxy, "/config_dump?include_eds").await?;
     let mut parts = dump["configs"].as_array().into_iter().flatten();
     Ok(parts.find(|part| text(&part["@type"]).ends_with(kind)).cloned().unwrap_or(Value::Null))
 }
@@ -217,7 +340,7 @@ fn route_rows(config: &Value) -> Vec<Vec<String>> {
 fn endpoint_rows(status: &Value) -> Vec<Vec<String>> {
     let row = |host: &Value| {
         let socket = &host["address"]["socket_address"];
-        let health = host.pointer("/health_status/eds_health_status").and_then(Value::as_str).unwrap_or("HEALTHY");
+        let health = health_of(host);
         let ejected = host.pointer("/health_status/failed_outlier_check").and_then(Value::as_bool).unwrap_or(false);
         let address = format!("{}:{}", text(&socket["address"]), socket["port_value"]);
         vec![
@@ -273,7 +396,11 @@ fn dash(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+    use serde_json::json;
+
     use super::*;
+    use crate::cli::Cli;
 
     #[test]
     fn certificates_are_valid_between_two_times() {
@@ -284,8 +411,6 @@ mod tests {
         assert_eq!(is_valid(early, early, now), Some(false));
         assert_eq!(is_valid("", late, now), None);
     }
-    use serde_json::json;
-
     #[test]
     fn names_are_taken_apart_and_objects_named() {
         let cluster = json!({"metadata": {"filter_metadata": {"istio": {"config": "/apis/networking.istio.io/v1/namespaces/shop/destination-rule/user"}}}});
@@ -301,5 +426,52 @@ mod tests {
         let rows = route_rows(&config);
         assert_eq!(rows[0][2], "a, b + 1 more...");
         assert_eq!([&rows[0][3], &rows[1][3], &rows[2][3]], ["/x", "/y*", "regex z.*"]);
+    }
+
+    fn wish(words: &str) -> EndpointArguments {
+        let words = format!("meshctl pc ep a.b {words}");
+        match Cli::try_parse_from(words.split_whitespace()).unwrap().command {
+            crate::cli::Command::Config(ConfigCommand::Endpoints(wish)) => wish,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn endpoints_are_chosen_by_cluster_address_port_and_health() {
+        let host = |address: &str, port: u16, health: &str| {
+            json!({"address": {"socket_address": {"address": address, "port_value": port}},
+                "health_status": {"eds_health_status": health}})
+        };
+        let status =
+            json!({"name": "c", "host_statuses": [host("10.0.0.1", 80, "HEALTHY"), host("10.0.0.2", 81, "UNHEALTHY")]});
+        let count = |words: &str| kept_hosts(&status, &wish(words)).map_or(0, |kept| endpoint_rows(&kept).len());
+        for (words, wanted) in [
+            ("", 2),
+            ("--cluster c", 2),
+            ("--cluster d", 0),
+            ("--address 10.0.0.1", 1),
+            ("--port 81", 1),
+            ("--port 81 --address 10.0.0.1", 0),
+            ("--status healthy", 1),
+            ("--status UNHEALTHY", 1),
+        ] {
+            assert_eq!(count(words), wanted, "{words}");
+        }
+        let sent = json!({"cluster_name": "c", "endpoints": [{"locality": {"region": "r", "zone": "z"}, "lb_endpoints": [
+            {"endpoint": {"address": {"socket_address": {"address": "10.0.0.1", "port_value": 80}}}}]}]});
+        let kept = kept_assignment(&sent, &wish("--status healthy --port 80")).unwrap();
+        assert_eq!(assignment_rows(&kept), [["10.0.0.1:80", "HEALTHY", "r/z", "c"]]);
+        assert!(kept_assignment(&sent, &wish("--status unhealthy")).is_none());
+    }
+
+    #[test]
+    fn listeners_have_istioctls_types() {
+        let filter =
+            |kind: &str| json!({"filters": [{"typed_config": {"@type": format!("type.googleapis.com/a.{kind}")}}]});
+        let (http, tcp) = (filter("HttpConnectionManager"), filter("TcpProxy"));
+        assert_eq!(type_of(&json!({"filter_chains": [http]})), "HTTP");
+        assert_eq!(type_of(&json!({"filter_chains": [http], "default_filter_chain": tcp})), "HTTP+TCP");
+        assert_eq!(type_of(&json!({"default_filter_chain": tcp})), "TCP");
+        assert_eq!(type_of(&json!({})), "UNKNOWN");
     }
 }

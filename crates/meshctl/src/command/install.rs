@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::tag::own;
 use crate::chart;
-use crate::cli::{InstallArguments, InstallWish};
+use crate::cli::{GenerateArguments, InstallArguments, InstallWish};
 use crate::cluster::{Applied, Cluster};
 use crate::install::{self, Component, OWNED, OWNER, Plan, Wish};
 use crate::print::Progress;
@@ -45,12 +45,44 @@ fn wish(namespace: &str, arguments: &InstallWish) -> Wish {
     }
 }
 
-/// Prints what would be applied.
-pub(super) fn generate(namespace: &str, arguments: &InstallWish) -> Result<String> {
-    let plan = install::plan(&wish(namespace, arguments), arguments.force)?;
+/// Prints what would be applied, or writes a file of it for each component.
+///
+/// # Errors
+/// A setting cannot be used, or a file cannot be written.
+pub(super) fn generate(namespace: &str, arguments: &GenerateArguments) -> Result<()> {
+    let plan = install::plan(&wish(namespace, &arguments.wish), arguments.wish.force)?;
     plan.warnings.iter().for_each(|warning| eprintln!("{warning}"));
-    let objects: Vec<Value> = plan.components.into_iter().flat_map(|component| component.objects).collect();
-    chart::print(&objects)
+    let components = of_components(plan.components, &arguments.filter)?;
+    let Some(folder) = &arguments.output else {
+        let objects: Vec<Value> = components.into_iter().flat_map(|(_, objects)| objects).collect();
+        print!("{}", chart::print(&objects)?);
+        return Ok(());
+    };
+    std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be made", folder.display()))?;
+    for (name, objects) in components {
+        let file = folder.join(format!("{name}.yaml"));
+        std::fs::write(&file, chart::print(&objects)?)
+            .with_context(|| format!("{} cannot be written", file.display()))?;
+        println!("{}", file.display());
+    }
+    Ok(())
+}
+
+/// The objects of each component, several gateways in one; only those that are named, if any are.
+fn of_components(components: Vec<Component>, only: &[String]) -> Result<Vec<(&'static str, Vec<Value>)>> {
+    let mut all: Vec<(&'static str, Vec<Value>)> = Vec::new();
+    for component in components {
+        match all.iter_mut().find(|(name, _)| *name == component.name) {
+            Some((_, objects)) => objects.extend(component.objects),
+            None => all.push((component.name, component.objects)),
+        }
+    }
+    let known: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+    if let Some(other) = only.iter().find(|only| !known.contains(&only.as_str())) {
+        bail!("--filter {other}: this installation consists of {}", known.join(", "));
+    }
+    all.retain(|(name, _)| only.is_empty() || only.iter().any(|only| only == name));
+    Ok(all)
 }
 
 /// Installs, or changes an installation to what is asked for.
@@ -258,5 +290,35 @@ mod tests {
         let mut asked = wanted.clone();
         leave_policy(&mut asked, &json!({"webhooks": [{"name": "a"}]}));
         assert_eq!(asked, wanted);
+    }
+
+    #[test]
+    fn each_component_is_a_file_of_its_own() {
+        let wish = |filter: &[&str], output| GenerateArguments {
+            wish: InstallWish {
+                filename: Vec::new(),
+                set: vec!["profile=demo".to_owned()],
+                revision: None,
+                force: false,
+            },
+            output,
+            filter: filter.iter().map(|one| (*one).to_owned()).collect(),
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let inside = folder.path().join("out");
+        generate("istio-system", &wish(&[], Some(inside.clone()))).unwrap();
+        let text = |name: &str| std::fs::read_to_string(inside.join(name)).unwrap();
+        assert!(
+            text("Base.yaml").contains("CustomResourceDefinition") && !text("Base.yaml").contains("kind: Deployment")
+        );
+        assert!(text("Pilot.yaml").contains("name: istiod"));
+        assert!(text("IngressGateways.yaml").contains("istio-ingressgateway"));
+        assert!(text("EgressGateways.yaml").contains("istio-egressgateway"));
+        let other = folder.path().join("other");
+        generate("istio-system", &wish(&["Pilot"], Some(other.clone()))).unwrap();
+        assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
+        assert!(
+            generate("istio-system", &wish(&["Cni"], Some(other))).unwrap_err().to_string().contains("Base, Pilot")
+        );
     }
 }

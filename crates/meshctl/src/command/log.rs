@@ -11,7 +11,7 @@ pub(super) async fn run(mesh: &Mesh, proxy: &str, level: Option<&str>, reset: bo
 }
 
 /// A value inside a query: all but letters, digits and a few marks as `%XX`.
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~:".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
