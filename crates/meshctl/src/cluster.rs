@@ -108,6 +108,9 @@ impl Cluster {
                 kube::Error::Service(_) | kube::Error::HyperError(_) => {
                     format!("the API server at {} does not answer", self.server)
                 }
+                kube::Error::Api(status) if !status.is_not_found() => {
+                    format!("the cluster at {} cannot be asked", self.server)
+                }
                 _ => format!("the cluster does not know the kind {} of {}", kind.kind, text("apiVersion")),
             };
             anyhow::Error::new(error).context(what)

@@ -4,6 +4,7 @@
 use std::error::Error as _;
 
 use kube::Error;
+use kube::config::KubeconfigError;
 use kube::core::Status;
 
 /// An error as it is shown.
@@ -11,8 +12,16 @@ pub fn told(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let (part, is_last) = match cause.downcast_ref::<Error>() {
+            // The sentence before says what is away.
+            Some(error @ (Error::HyperError(_) | Error::Service(_)))
+                if parts.last().is_some_and(|before| before.contains("does not answer")) =>
+            {
+                (innermost(error), true)
+            }
             // What comes below is the same once more.
             Some(error) => (of_client(error), true),
+            // What follows the first line shows the file, with its tokens.
+            None if cause.is::<KubeconfigError>() => (first_line(&cause.to_string()), true),
             None => (cause.to_string(), false),
         };
         if !parts.iter().any(|before| before.contains(&part)) {
@@ -55,6 +64,10 @@ fn of_status(status: &Status) -> String {
         }
         _ => message.to_owned(),
     }
+}
+
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// The reason that is behind all others.
@@ -103,6 +116,15 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_kubeconfig_is_not_shown() {
+        let broken = "apiVersion: v1\nclusters: [{name: a\nusers: [{name: b, user: {token: hidden}}]\n";
+        let error = kube::config::Kubeconfig::from_yaml(broken).unwrap_err();
+        let told = told(&anyhow::Error::from(error).context("the kubeconfig cannot be used"));
+        assert!(told.starts_with("the kubeconfig cannot be used: ") && told.lines().count() == 1, "{told}");
+        assert!(!told.contains("hidden"), "{told}");
+    }
+
+    #[test]
     fn other_errors_are_told_once() {
         let error =
             Err::<(), _>(std::io::Error::other("no such file")).context("a cannot be read").context("b").unwrap_err();
@@ -111,5 +133,8 @@ mod tests {
         assert_eq!(told(&twice), "a: no such file");
         let away = Error::Service(Box::new(std::io::Error::other("connection refused")));
         assert_eq!(told(&away.into()), "the API server cannot be reached (connection refused)");
+        let away = Error::Service(Box::new(std::io::Error::other("connection refused")));
+        let error = anyhow::Error::from(away).context("the API server at x does not answer");
+        assert_eq!(told(&error), "the API server at x does not answer: connection refused");
     }
 }
