@@ -17,8 +17,120 @@ const FLEETING: &[&str] = &["events", "events.events.k8s.io", "pods", "endpoints
 /// Installs the profile demo.
 pub(crate) fn demo(cluster: &Cluster) -> Result<String> {
     BEFORE.set(inventory(cluster, "")?).map_err(|_| anyhow::anyhow!("this scenario runs once"))?;
+    dry_into_nothing(cluster)?;
     put(cluster)?;
     cluster.rolled_out("istio-system")?;
+    Ok(String::new())
+}
+
+/// What would be made is told, and nothing is made.
+fn dry_into_nothing(cluster: &Cluster) -> Result<()> {
+    let told = cluster.meshctl("install --set profile=demo --dry-run")?;
+    for line in
+        ["+ Namespace istio-system", "+ Deployment istio-system/istiod", "+ Service istio-system/istio-ingressgateway"]
+    {
+        ensure!(told.lines().any(|one| one == line), "{line} is not in {told}");
+    }
+    let made = cluster.kubectl("get namespace istio-system --ignore-not-found -o name")?
+        + &cluster.kubectl("get customresourcedefinitions,mutatingwebhookconfigurations -o name")?;
+    ensure!(!made.contains("istio"), "this was made: {made}");
+    Ok(())
+}
+
+/// What would be changed is told, and nothing is changed.
+pub(crate) fn dry_over(cluster: &Cluster) -> Result<String> {
+    let held = || inventory(cluster, &format!("-l {OWNED}"));
+    let marked = |told: &str| {
+        told.lines().filter(|line| line.starts_with(['+', '~', '-'])).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = held()?;
+    let same = cluster.meshctl("install --set profile=demo --dry-run")?;
+    ensure!(marked(&same).is_empty(), "the same again would change something: {same}");
+    let other = cluster.meshctl("install --set profile=demo --set values.pilot.podAnnotations.a=b --dry-run")?;
+    ensure!(marked(&other) == ["~ Deployment istio-system/istiod"], "{other}");
+    ensure!(before == held()?, "something was changed");
+    Ok(String::new())
+}
+
+/// The end of a canary upgrade: the default goes to the new revision beside the old one, and stays there when that goes.
+pub(crate) fn upgraded(cluster: &Cluster) -> Result<String> {
+    cluster.meshctl("install --set profile=minimal --revision canary -y")?;
+    cluster.kubectl("create namespace upgraded")?;
+    cluster.kubectl("label namespace upgraded istio-injection=enabled")?;
+    // Webhooks are asked about pods that are only tried.
+    let injected_by = |wanted: &str| {
+        cluster.until(&format!("pods go to {wanted}"), || {
+            let pod = cluster.kubectl("run probe -n upgraded --image=nothing --dry-run=server -o json")?;
+            let pod: serde_json::Value = serde_json::from_str(&pod)?;
+            let by = &pod["metadata"]["annotations"]["istio.io/rev"];
+            ensure!(by == wanted, "by {by}");
+            Ok(())
+        })
+    };
+    injected_by("default")?;
+    cluster.meshctl("tag set default --revision canary")?;
+    injected_by("canary")?;
+    let told = cluster.meshctl("x check-inject -l app=probe -n upgraded")?;
+    ensure!(told.lines().filter(|line| line.contains('✔')).count() == 1, "{told}");
+    put(cluster)?;
+    injected_by("canary")?;
+    cluster.meshctl("tag remove default -y")?;
+    injected_by("default")?;
+    cluster.meshctl("tag set default --revision canary")?;
+    cluster.meshctl("uninstall --revision default -y")?;
+    injected_by("canary")?;
+    // The new revision judges objects that name none, and tells of them.
+    let refused = cluster.once(&["apply"], BROKEN).err().map(|error| format!("{error:#}"));
+    ensure!(refused.as_ref().is_some_and(|told| told.contains("denied the request")), "{refused:?}");
+    cluster.apply(&TAGGED.replace("istio.io/rev: prod", "a: b"))?;
+    cluster.until("the new revision tells of objects that name none", || {
+        let entry = cluster.get("serviceentry -n default tagged")?;
+        ensure!(entry["status"]["observedGeneration"] == 1, "status {}", entry["status"]);
+        Ok(())
+    })?;
+    cluster.kubectl("delete serviceentry -n default tagged")?;
+    cluster.kubectl("delete namespace upgraded")?;
+    Ok(String::new())
+}
+
+/// Its kind takes it; the control plane does not.
+const BROKEN: &str = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: broken, namespace: default}
+spec: {hosts: [broken], http: [{match: [{uri: {regex: '('}}], route: [{destination: {host: broken}}]}]}
+";
+
+const LOST: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: NAME}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: lost, namespace: NAME}
+spec: {hosts: [lost.NAME.svc.cluster.local], http: [{route: [{destination: {host: nowhere}}]}]}
+";
+
+/// `analyze` without files looks at the cluster: everywhere, or in a namespace. Whoever applied the objects was not warned.
+pub(crate) fn analyzed(cluster: &Cluster) -> Result<String> {
+    for name in ["lost-a", "lost-b"] {
+        cluster.apply(&LOST.replace("NAME", name))?;
+    }
+    for (words, in_a, in_b) in [
+        ("analyze", true, true),
+        ("analyze -A", true, true),
+        ("analyze -n lost-a", true, false),
+        ("analyze --namespace lost-b", false, true),
+    ] {
+        // Other scenarios' objects may be in error, which is an exit code of its own.
+        let told = cluster.meshctl(&format!("{words} --failure-threshold error -S IST0106"));
+        let told = told.unwrap_or_else(|error| format!("{error:#}"));
+        for (name, wanted) in [("lost-a/lost", in_a), ("lost-b/lost", in_b)] {
+            ensure!(told.contains(name) == wanted, "{words}: {told}");
+        }
+    }
+    cluster.kubectl("delete namespace lost-a lost-b")?;
     Ok(String::new())
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -130,6 +130,13 @@ impl Cluster {
     pub(crate) fn meshctl(&self, words: &str) -> Result<String> {
         let output = Command::new(&self.meshctl).args(words.split_whitespace()).stdin(Stdio::null()).output();
         printed(output, &format!("meshctl {words}"))
+    }
+
+    /// Starts meshctl; what it prints goes to a file. It is to be ended by who started it.
+    pub(crate) fn meshctl_into(&self, words: &str, file: std::fs::File) -> Result<Child> {
+        let mut command = Command::new(&self.meshctl);
+        command.args(words.split_whitespace()).stdin(Stdio::null()).stdout(file).stderr(Stdio::null());
+        command.spawn().with_context(|| format!("meshctl {words} cannot be run"))
     }
 
     /// Kills a part of the cluster itself (`apiserver`, `kubelet`, …), which its supervisor starts again.

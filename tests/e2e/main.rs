@@ -53,6 +53,7 @@ const fn breakage(name: &'static str, run: Run) -> Scenario {
 const SCENARIOS: &[Scenario] = &[
     preparation("install", install::demo),
     scenario("install_again_changes_nothing", install::again),
+    scenario("dry_run_over_an_installation", install::dry_over),
     preparation("shop_without_mesh", shop::without_mesh),
     preparation("label_and_restart", shop::joins),
     preparation("routes_and_mutual_tls", shop::configured),
@@ -73,6 +74,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("names_that_no_name_server_knows", pods::names),
     scenario("logs_without_knowing_pods", pods::logs),
     scenario("proxy_config_by_pod", pods::config),
+    scenario("analyze_where_it_is_told", install::analyzed),
     scenario("metrics_of_application_and_proxy", pods::metrics),
     scenario("pod_killed_under_load", outages::pod),
     scenario("control_plane_killed_under_load", outages::control_plane),
@@ -88,6 +90,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("uninstall_leaves_pods_serving", uninstall::kept),
     scenario("restart_without_mesh", uninstall::left),
     scenario("install_once_more", uninstall::returned),
+    scenario("canary_upgrade_ends_with_the_default_tag", install::upgraded),
     scenario("purge_leaves_nothing", uninstall::purged),
 ];
 

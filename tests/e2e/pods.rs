@@ -421,6 +421,21 @@ pub(crate) fn config(cluster: &Cluster) -> Result<String> {
     ] {
         let text = cluster.meshctl(&format!("proxy-config {what} {pod}.{NAMESPACE}"))?;
         ensure!(text.contains(holds), "proxy-config {what}: {text}");
+        let by_flag = cluster.meshctl(&format!("config {what} {pod} -n {NAMESPACE}"))?;
+        ensure!(by_flag.contains(holds), "config {what} -n: {by_flag}");
+    }
+    let row = cluster.meshctl(&format!("status {pod} -n {NAMESPACE}"))?;
+    ensure!(row.lines().count() == 2 && row.contains(&format!("{pod}.{NAMESPACE}")), "status -n: {row}");
+    for (words, holds, holds_not) in [
+        ("eds", "istiod.istio-system.svc.cluster.local", "BlackHoleCluster"),
+        ("endpoint --port 15012 --status healthy", "outbound|15012||istiod", "outbound|15010||istiod"),
+        ("listener --port 15006", "15006", "15001"),
+        ("listener --verbose=false", "TYPE", "MATCH"),
+        ("cluster --fqdn istiod --port 15012 --direction outbound", "15012", "15010"),
+        ("route --name 15014 -o short", "15014", "15010"),
+    ] {
+        let text = cluster.meshctl(&format!("pc {words} {pod}.{NAMESPACE}"))?;
+        ensure!(text.contains(holds) && !text.contains(holds_not), "pc {words}: {text}");
     }
     Ok(String::new())
 }
@@ -435,5 +450,45 @@ pub(crate) fn logs(cluster: &Cluster) -> Result<String> {
     ensure!(text.contains("caller-"), "the control plane: {text}");
     let unknown = cluster.meshctl("logs deployment/nobody -n pods").err().map(|error| format!("{error:#}"));
     ensure!(unknown.as_ref().is_some_and(|told| told.contains("there is no pod or workload")), "{unknown:?}");
+    followed(cluster)?;
     Ok(String::new())
+}
+
+/// Who follows a workload is told what pods say that come later.
+fn followed(cluster: &Cluster) -> Result<()> {
+    let file = std::env::temp_dir().join(format!("followed-{}", std::process::id()));
+    let mut follower = cluster
+        .meshctl_into(&format!("logs deployment/caller -n {NAMESPACE} -f --tail -1"), std::fs::File::create(&file)?)?;
+    let outcome = told_of_newcomers(cluster, &file);
+    follower.kill()?;
+    follower.wait()?;
+    std::fs::remove_file(&file)?;
+    outcome
+}
+
+fn told_of_newcomers(cluster: &Cluster, file: &std::path::Path) -> Result<()> {
+    let text = || Ok::<_, anyhow::Error>(std::fs::read_to_string(file)?);
+    let names = || {
+        let pods = cluster.get(&format!("pods -n {NAMESPACE} -l app=caller --field-selector=status.phase=Running"))?;
+        Ok::<_, anyhow::Error>(
+            items(&pods).filter_map(|pod| Some(pod["metadata"]["name"].as_str()?.to_owned())).collect::<Vec<_>>(),
+        )
+    };
+    let before = names()?;
+    let first = before.first().context("no caller runs")?;
+    cluster.until("the pod that is there is followed", || {
+        ensure!(text()?.contains(&format!("[{first}] ")), "not yet");
+        Ok(())
+    })?;
+    cluster.kubectl(&format!("rollout restart deployment/caller -n {NAMESPACE}"))?;
+    cluster.rolled_out(NAMESPACE)?;
+    let newcomer = names()?.into_iter().find(|name| !before.contains(name)).context("no pod has come")?;
+    cluster.until("the newcomer is followed from its first line", || {
+        let text = text()?;
+        let own = text
+            .lines()
+            .any(|line| line.starts_with(&format!("[{newcomer}] ")) && line.contains("connected to the xDS server"));
+        ensure!(own, "not yet");
+        Ok(())
+    })
 }
