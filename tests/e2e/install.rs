@@ -112,7 +112,7 @@ metadata: {name: lost, namespace: NAME}
 spec: {hosts: [lost.NAME.svc.cluster.local], http: [{route: [{destination: {host: nowhere}}]}]}
 ";
 
-/// `analyze` without files looks at the cluster: everywhere, or in a namespace. Whoever applied the objects was not warned.
+/// `analyze` without files looks at the cluster: everywhere, or in a namespace.
 pub(crate) fn analyzed(cluster: &Cluster) -> Result<String> {
     for name in ["lost-a", "lost-b"] {
         cluster.apply(&LOST.replace("NAME", name))?;
