@@ -54,7 +54,8 @@ pub(crate) fn dry_over(cluster: &Cluster) -> Result<String> {
 
 /// The end of a canary upgrade: the default goes to the new revision beside the old one, and stays there when that goes.
 pub(crate) fn upgraded(cluster: &Cluster) -> Result<String> {
-    cluster.meshctl("install --set profile=minimal --revision canary -y")?;
+    let told = cluster.meshctl("install --set profile=minimal --revision canary -y")?;
+    ensure!(told.contains("kinds of objects (unchanged"), "what revisions share is changed: {told}");
     cluster.kubectl("create namespace upgraded")?;
     cluster.kubectl("label namespace upgraded istio-injection=enabled")?;
     // Webhooks are asked about pods that are only tried.

@@ -363,7 +363,11 @@ fn component(
     let mut objects = chart::render(chart_name, release, namespace, values)?;
     let shown = if revision.is_empty() { "default" } else { revision };
     for object in &mut objects {
-        chart::label(object, &[(OWNED, OWNER), (COMPONENT, name), (REVISION, shown)].into());
+        chart::label(object, &[(OWNED, OWNER), (COMPONENT, name)].into());
+        // What all revisions share belongs to none, else it would go with the one that was installed last.
+        if name != "Base" {
+            chart::label(object, &[(REVISION, shown)].into());
+        }
     }
     Ok(Component { name, title: title.to_owned(), namespace: namespace.to_owned(), objects })
 }
@@ -443,6 +447,15 @@ mod tests {
             plan(&wish(&[wrong]), true).unwrap();
         }
         plan(&wish(&["components.cni.enabled=false", "values.telemetry.enabled=true"]), false).unwrap();
+    }
+
+    #[test]
+    fn what_revisions_share_belongs_to_none_of_them() {
+        let base = |set: &[&str]| plan(&wish(set), false).unwrap().components.remove(0).objects;
+        let of_default = base(&[]);
+        assert_eq!(of_default, base(&["revision=canary"]));
+        assert!(of_default.iter().all(|object| object["metadata"]["labels"][REVISION].is_null()));
+        assert!(of_default.iter().all(|object| object["metadata"]["labels"][OWNED] == OWNER));
     }
 
     #[test]
