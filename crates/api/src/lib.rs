@@ -23,5 +23,6 @@ pub mod kube;
 pub mod object;
 pub mod definition;
 pub mod decode;
+pub mod extension_provider;
 pub mod mesh_config;
 pub mod json;

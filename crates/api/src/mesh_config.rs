@@ -7,6 +7,7 @@ use crate::crd::destination_rule::{H2UpgradePolicy, LocalityLbSetting, TcpKeepal
 use crate::crd::sidecar::OutboundTrafficPolicy;
 use crate::crd::virtual_service::HttpRetry;
 use crate::decode;
+use crate::extension_provider::ExtensionProvider;
 use crate::problem::Problem;
 use crate::value::Duration;
 
@@ -63,7 +64,7 @@ pub struct MeshConfig {
     /// Whether metrics of application and proxy are merged.
     pub enable_prometheus_merge: bool,
     /// External services for policy, traces and logs.
-    pub extension_providers: Vec<Value>,
+    pub extension_providers: Vec<ExtensionProvider>,
     /// Settings of the proxies.
     pub default_config: Option<Value>,
     /// Providers used without being asked for.
