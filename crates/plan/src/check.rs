@@ -3,6 +3,7 @@
 
 mod cross;
 mod tokens;
+mod providers;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     problems.extend(mesh_config(world));
     cross::all(world, snapshot, &mut problems);
     tokens::all(world, snapshot, &mut problems);
+    providers::all(world, snapshot, &mut problems);
     problems
 }
 
@@ -40,7 +42,6 @@ fn mesh_config(world: &World) -> Vec<Problem> {
     let (mesh, default) = (world.mesh(), MeshConfig::default());
     let rows = [
         ("localityLbSetting", mesh.locality_lb_setting.is_some()),
-        ("extensionProviders", !mesh.extension_providers.is_empty()),
         ("defaultProviders", mesh.default_providers.is_some()),
         ("discoverySelectors", !mesh.discovery_selectors.is_empty()),
         ("serviceSettings", !mesh.service_settings.is_empty()),

@@ -3,6 +3,7 @@
 mod wire;
 mod tls;
 mod jwt;
+mod ext_authz;
 mod rbac;
 mod filter;
 mod route;

@@ -6,6 +6,8 @@ mod authorization;
 
 use std::collections::BTreeSet;
 
+pub(crate) use authorization::{asked_decision, decision_of};
+
 use api::annotation;
 use api::crd;
 use api::crd::destination_rule::{

@@ -19,8 +19,9 @@ use api::value::Labels;
 use crate::model::{Digested, Named, Place, Protocol, Service, digest_of};
 use crate::proxy::{Interception, ProxyIdentity};
 use crate::resources::ordered;
+use crate::snapshot::providers::Provider;
 use crate::snapshot::view::{View, sidecar_of};
-use crate::snapshot::{Authentication, Authorization, Plain, Snapshot};
+use crate::snapshot::{Authentication, Authorization, DestinationRule, Plain, Snapshot};
 
 pub(crate) use credentials::{AUTHORITIES, secret_name};
 
@@ -39,6 +40,8 @@ pub struct Scope {
     pub(crate) authorizations: Vec<Arc<Plain<Authorization>>>,
     /// Whose tokens are looked at, the oldest first.
     pub(crate) authentications: Vec<Arc<Plain<Authentication>>>,
+    /// The services of those who are asked about requests, as far as the view does not have them, each with its rule.
+    pub(crate) asked: Vec<(Digested<Service>, Option<Arc<DestinationRule>>)>,
     /// Where the workload is, if that is of matter for some service.
     pub(crate) place: Option<Place>,
     /// For a gateway: ports of services that select it, and the port that the gateway itself listens on.
@@ -91,6 +94,7 @@ impl Scope {
             snapshot: snapshot.clone(),
             authorizations,
             authentications,
+            asked: Vec::new(),
             place,
             proxy,
             labels,
@@ -106,10 +110,44 @@ impl Scope {
             Role::Sidecar => scope.take_in(sidecar.as_deref(), &addresses),
             Role::Router => scope.open(&addresses),
         }
+        scope.asked = scope.unseen();
         scope.tell_unguarded();
         scope.shape = scope.digest(sidecar.as_deref());
-        scope.key = digest_of(&(scope.shape, scope.view.digest));
+        let asked: Vec<u64> = scope.asked.iter().map(|(service, _)| service.digest).collect();
+        scope.key = digest_of(&(scope.shape, scope.view.digest, asked));
         scope
+    }
+
+    /// Who is asked for policies that ask somebody (CUSTOM).
+    pub(crate) fn custom_provider(&self) -> Option<&Arc<Provider>> {
+        self.snapshot.custom_provider(&self.authorizations)
+    }
+
+    /// Whose decision rules that allow something ask for.
+    pub(crate) fn decision_provider(&self) -> Option<&Arc<Provider>> {
+        self.snapshot.decision_provider(&self.authorizations)
+    }
+
+    /// The rule for calls of a host.
+    pub(crate) fn rule(&self, host: &Hostname) -> Option<&Arc<DestinationRule>> {
+        let asked = || self.asked.iter().find(|(service, _)| service.host == *host)?.1.as_ref();
+        self.view.rules.get(host).or_else(asked)
+    }
+
+    /// The services of those who are asked that the view does not have: whoever is asked must be reached (Istio).
+    fn unseen(&self) -> Vec<(Digested<Service>, Option<Arc<DestinationRule>>)> {
+        let asked = [self.custom_provider(), self.decision_provider()];
+        let mut unseen: Vec<(Digested<Service>, Option<Arc<DestinationRule>>)> = Vec::new();
+        for service in asked.into_iter().flatten().map(|provider| &provider.service) {
+            let known = unseen.iter().any(|(known, _)| known.host == service.host);
+            if known || self.view.services.contains_key(&service.host) || self.proxy.proxyless {
+                continue;
+            }
+            let (host, namespace) = (&service.host, &service.namespace);
+            let rule = self.snapshot.destination_rule(host, namespace, &self.proxy.namespace, &self.labels);
+            unseen.push((service.clone(), rule.cloned()));
+        }
+        unseen
     }
 
     /// Equal keys are equal resources of all kinds.
@@ -314,6 +352,13 @@ impl Scope {
         parts.extend(self.gateways.iter().map(|gateway| gateway.digest));
         parts.extend(self.authorizations.iter().map(|policy| policy.digest));
         parts.extend(self.authentications.iter().map(|policy| policy.digest));
+        parts.extend([self.custom_provider(), self.decision_provider()].map(|one| one.map_or(0, |one| one.digest())));
+        for (service, rule) in &self.asked {
+            // Whether clusters that ask for an address speak mutual TLS depends on what is there.
+            let own = if service.headless { service.digest } else { service.shape };
+            let expected = digest_of(&self.snapshot.expected_mutual_tls(&service.namespace));
+            parts.extend([own, expected, rule.as_ref().map_or(0, |rule| rule.digest)]);
+        }
         parts.extend(self.credential_digests());
         digest_of(&parts)
     }

@@ -3,6 +3,7 @@
 
 mod by_address;
 mod held;
+pub(crate) mod providers;
 pub(crate) mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ use api::selector::MatchLabels;
 use api::value::Labels;
 use serde_json::{Value, json};
 
-use crate::intrinsic::dry_run;
+use crate::intrinsic::{decision_of, dry_run};
 use crate::keys::{KeySource, usable_keys};
 use crate::lower::{self, ByKind};
 use crate::made::Made;
@@ -135,6 +136,8 @@ pub struct Snapshot {
     pub(crate) authorizations: Vec<Arc<Plain<Authorization>>>,
     pub(crate) authentications: Vec<Arc<Plain<Authentication>>>,
     pub(crate) secrets: BTreeMap<(String, String), Arc<Object>>,
+    /// Who else decides about requests.
+    pub(crate) providers: providers::Providers,
     pub(crate) made: Arc<Made>,
     pub(crate) views: view::Views,
     /// Digest of all that views are made from, but for the places of endpoints.
@@ -177,6 +180,7 @@ impl Snapshot {
         let mut snapshot = Snapshot {
             mesh_digest: digest_of(&format!("{:?}{}", world.mesh(), world.domain)),
             mesh: world.mesh().clone(),
+            providers: providers::Providers::of(world.mesh(), &services, &by_host),
             domain: world.domain.clone(),
             by_host,
             endpoints_by_address,
@@ -417,6 +421,27 @@ impl Snapshot {
         self.bound(&self.authorizations, namespace, labels)
     }
 
+    /// Who is asked for the policies of a workload that ask somebody (CUSTOM): one, or nobody can be asked.
+    pub(crate) fn custom_provider(&self, policies: &[Arc<Plain<Authorization>>]) -> Option<&Arc<providers::Provider>> {
+        self.only(custom_providers(policies))
+    }
+
+    /// Whose decision the rules of a workload's policies that allow something ask for: that of one, or nobody's can be had.
+    pub(crate) fn decision_provider(
+        &self,
+        policies: &[Arc<Plain<Authorization>>],
+    ) -> Option<&Arc<providers::Provider>> {
+        self.only(decision_providers(policies))
+    }
+
+    fn only(&self, names: BTreeSet<&str>) -> Option<&Arc<providers::Provider>> {
+        let mut names = names.into_iter();
+        match (names.next(), names.next()) {
+            (Some(name), None) => self.providers.get(name),
+            _ => None,
+        }
+    }
+
     /// The RequestAuthentications that bind a workload, the oldest first.
     pub(crate) fn authentications(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Plain<Authentication>>> {
         self.bound(&self.authentications, namespace, labels)
@@ -462,6 +487,18 @@ impl Snapshot {
         let unset = |mode: &MutualTlsMode| *mode != MutualTlsMode::Unset;
         wide(namespace).filter(unset).or_else(|| wide(&root).filter(unset)).unwrap_or(MutualTlsMode::Permissive)
     }
+}
+
+/// The providers that policies ask (CUSTOM); one without a name asks nobody.
+pub(crate) fn custom_providers(policies: &[Arc<Plain<Authorization>>]) -> BTreeSet<&str> {
+    let asking = policies.iter().filter(|one| one.spec.policy.action == Action::Custom && !one.spec.dry_run);
+    asking.map(|one| one.spec.policy.provider.as_ref().map_or("", |provider| provider.name.as_str())).collect()
+}
+
+/// The providers whose decision rules that allow something ask for.
+pub(crate) fn decision_providers(policies: &[Arc<Plain<Authorization>>]) -> BTreeSet<&str> {
+    let allowing = policies.iter().filter(|one| one.spec.policy.action == Action::Allow && !one.spec.dry_run);
+    allowing.flat_map(|one| &one.spec.policy.rules).filter_map(decision_of).collect()
 }
 
 fn is_wide(policy: &crd::PeerAuthentication) -> bool {

@@ -198,7 +198,7 @@ const TOLD: &[(&str, &str, Severity, &str)] = &[
     ("{action: DENY}", "spec.rules", Severity::Error, "matches nothing"),
     ("{}", "spec.rules", Severity::Info, "lets nobody in"),
     ("{action: CUSTOM, rules: [{}]}", "spec.provider", Severity::Error, "provider"),
-    ("{action: CUSTOM, provider: {name: a}, rules: [{}]}", "spec.action", Severity::Error, "denied"),
+    ("{action: CUSTOM, provider: {name: a}, rules: [{}]}", "spec.provider.name", Severity::Error, "denied"),
     ("{action: AUDIT, rules: [{}]}", "spec.action", Severity::Warning, "noted"),
     ("{provider: {name: a}, rules: [{}]}", "spec.provider", Severity::Error, "Only CUSTOM"),
     ("{targetRefs: [{kind: Gateway, name: a}], rules: [{}]}", "spec.targetRefs", Severity::Error, "Gateway API"),

@@ -48,7 +48,8 @@ pub(super) fn all(scope: &Scope) -> Resources {
             fixed.push(passthrough(scope, INBOUND_PASSTHROUGH, true));
             fixed.extend(scope.inbound.iter().map(|inbound| inbound_cluster(scope, inbound)));
         }
-        fixed.iter().map(|cluster| named(&cluster.name, cluster)).collect()
+        let fixed = fixed.iter().map(|cluster| named(&cluster.name, cluster));
+        fixed.chain(scope.asked.iter().flat_map(|(service, _)| of_service(scope, service))).collect()
     });
     let shared = scope.view.list(ResourceKind::Cluster, scope.kin(), || {
         let of = |service| scope.snapshot.made.get(inputs(scope, service, "clusters"), || of_service(scope, service));
@@ -72,7 +73,7 @@ fn of_service(scope: &Scope, service: &Service) -> Vec<Arc<Named>> {
 
 /// Digest of all that a service's clusters are made from, and with `endpoints` its endpoints too.
 pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> u64 {
-    let rule = scope.view.rules.get(&service.host).map_or(0, |rule| rule.digest);
+    let rule = scope.rule(&service.host).map_or(0, |rule| rule.digest);
     let expected = scope.snapshot.expected_mutual_tls(&service.namespace);
     // Whether clusters that ask for an address speak mutual TLS depends on what is there.
     let own =
@@ -82,7 +83,7 @@ pub(super) fn inputs(scope: &Scope, service: &Digested<Service>, what: &str) -> 
 
 /// The empty subset, then those of the service's rule.
 pub(super) fn subsets<'a>(scope: &'a Scope, service: &Service) -> Vec<&'a str> {
-    let rule = scope.view.rules.get(&service.host);
+    let rule = scope.rule(&service.host);
     let mut names: Vec<&str> = rule
         .into_iter()
         .flat_map(|rule| &rule.spec.subsets)
@@ -107,7 +108,7 @@ fn is_original_destination(scope: &Scope, service: &Service) -> bool {
 }
 
 fn outbound(scope: &Scope, service: &Service, port: &Port, name: &ClusterName) -> Cluster {
-    let rule = scope.view.rules.get(&service.host);
+    let rule = scope.rule(&service.host);
     let policy = policy(rule.map(|rule| &**rule), port.number, &name.subset);
     let mut cluster = Cluster {
         name: name.to_string(),

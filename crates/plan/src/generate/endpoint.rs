@@ -18,13 +18,14 @@ use super::{cluster, named, wire};
 use crate::lower::locality_parts;
 use crate::model::Named;
 use crate::model::{Distribution, Endpoint, Protocol, Service};
-use crate::resources::Resources;
+use crate::resources::{Resources, ordered};
 use crate::scope::Scope;
 
 pub(super) fn all(scope: &Scope) -> Resources {
+    let of =
+        |service| scope.snapshot.made.get(cluster::inputs(scope, service, "endpoints"), || of_service(scope, service));
+    let own: Vec<Arc<Named>> = scope.asked.iter().flat_map(|(service, _)| of(service).to_vec()).collect();
     let shared = scope.view.list(ResourceKind::Endpoint, scope.kin(), || {
-        let made = &scope.snapshot.made;
-        let of = |service| made.get(cluster::inputs(scope, service, "endpoints"), || of_service(scope, service));
         let Some((before, moved)) = scope.view.endpoints_before(scope.kin()) else {
             return scope.view.services.values().flat_map(|service| of(service).to_vec()).collect();
         };
@@ -37,7 +38,7 @@ pub(super) fn all(scope: &Scope) -> Resources {
         }
         all
     });
-    Resources::new(shared, Arc::default())
+    Resources::new(shared, ordered(own))
 }
 
 /// The endpoints of one service, of each port and subset.
@@ -47,7 +48,7 @@ fn of_service(scope: &Scope, service: &Service) -> Vec<Arc<Named>> {
         return made;
     }
     let none = Labels::new();
-    let rule = scope.view.rules.get(&service.host);
+    let rule = scope.rule(&service.host);
     for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
         for subset in cluster::subsets(scope, service) {
             let found = rule.and_then(|rule| rule.spec.subsets.iter().find(|one| one.name == subset));

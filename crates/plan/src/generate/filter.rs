@@ -145,8 +145,10 @@ fn http_filters(scope: &Scope, side: Side) -> Vec<HttpFilter> {
         filters.push(http_filter("istio.metadata_exchange", pack(&peer_data(side))));
     }
     if side != Side::Outbound {
+        let written = |(name, config): rbac::Written| http_filter(name, config);
+        filters.extend(rbac::asked_first(scope).into_iter().map(written));
         filters.extend(jwt::http(scope, side == Side::Gateway).map(|config| http_filter(jwt::NAME, config)));
-        filters.extend(rbac::http(scope).into_iter().map(|config| http_filter(rbac::HTTP, config)));
+        filters.extend(rbac::http(scope).into_iter().map(written));
     }
     let grpc = GrpcStats {
         emit_filter_state: true,
@@ -251,8 +253,10 @@ pub(super) fn tcp(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::Cluste
 
 /// A TCP proxy behind the policies that bind the workload.
 pub(super) fn tcp_guarded(scope: &Scope, stat_prefix: &str, specifier: tcp_proxy::ClusterSpecifier) -> Vec<Filter> {
-    let guard =
-        |config| Filter { name: rbac::NETWORK.to_owned(), config_type: Some(filter::ConfigType::TypedConfig(config)) };
+    let guard = |(name, config): rbac::Written| Filter {
+        name: name.to_owned(),
+        config_type: Some(filter::ConfigType::TypedConfig(config)),
+    };
     rbac::network(scope).into_iter().map(guard).chain(tcp(scope, stat_prefix, specifier)).collect()
 }
 

@@ -1,7 +1,10 @@
 //! AuthorizationPolicies as Envoy's RBAC filters, one for each action in the order in which they decide: CUSTOM, DENY, ALLOW
-//! (Istio `pilot/pkg/security/authz`). What cannot be said of a connection, or not at all, lets nobody in: an ALLOW rule with
+//! (Istio `pilot/pkg/security/authz`); whoever is to be asked besides is asked by `ext_authz`. What cannot be said of a connection, or not at all, lets nobody in: an ALLOW rule with
 //! it is left out, a DENY rule goes without it and denies more.
 
+use std::sync::Arc;
+
+use api::crd::AuthorizationPolicy;
 use api::crd::authorization_policy::{Action, Condition, Operation, Rule, Source};
 use api::xds::core::TypedExtensionConfig;
 use api::xds::{Any, pack};
@@ -20,40 +23,61 @@ use envoy_types::pb::envoy::r#type::matcher::v3::{
     string_matcher::MatchPattern, value_matcher,
 };
 
+use super::ext_authz::{self, Noted};
 use super::jwt::{NAME as TOKENS, PAYLOAD};
 use super::wire::cidr;
+use crate::intrinsic::{asked_decision, decision_of};
 use crate::scope::Scope;
+use crate::snapshot::providers::Provider;
 use crate::snapshot::{Authorization, Plain};
 
 /// Name of the HTTP filter.
 pub(super) const HTTP: &str = "envoy.filters.http.rbac";
 /// Name of the network filter.
 pub(super) const NETWORK: &str = "envoy.filters.network.rbac";
-/// Configurations of the HTTP filters that a workload's policies ask for.
-pub(super) fn http(scope: &Scope) -> Vec<Any> {
-    let write = |one: Engines| {
-        pack(&HttpRbac {
-            shadow_rules_stat_prefix: one.shadow_prefix().to_owned(),
-            rules: one.rules,
-            shadow_rules: one.shadow,
-            ..HttpRbac::default()
-        })
-    };
-    engines(scope, Traffic::Http).into_iter().map(write).collect()
+
+/// A filter: its name and its configuration.
+pub(super) type Written = (&'static str, Any);
+
+/// Policies whose names begin so ask their provider (Istio).
+const CUSTOM: Marks = Marks { prefix: "istio_ext_authz_", policies: "istio-ext-authz-" };
+/// The same for rules that ask for a provider's decision. The names of all others come before theirs: of several rules that match,
+/// the first by name is noted, so that nobody is asked about what is allowed anyway.
+const DECISION: Marks = Marks { prefix: "mesh_decision_", policies: "mesh-decision-" };
+const UNDECIDED: &str = "allowed-";
+
+/// What a filter that decides nothing writes down for the one behind it.
+#[derive(Clone, Copy)]
+struct Marks {
+    prefix: &'static str,
+    policies: &'static str,
 }
 
-/// Configurations of the network filters.
-pub(super) fn network(scope: &Scope) -> Vec<Any> {
-    let write = |one: Engines| {
-        pack(&NetworkRbac {
-            stat_prefix: "tcp.".into(),
-            shadow_rules_stat_prefix: one.shadow_prefix().to_owned(),
-            rules: one.rules,
-            shadow_rules: one.shadow,
-            ..NetworkRbac::default()
-        })
-    };
-    engines(scope, Traffic::Bytes).into_iter().map(write).collect()
+/// The HTTP filters that ask somebody else, before anything else is decided.
+pub(super) fn asked_first(scope: &Scope) -> Vec<Written> {
+    custom(scope, Traffic::Http)
+}
+
+/// The HTTP filters of all other policies.
+pub(super) fn http(scope: &Scope) -> Vec<Written> {
+    let mut all: Vec<Written> = enforced(scope, Action::Deny, Traffic::Http).into_iter().collect();
+    if let Some(provider) = decider(scope) {
+        let rules = undecided(scope, &provider.name);
+        all.push(
+            Engines { verdict: Verdict::Deny, rules: None, shadow: Some(rules) }.write(Traffic::Http, DECISION.prefix),
+        );
+        let noted = Noted { filter: HTTP, prefix: DECISION.prefix, policies: DECISION.policies };
+        all.push((ext_authz::HTTP, ext_authz::http(provider, noted)));
+    }
+    all.extend(enforced(scope, Action::Allow, Traffic::Http));
+    all
+}
+
+/// The network filters.
+pub(super) fn network(scope: &Scope) -> Vec<Written> {
+    let mut all = custom(scope, Traffic::Bytes);
+    all.extend([Action::Deny, Action::Allow].into_iter().filter_map(|action| enforced(scope, action, Traffic::Bytes)));
+    all
 }
 
 /// What is known of the traffic that is decided on.
@@ -72,65 +96,166 @@ struct Engines {
 }
 
 impl Engines {
-    fn shadow_prefix(&self) -> &'static str {
-        match (&self.shadow, self.verdict) {
+    fn write(self, traffic: Traffic, shadow_prefix: &str) -> Written {
+        let shadow_rules_stat_prefix = match (&self.shadow, self.verdict) {
             (None, _) => "",
+            (Some(_), _) if !shadow_prefix.is_empty() => shadow_prefix,
             (Some(_), Verdict::Allow) => "istio_dry_run_allow_",
             (Some(_), _) => "istio_dry_run_deny_",
+        };
+        let shadow_rules_stat_prefix = shadow_rules_stat_prefix.to_owned();
+        match traffic {
+            Traffic::Http => {
+                let config = HttpRbac {
+                    shadow_rules_stat_prefix,
+                    rules: self.rules,
+                    shadow_rules: self.shadow,
+                    ..HttpRbac::default()
+                };
+                (HTTP, pack(&config))
+            }
+            Traffic::Bytes => {
+                let config = NetworkRbac {
+                    stat_prefix: "tcp.".into(),
+                    shadow_rules_stat_prefix,
+                    rules: self.rules,
+                    shadow_rules: self.shadow,
+                    ..NetworkRbac::default()
+                };
+                (NETWORK, pack(&config))
+            }
         }
     }
 }
 
-fn engines(scope: &Scope, traffic: Traffic) -> Vec<Engines> {
-    [Action::Custom, Action::Deny, Action::Allow]
-        .into_iter()
-        .filter_map(|action| {
-            let verdict = if action == Action::Allow { Verdict::Allow } else { Verdict::Deny };
-            let rules = engine(scope, action, verdict, traffic, false);
-            // Who would be asked is not asked, so there is nothing to tell.
-            let shadow = engine(scope, action, verdict, traffic, true).filter(|_| action != Action::Custom);
-            (rules.is_some() || shadow.is_some()).then_some(Engines { verdict, rules, shadow })
-        })
-        .collect()
+/// The filter of the policies of an action that decide by themselves.
+fn enforced(scope: &Scope, action: Action, traffic: Traffic) -> Option<Written> {
+    let verdict = if action == Action::Allow { Verdict::Allow } else { Verdict::Deny };
+    let decider = decider(scope).filter(|_| traffic == Traffic::Http).map(|provider| provider.name.as_str());
+    let rules = engine(scope, &Kept { action, verdict, traffic, dry_run: false, decider }, |_, name| name);
+    let shadow = engine(scope, &Kept { action, verdict, traffic, dry_run: true, decider: None }, |_, name| name);
+    let found = rules.is_some() || shadow.is_some();
+    found.then(|| Engines { verdict, rules, shadow }.write(traffic, ""))
 }
 
-fn engine(scope: &Scope, action: Action, verdict: Verdict, traffic: Traffic, dry_run: bool) -> Option<Rbac> {
+/// The filters of policies that ask a provider: what they match is noted, and asked about. Where nobody can be asked, it is denied.
+fn custom(scope: &Scope, traffic: Traffic) -> Vec<Written> {
+    let kept = Kept { action: Action::Custom, verdict: Verdict::Deny, traffic, dry_run: false, decider: None };
+    let provider = scope.custom_provider();
+    let name = |policy: &AuthorizationPolicy, name: String| {
+        let begin = CUSTOM.policies;
+        let name = match &policy.provider {
+            Some(provider) => format!("{begin}{}-{name}", provider.name),
+            None => format!("{begin}{name}"),
+        };
+        if provider.is_some() { name } else { format!("{name}-deny-due-to-bad-CUSTOM-action") }
+    };
+    let Some(rules) = engine(scope, &kept, name) else { return Vec::new() };
+    let Some(provider) = provider else {
+        return vec![Engines { verdict: Verdict::Deny, rules: Some(rules), shadow: None }.write(traffic, "")];
+    };
+    let noted = |filter| Noted { filter, prefix: CUSTOM.prefix, policies: CUSTOM.policies };
+    let asks = match traffic {
+        Traffic::Http => (ext_authz::HTTP, ext_authz::http(provider, noted(HTTP))),
+        // Nobody who is asked over HTTP can be asked about connections (Istio).
+        Traffic::Bytes => match ext_authz::network(provider, noted(NETWORK)) {
+            Some(config) => (ext_authz::NETWORK, config),
+            None => return Vec::new(),
+        },
+    };
+    let notes = Engines { verdict: Verdict::Deny, rules: None, shadow: Some(rules) };
+    vec![notes.write(traffic, CUSTOM.prefix), asks]
+}
+
+/// Whose decision rules ask for, if it can be asked for.
+fn decider(scope: &Scope) -> Option<&Arc<Provider>> {
+    scope.decision_provider()
+}
+
+/// All rules that allow something, as notes: those that ask for the decision match what is to be asked about.
+fn undecided(scope: &Scope, decider: &str) -> Rbac {
+    let kept = Kept {
+        action: Action::Allow,
+        verdict: Verdict::Allow,
+        traffic: Traffic::Http,
+        dry_run: false,
+        decider: Some(decider),
+    };
+    let mut rbac = Rbac { action: Verdict::Deny as i32, ..Rbac::default() };
+    each_rule(scope, &kept, |policy, rule, name, written| {
+        let name = match decision_of(&policy.rules[rule]) {
+            Some(_) => format!("{}{decider}-{name}", DECISION.policies),
+            None => format!("{UNDECIDED}{name}"),
+        };
+        rbac.policies.insert(name, written);
+    });
+    rbac
+}
+
+/// Which policies are written, and for what.
+struct Kept<'a> {
+    action: Action,
+    verdict: Verdict,
+    traffic: Traffic,
+    dry_run: bool,
+    /// Whose decision is asked for elsewhere, so that rules that ask for it need not.
+    decider: Option<&'a str>,
+}
+
+/// A policy that says nothing, and the name of its first rule.
+type Silent = (Arc<Plain<Authorization>>, String);
+
+/// Calls with each rule that can be said: its policy, its number there, its name. Says whether there is any policy, and the names of
+/// those that say nothing.
+fn each_rule(
+    scope: &Scope,
+    kept: &Kept<'_>,
+    mut call: impl FnMut(&AuthorizationPolicy, usize, String, Policy),
+) -> (bool, Vec<Silent>) {
     let mesh = &scope.snapshot.mesh;
     let mut domains = vec![mesh.trust_domain.as_str()];
     domains.extend(mesh.trust_domain_aliases.iter().map(String::as_str));
-    let mut found = false;
-    let mut rbac = Rbac { action: verdict as i32, ..Rbac::default() };
+    let (mut found, mut silent) = (false, Vec::new());
     let bound =
-        |one: &&std::sync::Arc<Plain<Authorization>>| one.spec.policy.action == action && one.spec.dry_run == dry_run;
+        |one: &&Arc<Plain<Authorization>>| one.spec.policy.action == kept.action && one.spec.dry_run == kept.dry_run;
     for bound in scope.authorizations.iter().filter(bound) {
         found = true;
         let policy = &bound.spec.policy;
-        let name = |rule: usize| {
-            let name = format!("ns[{}]-policy[{}]-rule[{rule}]", bound.namespace, bound.name);
-            match &policy.provider {
-                _ if action != Action::Custom => name,
-                Some(provider) => format!("istio-ext-authz-{}-{name}-deny-due-to-bad-CUSTOM-action", provider.name),
-                None => format!("istio-ext-authz-{name}-deny-due-to-bad-CUSTOM-action"),
-            }
+        let name = |rule: usize| format!("ns[{}]-policy[{}]-rule[{rule}]", bound.namespace, bound.name);
+        let writer = Writer {
+            allows: kept.verdict == Verdict::Allow,
+            traffic: kept.traffic,
+            domains: &domains,
+            namespace: &bound.namespace,
+            decider: kept.decider,
         };
-        let writer =
-            Writer { allows: verdict == Verdict::Allow, traffic, domains: &domains, namespace: &bound.namespace };
         let mut written_any = false;
         for (index, rule) in policy.rules.iter().enumerate() {
             if let Ok(written) = writer.rule(rule) {
                 written_any = true;
-                rbac.policies.insert(name(index), written);
+                call(policy, index, name(index), written);
             }
         }
-        // Nothing is matched, but whoever is refused for that is told by which policy.
         if !written_any {
-            let never = Policy {
-                permissions: vec![Permission::not(Permission::always())],
-                principals: vec![Principal::not(Principal::always())],
-                ..Policy::default()
-            };
-            rbac.policies.insert(name(0), never);
+            silent.push((bound.clone(), name(0)));
         }
+    }
+    (found, silent)
+}
+
+fn engine(scope: &Scope, kept: &Kept<'_>, name: impl Fn(&AuthorizationPolicy, String) -> String) -> Option<Rbac> {
+    let mut rbac = Rbac { action: kept.verdict as i32, ..Rbac::default() };
+    let (found, silent) = each_rule(scope, kept, |policy, _, rule, written| {
+        rbac.policies.insert(name(policy, rule), written);
+    });
+    // Nothing is matched, but whoever is refused for that is told by which policy.
+    for (bound, rule) in silent {
+        let never = Policy {
+            permissions: vec![Permission::not(Permission::always())],
+            principals: vec![Principal::not(Principal::always())],
+            ..Policy::default()
+        };
+        rbac.policies.insert(name(&bound.spec.policy, rule), never);
     }
     found.then_some(rbac)
 }
@@ -194,6 +319,8 @@ struct Writer<'a> {
     /// The mesh's trust domain, then its aliases.
     domains: &'a [&'a str],
     namespace: &'a str,
+    /// Whose decision is asked for elsewhere.
+    decider: Option<&'a str>,
 }
 
 impl Writer<'_> {
@@ -292,6 +419,10 @@ impl Writer<'_> {
                 principals(values, not_values, &|value| self.of_request(|| Ok(claim(&["azp"], text(value)))))
             }
             _ => {
+                if let Some(decision) = asked_decision(condition) {
+                    let asked = self.allows && decision.is_ok_and(|provider| self.decider == Some(provider));
+                    return if asked { Ok(Terms::Permissions(Vec::new())) } else { Err(Unsayable) };
+                }
                 if let Some(names) = bracketed("request.headers")
                     && let [name] = names.as_slice()
                 {

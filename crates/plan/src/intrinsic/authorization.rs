@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use api::crd;
 use api::crd::authorization_policy::{Action, Condition, Operation, Rule, Source};
+use api::object::Body;
 use api::problem::Code;
 
 use super::{Told, dry_run};
@@ -25,6 +26,9 @@ const KEYS: [&str; 12] = [
 ];
 /// Conditions that name a part in brackets.
 const PARTS: [&str; 3] = ["request.headers", "request.auth.claims", "experimental.envoy.filters."];
+
+/// HTTP filters that tell those behind something.
+const TELLING: [&str; 3] = ["jwt_authn[", "ext_authz[", "rbac["];
 
 pub(super) fn check(told: &mut Told<'_>, spec: &crd::AuthorizationPolicy) {
     // What stands for a text that could not be read; whoever read it has told.
@@ -62,11 +66,13 @@ fn whole(told: &mut Told<'_>, spec: &crd::AuthorizationPolicy) {
             if !asks {
                 told.error("spec.provider", Code::MissingField, "CUSTOM needs the name of the provider that decides.");
             }
-            told.error(
-                "spec.action",
-                Code::NotBuilt,
-                "CUSTOM is not built yet: nobody is asked, and all that the rules match is denied.",
-            );
+            if dry_run(told.object) == Some(true) {
+                told.warn(
+                    "metadata.annotations[\"istio.io/dry-run\"]",
+                    Code::NotBuilt,
+                    "Nobody is asked on trial: a CUSTOM policy with this annotation has no effect.",
+                );
+            }
         }
         _ if spec.provider.is_some() => {
             told.error("spec.provider", Code::SchemaValidation, "Only CUSTOM has a provider.");
@@ -118,7 +124,11 @@ fn one_rule(told: &mut Told<'_>, field: &str, rule: &Rule) {
         }
     }
     for (index, one) in rule.when.iter().enumerate() {
-        condition(told, &format!("{field}.when[{index}]"), one);
+        let field = format!("{field}.when[{index}]");
+        match asked_decision(one) {
+            Some(asked) => decision(told, &field, asked, rule),
+            None => condition(told, &field, one),
+        }
     }
 }
 
@@ -168,6 +178,55 @@ fn operation(told: &mut Told<'_>, field: &str, of: &Operation) {
     }
 }
 
+/// Whose decision a condition asks for (`custom.PROVIDER_decision`, a key of this mesh), if it does; or what is wrong in it.
+pub(crate) fn asked_decision(condition: &Condition) -> Option<Result<&str, &'static str>> {
+    let provider = condition.key.strip_prefix("custom.")?.strip_suffix("_decision")?;
+    let allowed = |values: &[String]| !values.is_empty() && values.iter().all(|value| value == "allow");
+    Some(match condition {
+        _ if provider.is_empty() => Err("The condition names no provider: write it as in custom.opa_decision."),
+        _ if !condition.not_values.is_empty() => {
+            Err("Of a provider's decision, only that it allows can be asked: give values: [allow], no notValues.")
+        }
+        _ if !allowed(&condition.values) => {
+            Err("Of a provider's decision, only that it allows can be asked: give values: [allow].")
+        }
+        _ => Ok(provider),
+    })
+}
+
+/// Whose decision a rule asks for; of one that asks in a way that cannot be decided, nobody's.
+pub(crate) fn decision_of(rule: &Rule) -> Option<&str> {
+    let mut asked = rule.when.iter().filter_map(asked_decision);
+    let first = asked.next()?.ok()?;
+    asked.all(|other| other == Ok(first)).then_some(first)
+}
+
+fn decision(told: &mut Told<'_>, field: &str, asked: Result<&str, &'static str>, rule: &Rule) {
+    let Body::AuthorizationPolicy(policy) = &told.object.body else { return };
+    let (action, key) = (policy.action, format!("{field}.key"));
+    if action != Action::Allow {
+        let message = "A provider's decision can be asked for by rules that allow something only; with CUSTOM, give the provider.";
+        return told.error(&key, Code::SchemaValidation, message);
+    }
+    match asked {
+        Err(message) => {
+            told.error(
+                field,
+                Code::SchemaValidation,
+                &format!("{message} A rule that cannot be decided lets nobody in."),
+            );
+        }
+        Ok(_) if decision_of(rule).is_none() => {
+            let message = "A rule can ask for the decision of one provider only; this one lets nobody in.";
+            told.error(&key, Code::SchemaValidation, message);
+        }
+        Ok(_) if dry_run(told.object) == Some(true) => {
+            told.warn(&key, Code::NotBuilt, "Nobody is asked on trial: this rule counts as one that lets nobody in.");
+        }
+        Ok(_) => {}
+    }
+}
+
 fn condition(told: &mut Told<'_>, field: &str, condition: &Condition) {
     let key = condition.key.as_str();
     let part = PARTS.iter().find(|part| key.starts_with(**part));
@@ -199,11 +258,14 @@ fn condition(told: &mut Told<'_>, field: &str, condition: &Condition) {
     for (name, values) in [("values", &condition.values), ("notValues", &condition.not_values)] {
         values_of(told, &format!("{field}.{name}"), values, check);
     }
-    if key.starts_with("experimental.") {
+    let tells = |filter: &&str| {
+        key.strip_prefix("experimental.envoy.filters.http.").is_some_and(|rest| rest.starts_with(*filter))
+    };
+    if key.starts_with("experimental.") && !TELLING.iter().any(tells) {
         told.warn(
             &format!("{field}.key"),
             Code::NotBuilt,
-            "Of the filters of our proxies, only that for tokens writes metadata: of others, no value ever matches.",
+            "Of the filters of our proxies, only jwt_authn, ext_authz and rbac write metadata: of others, no value ever matches.",
         );
     }
 }
