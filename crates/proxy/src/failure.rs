@@ -86,6 +86,18 @@ pub struct Refusal {
     pub details: Arc<str>,
     /// The object that the policy was made from.
     pub object: Option<Arc<str>>,
+    /// More of why, as one sentence: what somebody else said.
+    pub told: Option<Arc<str>>,
+}
+
+impl Refusal {
+    /// What happened, whoever said it.
+    pub fn sentence(&self) -> String {
+        match &self.told {
+            Some(told) => format!("{} {told}", self.failure.sentence()),
+            None => self.failure.sentence().to_owned(),
+        }
+    }
 }
 
 macro_rules! failures {
@@ -226,6 +238,12 @@ failures! {
         sentence: "The request's token names a key (kid) or algorithm (alg) that is not among the issuer's keys: it was signed by somebody else, or the issuer has new keys that are not known here yet." }
     TokenForged { status: 401, flag: "-", details: "jwt_authn_access_denied{Jwt_verification_fails}", side: Client, body: "Jwt verification fails",
         sentence: "The signature of the request's token is not one of the issuer's keys: the token was changed, or signed by somebody else." }
+    ExternalDenied { status: 403, flag: "UAEX", details: "ext_authz_denied", side: Policy, body: "",
+        sentence: "The provider that an AuthorizationPolicy has asked does not allow this." }
+    ExternalError { status: 403, flag: "UAEX", details: "ext_authz_error", side: Mesh, body: "",
+        sentence: "The provider that an AuthorizationPolicy has asked gave no answer that can be used, and requests do not pass without one; check that it runs and can be reached." }
+    BodyTooLarge { status: 413, flag: "-", details: "request_payload_too_large", side: Policy, body: "Payload Too Large",
+        sentence: "The request's body is larger than what the provider of the AuthorizationPolicy is sent at most; raise includeRequestBodyInCheck.maxRequestBytes in the mesh's settings, or set allowPartialMessage." }
     RateLimited { status: 429, flag: "RL", details: "local_rate_limited", side: Policy, body: "local_rate_limited",
         sentence: "The rate limit was exceeded." }
     NoFilterChain { status: 0, flag: "NR", details: "filter_chain_not_found", side: Policy, body: "",
@@ -291,7 +309,10 @@ impl Failure {
             | Failure::TokenWrongAudience
             | Failure::TokenNoKeys
             | Failure::TokenUnknownKey
-            | Failure::TokenForged => Blame::Authorization,
+            | Failure::TokenForged
+            | Failure::ExternalDenied
+            | Failure::ExternalError
+            | Failure::BodyTooLarge => Blame::Authorization,
             Failure::ClientGone
             | Failure::BadRequest
             | Failure::AmbiguousPath

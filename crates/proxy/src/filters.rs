@@ -4,6 +4,7 @@ pub mod cors;
 pub mod fault;
 pub mod jwt;
 pub mod rbac;
+pub mod ext_authz;
 
 use std::sync::Arc;
 
@@ -46,6 +47,7 @@ pub const TABLE: &[Row] = &[
     Row { type_name: "envoy.extensions.filters.http.cors.v3.CorsPolicy", compile: cors::compile },
     Row { type_name: "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication", compile: jwt::compile },
     Row { type_name: "envoy.extensions.filters.http.rbac.v3.RBAC", compile: rbac::compile },
+    Row { type_name: "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz", compile: ext_authz::compile },
     Row { type_name: "envoy.extensions.filters.http.grpc_stats.v3.FilterConfig", compile: |_| Ok(Compiled::GrpcStats) },
     Row {
         type_name: "stats.PluginConfig",

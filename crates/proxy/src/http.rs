@@ -9,5 +9,6 @@ pub mod reply;
 pub mod upgrade;
 pub mod attempt;
 pub mod mirror;
+pub mod check;
 pub mod exchange;
 pub mod server;

@@ -23,6 +23,7 @@ pub mod tls;
 pub mod message;
 pub mod mux;
 pub mod upstream;
+pub mod call;
 pub mod drain;
 pub mod worker;
 pub mod tcp;

@@ -16,7 +16,7 @@ use proxy::facts::{ConnFacts, PeerFacts};
 use proxy::filter::{Exchange, Notes, Reply, Step};
 use proxy::http::path::{Canonical, canonical};
 use proxy::snapshot::Snapshot;
-use proxy::snapshot::chain::{Chain, HttpChain, Network, RouteSource, StripPort, TcpChain, Transport};
+use proxy::snapshot::chain::{Chain, Gate, HttpChain, Network, RouteSource, StripPort, TcpChain, Transport};
 use proxy::snapshot::listener::{ChainQuery, Listener};
 use proxy::snapshot::rbac::Subject;
 use proxy::snapshot::route::action::{Action, ClusterChoice, Forward, HostRewrite};
@@ -235,7 +235,10 @@ fn connection(snapshot: &Snapshot, request: &Request, chain: &Chain, facts: &Con
 
 fn bytes(snapshot: &Snapshot, request: &Request, chain: &TcpChain, facts: &ConnFacts, decision: &mut Decision) {
     let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
-    let mut refusals = chain.guards.iter().filter_map(|guard| guard.refuses(&subject, &mut Decided::default()));
+    let mut refusals = chain.gates.iter().filter_map(|gate| match gate {
+        Gate::Rules(guard) => guard.refuses(&subject, &mut Decided::default()),
+        Gate::Ask(_) => None,
+    });
     if let Some(refusal) = refusals.next() {
         decision.refused = Some(refusal.details.to_string());
         return;
@@ -407,6 +410,7 @@ fn filters(
                 return Some(reply);
             }
             Step::Wait(_) => decision.answer = Some("delayed".into()),
+            Step::Ask(question) => decision.answer = Some(format!("asks {}", question.addressee().cluster)),
         }
     }
     None

@@ -20,7 +20,7 @@ use super::{access_log, route, tls};
 use crate::filters::{self, Compiled};
 use crate::leaf::duration_or;
 use crate::snapshot::chain::{
-    Chain, ChainMatch, ClientCert, ClientCertMode, Codec, EscapedSlashes, HttpChain, Network, PeerMetadata,
+    Chain, ChainMatch, ClientCert, ClientCertMode, Codec, EscapedSlashes, Gate, HttpChain, Network, PeerMetadata,
     RouteSource, ServerHeader, StripPort, TcpChain, Transport,
 };
 
@@ -86,7 +86,7 @@ fn range(range: &CidrRange) -> Result<IpNet, String> {
 
 fn network(chain: &FilterChain) -> Result<Network, String> {
     let (mut stats, mut exchange) = (false, false);
-    let mut guards = Vec::new();
+    let mut gates = Vec::new();
     let mut found = None;
     for filter in &chain.filters {
         let Some(ConfigType::TypedConfig(any)) = &filter.config_type else {
@@ -107,13 +107,18 @@ fn network(chain: &FilterChain) -> Result<Network, String> {
                 found = Some(Network::Tcp(Arc::new(TcpChain {
                     stats,
                     exchange,
-                    guards: std::mem::take(&mut guards),
+                    gates: std::mem::take(&mut gates),
                     ..tcp(&config)?
                 })));
             }
             "envoy.extensions.filters.network.rbac.v3.RBAC" => {
-                guards
-                    .extend(filters::rbac::network(any).map_err(|error| format!("filter {:?}: {error}", filter.name))?);
+                let guard =
+                    filters::rbac::network(any).map_err(|error| format!("filter {:?}: {error}", filter.name))?;
+                gates.extend(guard.map(Gate::Rules));
+            }
+            "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => {
+                let asks = filters::ext_authz::network(any);
+                gates.push(Gate::Ask(asks.map_err(|error| format!("filter {:?}: {error}", filter.name))?));
             }
             "stats.PluginConfig" => stats = true,
             _ if tls::is_exchange(any)? => exchange = true,
@@ -121,9 +126,9 @@ fn network(chain: &FilterChain) -> Result<Network, String> {
         }
     }
     // Requests have filters of their own; what is to be decided of a connection that carries them is not asked for anywhere else.
-    if !guards.is_empty() {
+    if !gates.is_empty() {
         return Err(format!(
-            "filter chain {:?}: network RBAC before an HTTP connection manager is not built",
+            "filter chain {:?}: network RBAC and ext_authz before an HTTP connection manager is not built",
             chain.name
         ));
     }
@@ -316,7 +321,7 @@ fn tcp(config: &TcpProxy) -> Result<TcpChain, String> {
         idle_timeout: duration_or(&config.idle_timeout, Duration::from_secs(3600))?,
         connect_attempts: config.max_connect_attempts.map_or(1, |attempts| attempts.value.max(1)),
         stats: false,
-        guards: Vec::new(),
+        gates: Vec::new(),
         exchange: false,
         access_logs: access_log::compile(&config.access_log)?,
     })

@@ -330,6 +330,7 @@ impl Jwt {
             failure,
             details: format!("jwt_authn_access_denied{{{}}}", says.replace(' ', "_")).into(),
             object: self.issuers[denied.issuer].object.clone(),
+            told: None,
         }));
         let mut reply = Reply::failure(failure);
         if self.silent {

@@ -23,7 +23,7 @@ use super::Compiled;
 use crate::failure::{Failure, Refusal};
 use crate::filter::{Exchange, HttpFilter, Reply, Step};
 use crate::leaf::{header_match, metadata_match, text_match};
-use crate::snapshot::rbac::{Engine, Guard, Policy, Subject, Test};
+use crate::snapshot::rbac::{Engine, Guard, Notes, Policy, Subject, Test};
 use crate::snapshot::route::matcher::RequestView;
 
 #[derive(Debug)]
@@ -38,7 +38,8 @@ pub fn compile(any: &Any) -> Result<Compiled, String> {
     if config.matcher.is_some() || config.shadow_matcher.is_some() {
         return Err("matcher trees of RBAC are not built".to_owned());
     }
-    let found = guard(config.rules.as_ref(), config.shadow_rules.as_ref())?;
+    let notes = Notes::new("envoy.filters.http.rbac", &config.shadow_rules_stat_prefix);
+    let found = guard(config.rules.as_ref(), config.shadow_rules.as_ref(), notes)?;
     Ok(found.map_or(Compiled::Idle, |guard| Compiled::Filter(Arc::new(Rbac(guard)))))
 }
 
@@ -54,7 +55,8 @@ pub fn network(any: &Any) -> Result<Option<Guard>, String> {
     if config.enforcement_type != 0 || config.delay_deny.is_some() {
         return Err("of network RBAC, enforcement_type and delay_deny are not built".to_owned());
     }
-    guard(config.rules.as_ref(), config.shadow_rules.as_ref())
+    let notes = Notes::new("envoy.filters.network.rbac", &config.shadow_rules_stat_prefix);
+    guard(config.rules.as_ref(), config.shadow_rules.as_ref(), notes)
 }
 
 impl HttpFilter for Rbac {
@@ -65,7 +67,12 @@ impl HttpFilter for Rbac {
             request: Some(RequestView::of(exchange.head, exchange.authority, exchange.connection.tls)),
             metadata: Some(&exchange.notes.metadata),
         };
-        match self.0.refuses(&subject, &mut exchange.notes.decided) {
+        let found = self.0.finds(&subject, &mut exchange.notes.decided);
+        let refusal = self.0.refuses(&subject, &mut exchange.notes.decided);
+        if let Some(found) = found {
+            self.0.tell(found, &mut exchange.notes.metadata);
+        }
+        match refusal {
             None => Step::Continue,
             Some(refusal) => {
                 exchange.notes.refusal = Some(Arc::clone(refusal));
@@ -79,9 +86,9 @@ impl HttpFilter for Rbac {
     }
 }
 
-fn guard(rules: Option<&rbac::Rbac>, shadow: Option<&rbac::Rbac>) -> Result<Option<Guard>, String> {
+fn guard(rules: Option<&rbac::Rbac>, shadow: Option<&rbac::Rbac>, notes: Notes) -> Result<Option<Guard>, String> {
     let (rules, shadow) = (of_rules(rules)?, of_rules(shadow)?);
-    Ok((rules.is_some() || shadow.is_some()).then_some(Guard { rules, shadow }))
+    Ok((rules.is_some() || shadow.is_some()).then_some(Guard { rules, shadow, notes }))
 }
 
 fn of_rules(rules: Option<&rbac::Rbac>) -> Result<Option<Engine>, String> {
@@ -104,7 +111,10 @@ fn of_rules(rules: Option<&rbac::Rbac>) -> Result<Option<Engine>, String> {
         Ok(Action::Allow) => {
             let object = policies.first().and_then(|policy| policy.refusal.object.clone());
             let details = Failure::NotAllowed.details().into();
-            Some(Engine::Allow(policies, Arc::new(Refusal { failure: Failure::NotAllowed, details, object })))
+            Some(Engine::Allow(
+                policies,
+                Arc::new(Refusal { failure: Failure::NotAllowed, details, object, told: None }),
+            ))
         }
         Ok(Action::Deny) => Some(Engine::Deny(policies)),
         // It decides nothing; what it notes is for access logs that nobody writes here.
@@ -122,16 +132,18 @@ fn policy(name: &str, policy: &rbac::Policy) -> Result<Policy, String> {
         failure: Failure::Denied,
         details: format!("{}[{shown}]", Failure::Denied.details()).into(),
         object: object_of(name),
+        told: None,
     };
     Ok(Policy {
         permissions: policy.permissions.iter().map(permission).collect::<Result<_, _>>()?,
         principals: policy.principals.iter().map(principal).collect::<Result<_, _>>()?,
         refusal: Arc::new(refusal),
+        name: Arc::new(name.into()),
     })
 }
 
 /// The object that Istio's name for a rule, `ns[NAMESPACE]-policy[NAME]-rule[N]`, speaks of.
-fn object_of(name: &str) -> Option<Arc<str>> {
+pub(super) fn object_of(name: &str) -> Option<Arc<str>> {
     let (_, rest) = name.split_once("ns[")?;
     let (namespace, rest) = rest.split_once("]-policy[")?;
     let (name, _) = rest.split_once("]-rule[")?;

@@ -4,14 +4,13 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::header::HOST;
 use http::request::Parts as RequestHead;
-use http::uri::{PathAndQuery, Scheme};
-use http::{HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, Version};
 use tokio::time::Instant;
 
 use super::names;
 use super::story::Story;
+use crate::call::{head_of, request_http1, request_http2};
 use crate::facts::Caller;
 use crate::failure::Failure;
 use crate::message::Head;
@@ -454,61 +453,6 @@ impl Outgoing<'_> {
         }
         request
     }
-}
-
-/// A head, for connections that write it at once.
-pub(super) fn head_of<'a>(head: &'a RequestHead, host: &'a HeaderValue, version: Version) -> Head<'a> {
-    Head {
-        method: &head.method,
-        target: head.uri.path_and_query(),
-        host,
-        version,
-        headers: &head.headers,
-        upgrade: None,
-    }
-}
-
-fn copied(head: &RequestHead, body: RequestBody) -> Request<RequestBody> {
-    let mut request = Request::new(body);
-    *request.method_mut() = head.method.clone();
-    *request.headers_mut() = head.headers.clone();
-    // Holds the spelling of HTTP/1 header names.
-    *request.extensions_mut() = head.extensions.clone();
-    request
-}
-
-/// A request with the host among its headers.
-pub(super) fn request_http1(head: &RequestHead, host: &HeaderValue, body: RequestBody) -> Request<RequestBody> {
-    let mut request = copied(head, body);
-    request.headers_mut().insert(HOST, host.clone());
-    *request.uri_mut() = match head.method == Method::CONNECT {
-        true => host.to_str().ok().and_then(|host| host.parse().ok()).unwrap_or_default(),
-        false => Uri::from(target(head)),
-    };
-    request
-}
-
-/// A request with the host in its target.
-pub(super) fn request_http2(
-    head: &RequestHead,
-    authority: &HeaderValue,
-    host: &Host,
-    body: RequestBody,
-) -> Request<RequestBody> {
-    let mut request = copied(head, body);
-    *request.version_mut() = Version::HTTP_2;
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(if host.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP });
-    parts.authority = host.pool.authority(authority);
-    parts.path_and_query = Some(target(head));
-    if let Ok(uri) = Uri::from_parts(parts) {
-        *request.uri_mut() = uri;
-    }
-    request
-}
-
-fn target(head: &RequestHead) -> PathAndQuery {
-    head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 /// The host that the request is sent with.

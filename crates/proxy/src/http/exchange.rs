@@ -16,7 +16,7 @@ use super::body::ResponseBody;
 use super::forwarded::Rare;
 use super::path::{Canonical, canonical};
 use super::story::Story;
-use super::{attempt, forwarded, mirror, names, reply, upgrade};
+use super::{attempt, check, forwarded, mirror, names, reply, upgrade};
 use crate::facts::{ConnFacts, Direction};
 use crate::failure::Failure;
 use crate::filter::{Exchange, Notes, Reply, Step};
@@ -93,7 +93,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     let rare = Rare::of(request.headers());
     let (version, mut early) = (request.version(), None);
     let switch = (rare.upgrade || request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-    let (mut head, incoming) = request.into_parts();
+    let (mut head, mut incoming) = request.into_parts();
     let authority = match take_authority(&mut head, version, rare, &connection.authority) {
         Ok(authority) => strip_port(authority, chain.strip_port, connection.facts.destination.port()),
         Err(failure) => {
@@ -151,7 +151,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     let host = authority.to_str().unwrap_or("");
     let table = table_of(chain, &snapshot);
     let Some((table, virtual_host)) = table.and_then(|table| Some((table, table.host_of(host)?))) else {
-        return unrouted(connection, &mut head, host, &mut notes, story).await;
+        return unrouted(connection, &mut head, incoming, host, &mut notes, story).await;
     };
     if virtual_host.require_tls && !came_over_tls(&head) {
         return reply::respond(redirect_to_tls(host, &head), story);
@@ -167,7 +167,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
     };
     let mut choice = chosen(&head, &notes);
     let route = choice.as_ref().map(|(decision, target)| (decision, target.as_ref().and_then(|one| one.weighted)));
-    let replied = run_filters(connection, &mut head, host, story.wall, &mut notes, route).await;
+    let replied = run_filters(connection, &mut head, &mut incoming, host, story.wall, &mut notes, route).await;
     note_policies(connection, &mut story, &mut notes);
     if notes.rerouted && replied.is_none() {
         choice = chosen(&head, &notes);
@@ -219,6 +219,7 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
                 rare,
             };
             let body = (!incoming.is_end_stream() && head.method != Method::CONNECT).then_some(incoming);
+            let authority = notes.authority.take().unwrap_or(authority);
             return forward_request(ask, head, body, authority, story, &notes).await;
         }
     };
@@ -230,11 +231,12 @@ async fn answer(connection: &Rc<HttpConnection>, mut request: Request<ClientBody
 async fn unrouted(
     connection: &Rc<HttpConnection>,
     head: &mut RequestHead,
+    mut incoming: ClientBody,
     host: &str,
     notes: &mut Notes,
     mut story: Box<Story>,
 ) -> Response<ResponseBody> {
-    let replied = run_filters(connection, head, host, story.wall, notes, None).await;
+    let replied = run_filters(connection, head, &mut incoming, host, story.wall, notes, None).await;
     note_policies(connection, &mut story, notes);
     reply::respond(replied.map_or_else(|| Reply::failure(Failure::RouteNotFound), |reply| *reply), story)
 }
@@ -539,6 +541,9 @@ fn finish_response(
     for (name, filter) in chain.filters.iter().rev() {
         override_of(&levels.decision, None, name).unwrap_or(filter).on_response(&mut head, notes);
     }
+    for edit in &notes.answer_edits {
+        edit.apply(&mut head.headers);
+    }
     if levels.all().any(|edits| !edits.response.is_empty()) {
         let facts = || facts_of(&connection.facts, "", "", "", "");
         for edits in levels.all() {
@@ -580,6 +585,7 @@ fn override_of<'a>(
 async fn run_filters(
     connection: &Rc<HttpConnection>,
     head: &mut RequestHead,
+    incoming: &mut ClientBody,
     authority: &str,
     now: SystemTime,
     notes: &mut Notes,
@@ -600,6 +606,12 @@ async fn run_filters(
             Step::Reply(reply) => return Some(reply),
             Step::Wait(wait) => {
                 if let Some(reply) = wait.await {
+                    return Some(reply);
+                }
+            }
+            Step::Ask(question) => {
+                let about = check::About { connection, head, incoming, authority, client, now, notes };
+                if let Some(reply) = Box::pin(check::ask(&*question, about)).await {
                     return Some(reply);
                 }
             }

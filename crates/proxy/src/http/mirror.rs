@@ -8,11 +8,10 @@ use http::{HeaderValue, Version};
 use http_body_util::BodyExt;
 use rand::RngExt;
 
-use super::attempt;
+use crate::call::Sent;
 use crate::snapshot::route::action::Mirror;
-use crate::upstream::body::{AnswerBody, RequestBody, Source};
-use crate::upstream::pool::Sender;
-use crate::upstream::{Upstream, Wanted};
+use crate::upstream::Upstream;
+use crate::upstream::body::{RequestBody, Source};
 use crate::worker::Worker;
 
 /// How long a copy may take.
@@ -77,34 +76,9 @@ async fn deliver(copy: Copy, body: RequestBody, version: Version, destination: s
     let Copy { upstream, head, authority } = copy;
     let host = upstream.pick(destination, &[], 1).await.ok()?;
     let _busy = upstream.begin(&host);
-    let wanted = Wanted {
-        downstream_http2: version == Version::HTTP_2,
-        alone: false,
-        once: false,
-        istio_alpn: true,
-        host: authority.to_str().unwrap_or(""),
-        // A copy is the proxy's own.
-        caller: None,
-    };
-    let mut lease = upstream.checkout(&host, wanted).await.ok()?;
-    let mut body = match lease.sender.as_mut()? {
-        Sender::One(connection) => {
-            AnswerBody::One(connection.send(attempt::head_of(&head, &authority, version), body).await.ok()?.into_body())
-        }
-        Sender::Spelled(sender) => {
-            sender.ready().await.ok()?;
-            AnswerBody::Spelled(
-                sender.send_request(attempt::request_http1(&head, &authority, body)).await.ok()?.into_body(),
-            )
-        }
-        Sender::Two(sender) => {
-            let request = attempt::request_http2(&head, &authority, &host, body);
-            AnswerBody::Two(sender.send(request).await.ok()?.into_body())
-        }
-        Sender::Mux(sender) => {
-            AnswerBody::Mux(sender.send(attempt::head_of(&head, &authority, version), body).await.ok()?.into_body())
-        }
-    };
+    let sent = Sent { upstream: &upstream, host: &host, version };
+    let (response, lease) = sent.send(&head, &authority, body).await.ok()?;
+    let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
         frame.ok()?;
     }

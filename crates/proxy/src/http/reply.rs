@@ -20,7 +20,9 @@ pub fn respond(reply: Reply, mut story: Box<Story>) -> Response<ResponseBody> {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(names::GRPC_STATUS.clone(), HeaderValue::from(grpc));
-        if let Ok(message) = HeaderValue::from_maybe_shared(reply.body) {
+        if !reply.body.is_empty()
+            && let Ok(message) = HeaderValue::from_maybe_shared(reply.body)
+        {
             headers.insert(names::GRPC_MESSAGE.clone(), message);
         }
         story.status = 200;

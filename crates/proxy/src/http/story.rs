@@ -304,7 +304,10 @@ impl Story {
             details: self.details_of(failure).to_owned(),
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
-            sentence: failure.sentence().to_owned(),
+            sentence: match &self.refusal {
+                Some(refusal) if refusal.failure == failure => refusal.sentence(),
+                _ => failure.sentence().to_owned(),
+            },
             object: Objects {
                 route: self.object.as_deref(),
                 policy: cluster.and_then(|cluster| cluster.object.as_deref()),

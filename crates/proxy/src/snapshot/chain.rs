@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::rbac::Guard;
 use super::route::RouteTable;
 use super::tls_terms::ServerTerms;
-use crate::filter::HttpFilter;
+use crate::filter::{ConnectionQuestion, HttpFilter};
 use crate::telemetry::access_log::AccessLog;
 
 /// One filter chain.
@@ -242,6 +242,15 @@ pub struct PeerMetadata {
     pub to_upstream: bool,
 }
 
+/// One step of the decision who may connect.
+#[derive(Debug)]
+pub enum Gate {
+    /// Policies.
+    Rules(Guard),
+    /// Somebody else.
+    Ask(Arc<dyn ConnectionQuestion>),
+}
+
 /// Settings of a TCP proxy.
 #[derive(Debug)]
 pub struct TcpChain {
@@ -257,8 +266,8 @@ pub struct TcpChain {
     pub exchange: bool,
     /// Istio's metrics are counted.
     pub stats: bool,
-    /// Who may connect.
-    pub guards: Vec<Guard>,
+    /// Who may connect, in the order in which it is decided.
+    pub gates: Vec<Gate>,
     /// Logs.
     pub access_logs: Vec<AccessLog>,
 }

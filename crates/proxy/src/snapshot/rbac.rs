@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use regex::Regex;
+use serde_json::Value;
 
 use super::metadata_match::MetadataMatch;
 use super::route::matcher::{HeaderMatch, RequestView};
@@ -112,6 +113,8 @@ fn is_peer(connection: &ConnFacts, name: Option<&TextMatch>) -> bool {
 /// One policy.
 #[derive(Debug)]
 pub struct Policy {
+    /// Its name.
+    pub name: Arc<Value>,
     /// One of these must hold …
     pub permissions: Vec<Test>,
     /// … and one of these.
@@ -139,14 +142,17 @@ pub enum Engine {
 impl Engine {
     /// What is said to a subject that is refused.
     pub fn refuses(&self, subject: &Subject<'_>) -> Option<&Arc<Refusal>> {
-        match self {
-            Engine::Allow(policies, otherwise) => {
-                (!policies.iter().any(|policy| policy.matches(subject))).then_some(otherwise)
-            }
-            Engine::Deny(policies) => {
-                policies.iter().find(|policy| policy.matches(subject)).map(|policy| &policy.refusal)
-            }
-        }
+        self.judge(subject).1
+    }
+
+    /// The policy that matches, if it is of matter which, and what is said if the subject is refused.
+    fn judge(&self, subject: &Subject<'_>) -> (Option<&Policy>, Option<&Arc<Refusal>>) {
+        let matching = self.policies().iter().find(|policy| policy.matches(subject));
+        let refusal = match self {
+            Engine::Allow(_, otherwise) => matching.is_none().then_some(otherwise),
+            Engine::Deny(_) => matching.map(|policy| &policy.refusal),
+        };
+        (matching, refusal)
     }
 
     fn policies(&self) -> &[Policy] {
@@ -156,6 +162,37 @@ impl Engine {
     }
 }
 
+/// What is noted for the filters behind of policies that only tell (Envoy's `shadow_effective_policy_id` and
+/// `shadow_engine_result`): the keys and the words, made once.
+#[derive(Debug)]
+pub struct Notes {
+    filter: &'static str,
+    policy: Arc<str>,
+    result: Arc<str>,
+    allowed: Arc<Value>,
+    denied: Arc<Value>,
+}
+
+impl Notes {
+    /// For the filter of this name; `prefix` stands before its keys.
+    pub fn new(filter: &'static str, prefix: &str) -> Self {
+        Self {
+            filter,
+            policy: format!("{prefix}shadow_effective_policy_id").into(),
+            result: format!("{prefix}shadow_engine_result").into(),
+            allowed: Arc::new("allowed".into()),
+            denied: Arc::new("denied".into()),
+        }
+    }
+}
+
+/// What policies that only tell found.
+#[derive(Debug)]
+pub struct Found {
+    policy: Option<Arc<Value>>,
+    refused: bool,
+}
+
 /// What one filter decides.
 #[derive(Debug)]
 pub struct Guard {
@@ -163,20 +200,36 @@ pub struct Guard {
     pub rules: Option<Engine>,
     /// What is only told.
     pub shadow: Option<Engine>,
+    /// How it is told.
+    pub notes: Notes,
 }
 
 impl Guard {
-    /// What is said to a subject that is refused, and counts what was decided.
-    pub fn refuses(&self, subject: &Subject<'_>, decided: &mut Decided) -> Option<&Arc<Refusal>> {
-        if let Some(shadow) = &self.shadow {
-            match shadow.refuses(subject) {
-                None => decided.shadow_allowed += 1,
-                Some(refusal) => {
-                    decided.shadow_denied += 1;
-                    tracing::debug!(details = %refusal.details, "a policy on trial would refuse this");
-                }
+    /// What the policies that only tell find, and counts it.
+    pub fn finds(&self, subject: &Subject<'_>, decided: &mut Decided) -> Option<Found> {
+        let (policy, refusal) = self.shadow.as_ref()?.judge(subject);
+        match refusal {
+            None => decided.shadow_allowed += 1,
+            Some(refusal) => {
+                decided.shadow_denied += 1;
+                tracing::debug!(details = %refusal.details, "a policy that only tells refuses this");
             }
         }
+        Some(Found { policy: policy.map(|policy| Arc::clone(&policy.name)), refused: refusal.is_some() })
+    }
+
+    /// Tells it to the filters behind.
+    pub fn tell(&self, found: Found, metadata: &mut Metadata) {
+        let notes = &self.notes;
+        if let Some(policy) = found.policy {
+            metadata.tell(notes.filter, &notes.policy, policy);
+        }
+        let result = if found.refused { &notes.denied } else { &notes.allowed };
+        metadata.tell(notes.filter, &notes.result, Arc::clone(result));
+    }
+
+    /// What is said to a subject that is refused, and counts what was decided.
+    pub fn refuses(&self, subject: &Subject<'_>, decided: &mut Decided) -> Option<&Arc<Refusal>> {
         let refusal = self.rules.as_ref()?.refuses(subject);
         match refusal {
             None => decided.allowed += 1,

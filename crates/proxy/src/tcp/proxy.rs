@@ -9,11 +9,13 @@ use rand::RngExt;
 
 use super::exchange::{Exchange, Introduced};
 use super::relay::{self, Ended};
+use crate::call::call;
 use crate::facts::{ConnFacts, Direction, PeerFacts};
 use crate::failure::{Failure, Objects, Refusal};
-use crate::snapshot::chain::TcpChain;
+use crate::metadata::Metadata;
+use crate::snapshot::chain::{Gate, TcpChain};
 use crate::snapshot::cluster::Cluster;
-use crate::snapshot::rbac::Subject;
+use crate::snapshot::rbac::{Guard, Subject};
 use crate::telemetry::format::Facts;
 use crate::telemetry::metrics::{self, Decided, TcpSeries};
 use crate::telemetry::peer::Peer;
@@ -102,20 +104,51 @@ pub async fn reach(worker: &Rc<Worker>, facts: &ConnFacts, chain: &TcpChain) -> 
     }))
 }
 
-/// The policy that keeps a client from connecting. It is asked before anything is dialled, so that nobody hears a server that speaks
-/// first who may not; Envoy asks only when the client has said something.
-fn refuses<'a>(worker: &Worker, facts: &ConnFacts, chain: &'a TcpChain) -> Option<&'a Refusal> {
-    let mut decided = Decided::default();
-    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
-    let refusal = chain.guards.iter().find_map(|guard| guard.refuses(&subject, &mut decided));
+/// What keeps a client from connecting. It is asked before anything is dialled, so that nobody hears a server that speaks first who
+/// may not; Envoy asks only when the client has said something.
+async fn refuses(worker: &Worker, facts: &ConnFacts, chain: &TcpChain) -> Option<Arc<Refusal>> {
+    let (mut decided, mut metadata) = (Decided::default(), Metadata::default());
+    let mut refusal = None;
+    for gate in &chain.gates {
+        refusal = match gate {
+            Gate::Rules(guard) => decide(guard, facts, &mut decided, &mut metadata),
+            Gate::Ask(question) if !question.is_enabled(&metadata) => {
+                decided.asked.disabled += 1;
+                None
+            }
+            Gate::Ask(question) => {
+                let (asked, snapshot) = (question.ask(facts), worker.snapshot());
+                let answer = call(&worker.upstreams, &snapshot, question.addressee(), facts.destination, &asked).await;
+                question.take(answer, &mut metadata, &mut decided.asked).map(Arc::new)
+            }
+        };
+        if refusal.is_some() {
+            break;
+        }
+    }
     worker.shard.process.tcp_policies.add(decided);
-    refusal.map(AsRef::as_ref)
+    refusal
 }
 
-/// Whether a client that has said nothing yet may be heard by a server that speaks first.
+/// What policies say of a connection; what those find that only tell is told to those behind.
+fn decide(guard: &Guard, facts: &ConnFacts, decided: &mut Decided, metadata: &mut Metadata) -> Option<Arc<Refusal>> {
+    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: Some(metadata) };
+    let found = guard.finds(&subject, decided);
+    let refusal = guard.refuses(&subject, decided).cloned();
+    if let Some(found) = found {
+        guard.tell(found, metadata);
+    }
+    refusal
+}
+
+/// Whether a client that has said nothing yet may be heard by a server that speaks first. Of one about whom somebody is to be asked
+/// that is not known yet.
 pub fn may_connect(facts: &ConnFacts, chain: &TcpChain) -> bool {
-    let subject = Subject { connection: facts, client: facts.remote.ip(), request: None, metadata: None };
-    chain.guards.iter().all(|guard| guard.refuses(&subject, &mut Decided::default()).is_none())
+    let (mut decided, mut metadata) = (Decided::default(), Metadata::default());
+    chain.gates.iter().all(|gate| match gate {
+        Gate::Rules(guard) => decide(guard, facts, &mut decided, &mut metadata).is_none(),
+        Gate::Ask(question) => !question.is_enabled(&metadata),
+    })
 }
 
 /// The bytes of a connection on which the exchange was negotiated, or was not.
@@ -138,14 +171,14 @@ fn cluster_of(worker: &Worker, chain: &TcpChain) -> Arc<str> {
 /// Proxies a client's connection to its end. `reached` is an upstream's connection that was made ahead.
 pub async fn run(worker: Rc<Worker>, io: Io, facts: Rc<ConnFacts>, chain: Arc<TcpChain>, reached: Option<Reached>) {
     let (start, wall) = (Instant::now(), SystemTime::now());
-    if let Some(refusal) = refuses(&worker, &facts, &chain) {
+    if let Some(refusal) = refuses(&worker, &facts, &chain).await {
         let mut end = TcpEnd { failure: Some(refusal.failure), ..TcpEnd::new(&worker, &facts, start, wall) };
         let snapshot = worker.snapshot();
         let name = cluster_of(&worker, &chain);
         let upstream = worker.upstreams.get(&name, &snapshot);
         end.cluster = upstream.as_ref().map(|upstream| upstream.settings.as_ref());
         end.cluster_name = &name;
-        end.refusal = Some(refusal);
+        end.refusal = Some(&refusal);
         end.count_at_once(&chain);
         end.write_down(&chain.access_logs);
         return;
@@ -227,6 +260,11 @@ async fn introduction(mut introduced: Introduced) -> Option<Arc<Peer>> {
     }
     let told = tokio::time::timeout(INTRODUCTION, introduced.wait_for(Option::is_some)).await.ok()?.ok()?;
     told.clone().flatten()
+}
+
+/// Somebody else decided, or could not: Envoy tells it as it does of requests.
+fn is_external(failure: Failure) -> bool {
+    matches!(failure, Failure::ExternalDenied | Failure::ExternalError)
 }
 
 /// What became of a TCP connection.
@@ -323,8 +361,14 @@ impl<'a> TcpEnd<'a> {
             start: Some(self.wall),
             duration: Some(self.start.elapsed()),
             flags: flag,
-            details: self.failure.filter(|failure| failure.status() == 0).map(Failure::details),
-            termination_details: self.refusal.map(|refusal| refusal.details.as_ref()),
+            details: self
+                .failure
+                .filter(|failure| failure.status() == 0 || is_external(*failure))
+                .map(Failure::details),
+            termination_details: self
+                .refusal
+                .filter(|refusal| !is_external(refusal.failure))
+                .map(|refusal| refusal.details.as_ref()),
             transport_failure: self.failure.and_then(Failure::transport_reason),
             bytes_received: self.counted.0,
             bytes_sent: self.counted.1,
@@ -355,7 +399,7 @@ impl<'a> TcpEnd<'a> {
             details: self.details_of(failure).to_owned(),
             failure: failure.name().to_owned(),
             side: failure.side().as_str().to_owned(),
-            sentence: failure.sentence().to_owned(),
+            sentence: self.refusal.map_or_else(|| failure.sentence().to_owned(), Refusal::sentence),
             object: Objects {
                 route: None,
                 policy: self.cluster.and_then(|cluster| cluster.object.as_deref()),

@@ -148,6 +148,23 @@ pub struct Decided {
     pub shadow_allowed: u64,
     /// Would have been refused.
     pub shadow_denied: u64,
+    /// Of what somebody else is asked about.
+    pub asked: Asked,
+}
+
+/// What somebody else said who was asked (Envoy's `ext_authz` counters).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// It passes.
+    pub ok: u64,
+    /// It is refused.
+    pub denied: u64,
+    /// There was no answer that can be used.
+    pub error: u64,
+    /// There was none, and it passes all the same.
+    pub failure_mode_allowed: u64,
+    /// Nobody was to be asked.
+    pub disabled: u64,
 }
 
 /// What policies decided (Envoy's `rbac` counters).
@@ -158,6 +175,11 @@ pub struct PolicySeries {
     pub denied: Counter,
     pub shadow_allowed: Counter,
     pub shadow_denied: Counter,
+    pub asked_ok: Counter,
+    pub asked_denied: Counter,
+    pub asked_error: Counter,
+    pub asked_failure_mode_allowed: Counter,
+    pub asked_disabled: Counter,
 }
 
 impl PolicySeries {
@@ -168,6 +190,11 @@ impl PolicySeries {
             (&self.denied, decided.denied),
             (&self.shadow_allowed, decided.shadow_allowed),
             (&self.shadow_denied, decided.shadow_denied),
+            (&self.asked_ok, decided.asked.ok),
+            (&self.asked_denied, decided.asked.denied),
+            (&self.asked_error, decided.asked.error),
+            (&self.asked_failure_mode_allowed, decided.asked.failure_mode_allowed),
+            (&self.asked_disabled, decided.asked.disabled),
         ];
         for (counter, count) in rows.into_iter().filter(|(_, count)| *count > 0) {
             counter.add(count);
@@ -308,6 +335,14 @@ impl Metrics {
                 row("denied", self.total(|process| &of(process).denied)),
                 row("shadow_allowed", self.total(|process| &of(process).shadow_allowed)),
                 row("shadow_denied", self.total(|process| &of(process).shadow_denied)),
+            ]);
+            let row = |name: &str, total: u64| (format!("{protocol}.ext_authz.{name}"), total);
+            rows.extend([
+                row("ok", self.total(|process| &of(process).asked_ok)),
+                row("denied", self.total(|process| &of(process).asked_denied)),
+                row("error", self.total(|process| &of(process).asked_error)),
+                row("failure_mode_allowed", self.total(|process| &of(process).asked_failure_mode_allowed)),
+                row("disabled", self.total(|process| &of(process).asked_disabled)),
             ]);
         }
         rows.sort();

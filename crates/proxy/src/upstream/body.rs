@@ -2,11 +2,12 @@
 //! be repeated.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -78,6 +79,48 @@ pub enum ClientBody {
     Http(Incoming),
     /// The protocol between our proxies.
     Mux(mux::Received),
+    /// One whose beginning was read before.
+    Begun(Box<Begun>),
+    /// Somebody reads it.
+    Gone,
+}
+
+/// A client's body whose beginning was read before.
+#[derive(Debug)]
+pub struct Begun {
+    read: VecDeque<Frame<Bytes>>,
+    rest: ClientBody,
+    ended: bool,
+}
+
+impl ClientBody {
+    /// Reads until there are so many bytes or the body has ended; says which bytes, and whether the body has ended.
+    ///
+    /// # Errors
+    /// The client broke off.
+    pub async fn begin(self, most: usize) -> Result<(ClientBody, Bytes, bool), Ended> {
+        let mut begun = Begun { read: VecDeque::new(), rest: self, ended: false };
+        let mut bytes = BytesMut::new();
+        while bytes.len() < most && !begun.rest.is_end_stream() {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut begun.rest).poll_frame(context)).await;
+            let Some(frame) = frame.transpose()? else {
+                begun.ended = true;
+                break;
+            };
+            if let Some(data) = frame.data_ref() {
+                bytes.extend_from_slice(data);
+            }
+            begun.read.push_back(frame);
+        }
+        let ended = begun.ended || begun.rest.is_end_stream();
+        Ok((ClientBody::Begun(Box::new(begun)), bytes.freeze(), ended))
+    }
+}
+
+impl Begun {
+    fn left(&self) -> u64 {
+        self.read.iter().filter_map(Frame::data_ref).map(|data| data.len() as u64).sum()
+    }
 }
 
 impl Body for ClientBody {
@@ -88,6 +131,12 @@ impl Body for ClientBody {
         Poll::Ready(match self.get_mut() {
             ClientBody::Http(body) => ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| Ended)),
             ClientBody::Mux(body) => ready!(Pin::new(body).poll_frame(context)).map(|frame| frame.map_err(|_| Ended)),
+            ClientBody::Begun(begun) => match begun.read.pop_front() {
+                Some(frame) => Some(Ok(frame)),
+                None if begun.ended => None,
+                None => ready!(Pin::new(&mut begun.rest).poll_frame(context)),
+            },
+            ClientBody::Gone => Some(Err(Ended)),
         })
     }
 
@@ -95,6 +144,8 @@ impl Body for ClientBody {
         match self {
             ClientBody::Http(body) => body.is_end_stream(),
             ClientBody::Mux(body) => body.is_end_stream(),
+            ClientBody::Begun(begun) => begun.read.is_empty() && (begun.ended || begun.rest.is_end_stream()),
+            ClientBody::Gone => false,
         }
     }
 
@@ -102,6 +153,12 @@ impl Body for ClientBody {
         match self {
             ClientBody::Http(body) => body.size_hint(),
             ClientBody::Mux(body) => body.size_hint(),
+            ClientBody::Gone => SizeHint::default(),
+            ClientBody::Begun(begun) if begun.ended => SizeHint::with_exact(begun.left()),
+            ClientBody::Begun(begun) => {
+                let rest = begun.rest.size_hint().exact();
+                rest.map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest + begun.left()))
+            }
         }
     }
 }

@@ -180,7 +180,7 @@ fn send_at(filter: &Arc<dyn HttpFilter>, request: http::request::Builder, now: u
     let reply = match step {
         Step::Continue => None,
         Step::Reply(reply) => Some(*reply),
-        Step::Wait(_) => panic!("it waits"),
+        Step::Wait(_) | Step::Ask(_) => panic!("it waits"),
     };
     Outcome { head, reply, notes }
 }
