@@ -14,5 +14,7 @@ pub mod server;
 pub mod misbehaving;
 pub mod names;
 pub mod tokens;
+pub mod twins;
+pub mod authorizer;
 pub mod programs;
 pub mod steady;

@@ -5,24 +5,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
-use api::node::Role;
 use mesh_tests::control_plane::ControlPlane;
-use mesh_tests::envoy::{Envoy, Workload};
 use mesh_tests::server::{Client, ask, echo, get};
 use mesh_tests::sidecar::{Process, workload};
+use mesh_tests::twins::{KINDS, MESH, Twins};
 use mesh_tests::wait::until;
 use rand::RngExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-const MESH: &str = "proxyHttpPort: 15080\naccessLogFile: /dev/stdout\naccessLogEncoding: JSON\ndefaultConfig: {interceptionMode: NONE}\n";
-/// Ends of names: ours, Envoy.
-const KINDS: [char; 2] = ['m', 'e'];
 /// Ports of the servers on which HTTP is spoken, each with rules of its own.
 const HTTP: std::ops::RangeInclusive<u16> = 8080..=8091;
 /// Ports on which bytes are spoken.
@@ -321,12 +315,8 @@ async fn echo_bytes(address: &str) {
 
 struct Stage {
     places: Places,
-    outputs: [PathBuf; 2],
-    admins: [String; 2],
+    twins: Twins,
     _callers: Vec<Process>,
-    _ours: Process,
-    _envoy: Envoy,
-    control_plane: ControlPlane,
 }
 
 impl Stage {
@@ -339,39 +329,12 @@ impl Stage {
             echo(&format!("{}:18080", places.web(kind))).await;
             echo_bytes(&format!("{}:19000", places.web(kind))).await;
         }
-        let output = control_plane.path("web-m.out");
-        let file = Stdio::from(std::fs::File::create(&output).unwrap());
-        let web = places.web('m');
-        let ours = Process::start_writing(&control_plane, Role::Sidecar, "web-m", "shop", &web, file).await;
-        let address = places.web('e');
-        let identity = Workload {
-            node_id: format!("sidecar~{address}~web-e.shop~shop.svc.cluster.local"),
-            namespace: "shop".into(),
-            account: "web-e".into(),
-            labels: json!({"app": "web-e"}),
-        };
-        let envoy = Envoy::start(&control_plane, &identity, true);
-        let admin = until("Envoy", async || {
-            let admin = envoy.admin().ok_or_else(|| "no admin".to_owned())?;
-            match ask(&admin, "x", "/ready").await {
-                Ok((200, _)) => Ok(admin),
-                other => Err(format!("{other:?} {}", std::fs::read_to_string(&envoy.log).unwrap())),
-            }
-        })
-        .await;
         let mut callers = Vec::new();
         for (who, name) in [(Who::A, "caller-a"), (Who::B, "caller-b")] {
             callers.push(Process::start(&control_plane, name, "shop", &places.caller(who)).await);
         }
-        Stage {
-            admins: [format!("{web}:{}", api::port::ADMIN), admin],
-            outputs: [output, envoy.output.clone()],
-            places,
-            _callers: callers,
-            _ours: ours,
-            _envoy: envoy,
-            control_plane,
-        }
+        let addresses = KINDS.map(|kind| places.web(kind));
+        Stage { twins: Twins::start(control_plane, addresses).await, places, _callers: callers }
     }
 
     /// The answer to a request, as it came.
@@ -409,8 +372,7 @@ impl Stage {
 
     /// The lines of a server's log that are about this.
     fn lines(&self, kind: char, about: impl Fn(&Value) -> bool) -> Vec<Value> {
-        let text = std::fs::read_to_string(&self.outputs[usize::from(kind == 'e')]).unwrap();
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(|line| about(line)).collect()
+        self.twins.lines(usize::from(kind == 'e'), about)
     }
 
     /// What the log says of one of these, once it does.
@@ -422,7 +384,7 @@ impl Stage {
     }
 
     async fn counted(&self, kind: char, end: &str) -> u64 {
-        let admin = &self.admins[usize::from(kind == 'e')];
+        let admin = &self.twins.admins[usize::from(kind == 'e')];
         let (_, text) = Client::connect(admin).await.unwrap().ask(get(admin, "/stats")).await.unwrap();
         let values = text.lines().filter_map(|line| line.rsplit_once(": ")).filter(|(name, _)| name.ends_with(end));
         values.filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
@@ -527,7 +489,7 @@ async fn an_edited_policy_counts_on_open_connections() {
     .await;
     let mut client = Client::connect(&to).await.unwrap();
     assert_eq!(client.ask(get(host, "/")).await.unwrap().0, 200);
-    stage.control_plane.write(
+    stage.twins.control_plane.write(
         "deny.yaml",
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: closed, namespace: shop}\nspec: {action: DENY, rules: [{}]}\n",
     );
@@ -537,7 +499,7 @@ async fn an_edited_policy_counts_on_open_connections() {
     })
     .await;
     assert!(!stage.talk('m', Who::A, 9000).await);
-    std::fs::remove_file(stage.control_plane.path("config/deny.yaml")).unwrap();
+    std::fs::remove_file(stage.twins.control_plane.path("config/deny.yaml")).unwrap();
     until("the way again", async || match client.ask(get(host, "/")).await {
         Ok((200, _)) => Ok(()),
         other => Err(other),

@@ -7,8 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use api::node::Role;
@@ -16,17 +14,13 @@ use api::problem::{Code, Severity};
 use mesh_tests::control_plane::ControlPlane;
 use mesh_tests::envoy::{Envoy, Workload};
 use mesh_tests::server::{Client, ask, echo, get};
-use mesh_tests::sidecar::{self, Process, loopback, workload};
+use mesh_tests::sidecar::{self, loopback, workload};
 use mesh_tests::tokens::{Key, Page, Pages, key_set, seconds, unsigned};
+use mesh_tests::twins::{KINDS, MESH, Twins};
 use mesh_tests::wait::until;
 use rand::RngExt;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
-const MESH: &str = "proxyHttpPort: 15080\naccessLogFile: /dev/stdout\naccessLogEncoding: JSON\ndefaultConfig: {interceptionMode: NONE}\n";
-/// Ends of names: ours, Envoy.
-const KINDS: [char; 2] = ['m', 'e'];
 /// Ports of the servers, each with a rule of its own.
 const PORTS: std::ops::RangeInclusive<u16> = 8080..=8093;
 
@@ -263,12 +257,8 @@ fn many(keys: &Keys) -> String {
 }
 
 struct Stage {
-    addresses: [String; 2],
-    outputs: [PathBuf; 2],
+    twins: Twins,
     tokens: BTreeMap<&'static str, String>,
-    _ours: Process,
-    _envoy: Envoy,
-    _control_plane: ControlPlane,
 }
 
 impl Stage {
@@ -311,27 +301,7 @@ spec:
         for address in &addresses {
             echo(&format!("{address}:18080")).await;
         }
-        let output = control_plane.path("web-m.out");
-        let file = Stdio::from(std::fs::File::create(&output).unwrap());
-        let ours = Process::start_writing(&control_plane, Role::Sidecar, "web-m", "shop", &addresses[0], file).await;
-        let identity = Workload {
-            node_id: format!("sidecar~{}~web-e.shop~shop.svc.cluster.local", addresses[1]),
-            namespace: "shop".into(),
-            account: "web-e".into(),
-            labels: json!({"app": "web-e"}),
-        };
-        let envoy = Envoy::start(&control_plane, &identity, true);
-        until("Envoy", async || {
-            let admin = envoy.admin().ok_or_else(|| "no admin".to_owned())?;
-            match ask(&admin, "x", "/ready").await {
-                Ok((200, _)) => Ok(()),
-                other => Err(format!("{other:?} {}", std::fs::read_to_string(&envoy.log).unwrap())),
-            }
-        })
-        .await;
-        let outputs = [output, envoy.output.clone()];
-        let tokens = keys.tokens();
-        Stage { addresses, outputs, tokens, _ours: ours, _envoy: envoy, _control_plane: control_plane }
+        Stage { twins: Twins::start(control_plane, addresses).await, tokens: keys.tokens() }
     }
 
     fn filled(&self, text: &str) -> String {
@@ -342,27 +312,16 @@ spec:
     async fn send(&self, place: usize, row: &Row, id: &str) -> String {
         let Row(port, path, headers, ..) = row;
         let headers = if headers.is_empty() { String::new() } else { format!("{}\r\n", self.filled(headers)) };
-        let mut stream = TcpStream::connect(format!("{}:{port}", self.addresses[place])).await.unwrap();
         let text = format!(
             "GET {} HTTP/1.1\r\nhost: web.example\r\n{headers}user-agent: {id}\r\nconnection: close\r\n\r\n",
             self.filled(path)
         );
-        stream.write_all(text.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-        String::from_utf8_lossy(&answer).into_owned()
+        self.twins.send(place, *port, text.as_bytes()).await
     }
 
     /// What the log says of a request, once it does.
     async fn told(&self, place: usize, id: &str) -> [String; 3] {
-        let line = until("the log", async || {
-            let text = std::fs::read_to_string(&self.outputs[place]).unwrap();
-            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            lines.find(|line| line["user_agent"] == id).ok_or("no line")
-        })
-        .await;
-        let keys = ["response_code", "response_flags", "response_code_details"];
-        keys.map(|key| line[key].to_string())
+        self.twins.told(place, id, ["response_code", "response_flags", "response_code_details"]).await
     }
 
     /// All rows, with both.

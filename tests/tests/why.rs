@@ -12,6 +12,7 @@ use std::time::Duration;
 use api::debug::Why;
 use api::node::Role;
 use futures_util::FutureExt;
+use mesh_tests::authorizer::Authorizer;
 use mesh_tests::control_plane::ControlPlane;
 use mesh_tests::misbehaving::{self, Conduct, Full, Reset};
 use mesh_tests::network::program;
@@ -766,6 +767,110 @@ spec: {{jwtRules: [{{issuer: customers, audiences: [shop], jwks: '{}'}}]}}
             assert!(told.contains(said.as_str()), "{failure}: {said} is not in\n{told}");
         }
     }
+    for agent in mesh.agents {
+        agent.end().await;
+    }
+}
+
+/// What somebody said who was asked, or why nobody could be: the case that asks for it, the status, the failure, words of the sentence.
+const ASKED: &[(&str, u16, &str, &str)] = &[
+    (
+        "deny",
+        403,
+        "ExternalDenied",
+        "The provider asker (outbound|9000||asker.example) does not allow it: it answered 403.",
+    ),
+    ("deny-words", 401, "ExternalDenied", "it answered 401"),
+    ("status", 403, "ExternalError", "answered with the gRPC status 13 (broken)"),
+    ("slow", 403, "ExternalError", "gave no answer: The answer did not come within"),
+    ("gone", 403, "ExternalError", "gave no answer: The endpoint refused the connection"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_provider_said_is_told_with_the_policy_that_asked() {
+    let [at_user, at_asker] = [(); 2].map(|()| loopback());
+    let objects = format!(
+        "# Not all may pass.
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {{name: user, namespace: shop}}
+spec:
+  workloadSelector: {{labels: {{app: user}}}}
+  ingress: [{{port: {{number: 8080, protocol: HTTP, name: http}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: asker, namespace: shop}}
+spec:
+  hosts: [asker.example]
+  resolution: STATIC
+  ports: [{{number: 9000, name: grpc, protocol: GRPC}}]
+  endpoints: [{{address: {at_asker}}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: asked, namespace: shop}}
+spec: {{action: CUSTOM, provider: {{name: asker}}, rules: [{{to: [{{operation: {{paths: [/custom]}}}}]}}]}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: decided, namespace: shop}}
+spec: {{rules: [{{when: [{{key: custom.asker_decision, values: [allow]}}]}}]}}
+{}",
+        workload("user", "shop", &at_user),
+    );
+    let provider = "extensionProviders: [{name: asker, envoyExtAuthzGrpc: {service: asker.example, port: 9000, timeout: 300ms}}]\n";
+    let settings = format!("{MESH_CONFIG}{provider}");
+    let control_plane = ControlPlane::start_with(&[(FILE, objects.as_str())], &settings).await;
+    echo(&format!("{at_user}:18080")).await;
+    let mut asker = Some(Authorizer::grpc(&format!("{at_asker}:9000")).await);
+    let agents = vec![sidecar::start(&control_plane, Role::Sidecar, "user", "shop", &at_user, &[]).await];
+    let mesh = Broken {
+        control_plane,
+        objects,
+        outbound: format!("{at_user}:8080"),
+        inbound: String::new(),
+        edge: String::new(),
+        agents,
+        _full: Full::open(&at_user).await,
+        _authorities: tempfile::tempdir().unwrap(),
+    };
+    for (case, status, failure, says) in ASKED {
+        if *case == "gone" {
+            asker = None;
+            until("nobody", async || match TcpStream::connect(format!("{at_asker}:9000")).await {
+                Err(_) => Ok(()),
+                Ok(_) => Err("somebody"),
+            })
+            .await;
+        }
+        for (path, object) in [("/custom", "asked"), ("/", "decided")] {
+            let id = format!("{case}-{object}");
+            let mut request = get("user.shop:8080", path);
+            request.headers_mut().insert("x-request-id", id.parse().unwrap());
+            request.headers_mut().insert("x-case", case.parse().unwrap());
+            let answered = Client::connect(&mesh.outbound).await.unwrap().ask(request).await.unwrap();
+            assert_eq!(answered.0, *status, "{id}: {answered:?}");
+            let why = until(&id, async || match mesh.explained(&["--last", "user"]).await {
+                Ok(why) if why.request_id == id => Ok(why),
+                other => Err(other),
+            })
+            .await;
+            assert_eq!(why.object, format!("AuthorizationPolicy shop/{object}"), "{why:?}");
+            assert_eq!(why.place, mesh.place("AuthorizationPolicy", object), "{why:?}");
+            let details = if *failure == "ExternalDenied" { "ext_authz_denied" } else { "ext_authz_error" };
+            assert_eq!(
+                (why.failure.as_str(), why.details.as_str(), why.flag.as_str()),
+                (*failure, details, "UAEX"),
+                "{why:?}"
+            );
+            assert!(why.sentence.contains(says), "{why:?}");
+            let told = mesh.meshctl(&["why", &id]).await;
+            assert!(told.contains(why.sentence.as_str()), "{} is not in\n{told}", why.sentence);
+        }
+    }
+    drop(asker);
     for agent in mesh.agents {
         agent.end().await;
     }
