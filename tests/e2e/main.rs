@@ -65,6 +65,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("partial_migration", trust::migration),
     scenario("policies_let_in_and_refuse", trust::policies),
     scenario("tokens_of_an_issuer_that_comes_later", trust::tokens),
+    scenario("decisions_of_a_provider", trust::decisions),
     scenario("job_ends", pods::job),
     scenario("init_container_uses_the_network", pods::init_container),
     scenario("stateful_ring", pods::ring),

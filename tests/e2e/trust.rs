@@ -344,3 +344,133 @@ pub(crate) fn tokens(cluster: &Cluster) -> Result<String> {
     cluster.kubectl("delete namespace tokens issuer --wait=false")?;
     Ok(String::new())
 }
+
+const DECIDERS: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: decisions, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: deciders, labels: {istio-injection: enabled}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: payment-service, namespace: decisions}
+spec:
+  selector: {app: payment-service}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: payment-service, namespace: decisions}
+spec:
+  selector: {matchLabels: {app: payment-service}}
+  template:
+    metadata: {labels: {app: payment-service}}
+    spec:
+      containers:
+      - name: workload
+        image: mesh/workload:TAG
+        args: [serve]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: opa, namespace: deciders}
+spec:
+  selector: {app: opa}
+  ports: [{name: grpc, port: 9191, targetPort: 9090}]
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: opa, namespace: deciders}
+spec:
+  selector: {matchLabels: {app: opa}}
+  template:
+    metadata: {labels: {app: opa}}
+    spec:
+      containers:
+      - name: workload
+        image: mesh/workload:TAG
+        args: [serve]
+        readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}
+";
+/// What the provider decides besides.
+const ASKED: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asked, namespace: decisions}
+spec:
+  selector: {matchLabels: {app: payment-service}}
+  action: CUSTOM
+  provider: {name: opa}
+  rules: [{to: [{operation: {paths: [/account]}}]}]
+";
+
+/// The users' own policy, which asks for the decision of a provider: closed as long as there is none, then as the provider decides, and
+/// closed again when it is away. The settings of the mesh change while all runs.
+pub(crate) fn decisions(cluster: &Cluster) -> Result<String> {
+    cluster.apply(&DECIDERS.replace("TAG", &cluster.tag))?;
+    cluster.rolled_out("decisions")?;
+    cluster.rolled_out("deciders")?;
+    let status = |method: &str, path: &str, decision: &str| {
+        let (url, header) = (format!("http://payment-service{path}"), format!("x-decision: {decision}"));
+        let words = ["/usr/local/bin/workload", "send", method, &url, &header];
+        match cluster.exec("decisions", "deploy/payment-service", "workload", &words) {
+            Ok(_) => Ok(200),
+            Err(error) => {
+                let text = format!("{error:#}");
+                let status = text.split("status ").nth(1).and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+                status.with_context(|| format!("no answer: {text}"))
+            }
+        }
+    };
+    let becomes = |what: &str, (method, path, decision): (&str, &str, &str), right: u16| {
+        cluster.until(what, || {
+            let found = status(method, path, decision)?;
+            ensure!(found == right, "{found} in place of {right}");
+            Ok(())
+        })
+    };
+    becomes("everybody is served", ("POST", "/", "none"), 200)?;
+    let manifest = cluster.repository.join("examples/manifests/opa-decision.yaml").display().to_string();
+    cluster.kubectl_words(&["apply", "-n", "decisions", "-f", &manifest])?;
+    becomes("without a provider nobody is let in", ("POST", "/", "allow"), 403)?;
+    cluster.until("the object says why", || {
+        let object = cluster.get("authorizationpolicy opa-policy -n decisions")?;
+        let text = object["status"].to_string();
+        ensure!(text.contains("no provider"), "{text}");
+        Ok(())
+    })?;
+    let before = cluster.get("configmap istio -n istio-system")?;
+    let mesh = before["data"]["mesh"].as_str().context("the ConfigMap istio has no key mesh")?;
+    let with = |mesh: &str| {
+        let patch = json!({"data": {"mesh": mesh}}).to_string();
+        cluster.kubectl_words(&["patch", "configmap", "istio", "-n", "istio-system", "--type=merge", "-p", &patch])
+    };
+    let provider = "extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: opa.deciders.svc.cluster.local, port: 9191, timeout: 2s}}]";
+    with(&format!("{}\n{provider}\n", mesh.trim_end()))?;
+    becomes("the provider's decision lets in", ("POST", "/", "allow"), 200)?;
+    ensure!(status("POST", "/", "deny")? == 403, "a request that the provider refuses was let in");
+    ensure!(status("GET", "/", "allow")? == 403, "a request that no rule matches was let in");
+    let pods = cluster.get("pods -n decisions -l app=payment-service")?;
+    let pod = pods["items"][0]["metadata"]["name"].as_str().context("payment-service has no pod")?;
+    ensure!(status("POST", "/", "deny")? == 403, "a request that the provider refuses was let in");
+    let why = cluster.meshctl(&format!("why --last {pod}.decisions"))?;
+    ensure!(
+        why.contains("AuthorizationPolicy decisions/opa-policy") && why.contains("The provider opa"),
+        "meshctl why says: {why}"
+    );
+    cluster.kubectl("delete authorizationpolicy opa-policy -n decisions")?;
+    cluster.apply(ASKED)?;
+    becomes("the provider is asked about a path", ("GET", "/account", "deny"), 403)?;
+    ensure!(status("GET", "/account", "allow")? == 200, "a request that the provider allows was refused");
+    ensure!(status("GET", "/other", "deny")? == 200, "a request that nobody is asked about was refused");
+    cluster.kubectl("scale deployment opa -n deciders --replicas=0")?;
+    becomes("without the provider nobody is let in", ("GET", "/account", "allow"), 403)?;
+    ensure!(status("GET", "/other", "deny")? == 200, "a request that nobody is asked about was refused");
+    with(mesh)?;
+    cluster.kubectl("delete namespace decisions deciders --wait=false")?;
+    Ok(String::new())
+}

@@ -1,7 +1,7 @@
 //! A workload of the tests on Kubernetes that knows nothing of a mesh: it listens in every way that probes know, or calls once
 //! and tells what came of it. One static program, so that its image holds nothing else.
 //!
-//! `workload serve` · `workload get URL [HEADER:VALUE]…`
+//! `workload serve` · `workload get URL [HEADER:VALUE]…` · `workload send METHOD URL [HEADER:VALUE]…`
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -11,11 +11,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use envoy_types::pb::envoy::service::auth::v3::{CheckRequest, CheckResponse};
+use envoy_types::pb::google::rpc::Status;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
 use rustls::ServerConfig;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::AsyncWriteExt;
@@ -28,7 +31,8 @@ const HTTP: u16 = 8080;
 const TCP: u16 = 7070;
 /// The same over TLS, with a certificate that nobody knows.
 const HTTPS: u16 = 8443;
-/// Answers every gRPC call as a server answers `grpc.health.v1.Health/Check`.
+/// Answers every gRPC call as a server answers `grpc.health.v1.Health/Check`, but for questions about requests (Envoy ext_authz): those
+/// with the header `x-decision: allow` are allowed.
 const GRPC: u16 = 9090;
 /// What is not well: the path of an HTTP request, or the service that a gRPC call asks about.
 const UNWELL: &str = "unwell";
@@ -42,8 +46,9 @@ async fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let done = match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["serve"] => serve().await.map_err(|error| error.to_string()),
-        ["get", url, headers @ ..] => get(url, headers).await,
-        _ => Err("usage: workload serve | workload get URL [HEADER:VALUE]…".to_owned()),
+        ["get", url, headers @ ..] => send("GET", url, headers).await,
+        ["send", method, url, headers @ ..] => send(method, url, headers).await,
+        _ => Err("usage: workload serve | get URL [HEADER:VALUE]… | send METHOD URL [HEADER:VALUE]…".to_owned()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -137,24 +142,42 @@ fn acceptor() -> Result<TlsAcceptor, Box<dyn std::error::Error + Send + Sync>> {
 async fn health(
     request: Request<Incoming>,
 ) -> Result<Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>>, hyper::Error> {
-    // The name of the service stands in the message as it is.
+    let decides = request.uri().path() == "/envoy.service.auth.v3.Authorization/Check";
     let asked = request.into_body().collect().await?.to_bytes();
+    // The name of the service stands in the message as it is.
     let well = !asked.windows(UNWELL.len()).any(|part| part == UNWELL.as_bytes());
-    let message = if well { b"\0\0\0\0\x02\x08\x01" } else { b"\0\0\0\0\x02\x08\x02" };
+    let message: Bytes = match decides {
+        true => decision(&asked),
+        false if well => Bytes::from_static(b"\0\0\0\0\x02\x08\x01"),
+        false => Bytes::from_static(b"\0\0\0\0\x02\x08\x02"),
+    };
     let trailers =
         HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"))]);
-    let frames = [Ok(Frame::data(Bytes::from_static(message))), Ok::<_, Infallible>(Frame::trailers(trailers))];
+    let frames = [Ok(Frame::data(message)), Ok::<_, Infallible>(Frame::trailers(trailers))];
     let mut response = Response::new(StreamBody::new(futures_util::stream::iter(frames)));
     response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
     Ok(response)
 }
 
-/// Prints the answer; anything but 2xx is an error.
-async fn get(url: &str, headers: &[&str]) -> Result<(), String> {
-    tokio::time::timeout(PATIENCE, call(url, headers)).await.map_err(|_| format!("{url}: no answer in {PATIENCE:?}"))?
+/// The answer to a question about a request, both in gRPC's frame.
+fn decision(asked: &Bytes) -> Bytes {
+    let question = CheckRequest::decode(asked.get(5..).unwrap_or_default()).unwrap_or_default();
+    let http = question.attributes.and_then(|attributes| attributes.request).and_then(|request| request.http);
+    let allowed = http.is_some_and(|http| http.headers.get("x-decision").is_some_and(|decision| decision == "allow"));
+    let status = Status { code: if allowed { 0 } else { 7 }, ..Status::default() };
+    let answer = CheckResponse { status: Some(status), ..CheckResponse::default() }.encode_to_vec();
+    let length = u8::try_from(answer.len()).unwrap_or_default();
+    Bytes::from([&[0, 0, 0, 0, length], answer.as_slice()].concat())
 }
 
-async fn call(url: &str, headers: &[&str]) -> Result<(), String> {
+/// Prints the answer; anything but 2xx is an error.
+async fn send(method: &str, url: &str, headers: &[&str]) -> Result<(), String> {
+    tokio::time::timeout(PATIENCE, call(method, url, headers))
+        .await
+        .map_err(|_| format!("{url}: no answer in {PATIENCE:?}"))?
+}
+
+async fn call(method: &str, url: &str, headers: &[&str]) -> Result<(), String> {
     let told = |error: &dyn std::fmt::Display| format!("{url}: {error}");
     let (authority, path) = url
         .strip_prefix("http://")
@@ -165,7 +188,7 @@ async fn call(url: &str, headers: &[&str]) -> Result<(), String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| told(&error))?;
     tokio::spawn(connection);
-    let mut request = Request::get(path).header("host", authority);
+    let mut request = Request::builder().method(method).uri(path).header("host", authority);
     for (name, value) in headers.iter().filter_map(|header| header.split_once(':')) {
         request = request.header(name, value.trim());
     }
