@@ -62,7 +62,20 @@ pub async fn echo(address: &str) -> Open {
     open
 }
 
-/// The same behind TLS.
+/// Serves HTTP/1.1 in the background: answers are requests' bodies.
+pub async fn echo_bodies(address: &str) {
+    let socket = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = socket.accept().await {
+            let service = service_fn(async |request: Request<Incoming>| {
+                request.into_body().collect().await.map(|body| Response::new(Full::new(body.to_bytes())))
+            });
+            tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        }
+    });
+}
+
+/// [`echo`] behind TLS.
 pub async fn echo_tls(address: &str, pair: &Pair) {
     let socket = TcpListener::bind(address).await.unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(

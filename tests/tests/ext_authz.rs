@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use api::node::Role;
 use mesh_tests::authorizer::Authorizer;
 use mesh_tests::control_plane::ControlPlane;
-use mesh_tests::server::{Client, echo, get};
+use mesh_tests::server::{Client, echo, echo_bodies, get};
 use mesh_tests::sidecar::{self, loopback, workload};
 use mesh_tests::twins::{KINDS, MESH, Twins};
 use mesh_tests::wait::until;
@@ -38,7 +38,7 @@ spec:
   action: CUSTOM
   provider: {name: asker}
   rules:
-  - to: [{operation: {ports: ["8080", "9001"], notPaths: [/open, /open/*]}}]
+  - to: [{operation: {ports: ["8080", "8082", "9001"], notPaths: [/open, /open/*]}}]
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -80,6 +80,7 @@ spec:
             for port in HTTP {
                 writeln!(ingress, "  - {{port: {{number: {port}, protocol: HTTP, name: http-{port}}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}").unwrap();
             }
+            writeln!(ingress, "  - {{port: {{number: 8082, protocol: HTTP, name: http-8082}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18081'}}").unwrap();
             writeln!(ingress, "  - {{port: {{number: 9001, protocol: TCP, name: tcp-9001}}, captureMode: NONE, defaultEndpoint: '0.0.0.0:18080'}}").unwrap();
             // What the workload may call does not have the provider.
             write!(
@@ -104,6 +105,7 @@ spec:
         assert!(errors.is_empty(), "{errors:?}");
         for address in &addresses {
             echo(&format!("{address}:18080")).await;
+            echo_bodies(&format!("{address}:18081")).await;
         }
         let address = format!("{asker}:9000");
         let authorizer = Some(if http { Authorizer::http(&address).await } else { Authorizer::grpc(&address).await });
@@ -272,7 +274,29 @@ const PARTIAL: &[Row] = &[
 async fn ours_and_envoy_send_the_beginning_of_bodies_along() {
     let mesh =
         provider("envoyExtAuthzGrpc", ", includeRequestBodyInCheck: {maxRequestBytes: 16, allowPartialMessage: true}");
-    Stage::open(&mesh, CUSTOM, false).await.decide("partial", PARTIAL).await;
+    let stage = Stage::open(&mesh, CUSTOM, false).await;
+    stage.decide("partial", PARTIAL).await;
+    // The application gets all of it, however it comes.
+    let long: String = (0..60_000).map(|number| char::from(b'a' + (number % 26) as u8)).collect();
+    for body in ["", "0123456789", "0123456789abcdef", "0123456789abcdefgh", &long] {
+        let head = "POST / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n";
+        let cut: String = body
+            .as_bytes()
+            .chunks(7)
+            .map(|part| format!("{:x}\r\n{}\r\n", part.len(), String::from_utf8_lossy(part)))
+            .collect();
+        let requests = [
+            format!("{head}content-length: {}\r\n\r\n{body}", body.len()),
+            format!("{head}transfer-encoding: chunked\r\n\r\n{cut}0\r\n\r\n"),
+        ];
+        for (place, request) in
+            [0, 1].into_iter().flat_map(|place| requests.iter().map(move |request| (place, request)))
+        {
+            let answer = stage.twins.send(place, 8082, request.as_bytes()).await;
+            let whole = answer.starts_with("HTTP/1.1 200") && answer.ends_with(&format!("\r\n\r\n{body}"));
+            assert!(whole, "{place}: {} of {}: {}", answer.len(), body.len(), &answer[..answer.len().min(500)]);
+        }
+    }
 }
 
 const WHOLE: &[Row] = &[

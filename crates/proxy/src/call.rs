@@ -22,7 +22,7 @@ use crate::upstream::outlier::Verdict;
 use crate::upstream::pool::{Lease, Sender};
 use crate::upstream::{Host, Upstream, Upstreams, Wanted};
 
-/// Silent repetitions on other connections of what nobody has read.
+/// Silent repetitions on other connections of what was sent on one that closed.
 const SILENT: u32 = 4;
 /// A larger answer is none.
 const LARGEST_ANSWER: usize = 1024 * 1024;
@@ -67,7 +67,8 @@ async fn ask(
         let body = if asked.body.is_empty() { RequestBody::Empty } else { RequestBody::Full(Some(asked.body.clone())) };
         let answered = match sent.send(&asked.head, asked.authority.as_ref().unwrap_or(&to.authority), body).await {
             Ok((response, lease)) => whole(response, lease).await,
-            Err(NotSent { unsent: true, reused: true, .. }) if silent < SILENT => {
+            // Asking twice does no harm.
+            Err(not) if not.reused && (not.unsent || not.failure == Failure::UpstreamClosed) && silent < SILENT => {
                 silent += 1;
                 continue;
             }
@@ -136,7 +137,7 @@ impl Sent<'_> {
         let wanted = Wanted {
             downstream_http2: self.version == Version::HTTP_2,
             alone: false,
-            once: false,
+            once: true,
             istio_alpn: true,
             host: authority.to_str().unwrap_or(""),
             caller: None,

@@ -5,6 +5,21 @@ use http::{HeaderName, HeaderValue, Method, Uri};
 
 use crate::filter::{Exchange, HeaderChange, How};
 
+/// Headers that say how a message is framed: nobody but those who write it may.
+const FRAMING: [HeaderName; 6] = [
+    http::header::CONTENT_LENGTH,
+    http::header::TRANSFER_ENCODING,
+    http::header::CONNECTION,
+    http::header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Whether somebody else may write the header.
+pub(super) fn is_free(name: &HeaderName) -> bool {
+    !FRAMING.contains(name)
+}
+
 /// All of it, in the order in which it is done.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
@@ -34,7 +49,10 @@ impl Change {
             ":method" => Self::Method(text(&value)?.parse().ok()?),
             ":authority" | "host" => Self::Host(value),
             name if name.starts_with(':') => return None,
-            name => Self::Header(HeaderChange { name: HeaderName::from_bytes(name.as_bytes()).ok()?, value, how }),
+            name => {
+                let name = HeaderName::from_bytes(name.as_bytes()).ok().filter(is_free)?;
+                Self::Header(HeaderChange { name, value, how })
+            }
         })
     }
 }
@@ -59,7 +77,7 @@ impl Changes {
             }
         }
         for name in self.remove.iter().filter(|name| !name.eq_ignore_ascii_case("host")) {
-            if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+            if let Some(name) = HeaderName::from_bytes(name.as_bytes()).ok().filter(is_free) {
                 head.headers.remove(name);
             }
         }

@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use prost::Message;
 use rand::RngExt;
 
-use super::changes::{Change, Changes};
+use super::changes::{Change, Changes, is_free};
 use super::{Check, Said, Words, framed, tell_fields};
 use crate::facts::ConnFacts;
 use crate::filter::{Answer, Beginning, Exchange, HeaderChange, How, Outgoing};
@@ -243,7 +243,7 @@ fn changes(ok: &OkHttpResponse) -> Changes {
     let of_answer = |option: &HeaderValueOption| {
         let (name, value) = value_of(option);
         Some(HeaderChange {
-            name: HeaderName::from_bytes(name.as_bytes()).ok()?,
+            name: HeaderName::from_bytes(name.as_bytes()).ok().filter(is_free)?,
             value: HeaderValue::from_bytes(value).ok()?,
             how: how_of_answer(option),
         })
@@ -261,7 +261,9 @@ fn words(denied: &DeniedHttpResponse) -> Words {
     let mut headers = HeaderMap::new();
     for option in &denied.headers {
         let (name, value) = value_of(option);
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value))
+            && is_free(&name)
+        {
             HeaderChange { name, value, how: how(option) }.apply(&mut headers);
         }
     }

@@ -5,7 +5,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, LOCATION, WWW_AUTHENTI
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 
-use super::changes::{Change, Changes};
+use super::changes::{Change, Changes, is_free};
 use super::grpc::PARTIAL;
 use super::{Check, Said, Words, list};
 use crate::filter::{Answer, Beginning, Exchange, HeaderChange, How, Outgoing};
@@ -113,7 +113,7 @@ impl Form {
             if matches(&self.joined, name) {
                 changes.headers.extend(Change::of(name.as_str(), value.as_bytes(), How::AppendIfPresent));
             }
-            if matches(&self.let_in, name) {
+            if matches(&self.let_in, name) && is_free(name) {
                 changes.answer.push(HeaderChange { name: name.clone(), value: value.clone(), how: How::Add });
             }
         }
@@ -127,8 +127,7 @@ impl Form {
         };
         let mut headers = HeaderMap::new();
         for (name, value) in &answer.headers {
-            // Its length is that of the body, which is written anew.
-            if *name != CONTENT_LENGTH && (self.refused.is_empty() || named(name)) {
+            if is_free(name) && (self.refused.is_empty() || named(name)) {
                 headers.append(name.clone(), value.clone());
             }
         }

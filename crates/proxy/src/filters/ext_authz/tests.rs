@@ -130,6 +130,7 @@ fn answers_change_the_request() {
             option("Host", None),
             option("bad name", None),
             option(":x", None),
+            option("content-length", None),
         ],
         headers_to_remove: vec!["x-two".into(), "host".into(), ":path".into()],
         response_headers_to_add: vec![option("x-answer", None)],
@@ -143,7 +144,7 @@ fn answers_change_the_request() {
     // Not a path: it stays as it is, and gets the parameter.
     assert_eq!(head.uri.to_string(), "/a/b?a=1&c=d&q=1");
     assert_eq!(notes.authority.unwrap(), "new");
-    assert!(notes.rerouted);
+    assert!(notes.rerouted && !head.headers.contains_key("content-length"));
     assert_eq!(notes.answer_edits.len(), 1);
     assert_eq!(notes.decided.asked, Asked { ok: 1, ..Asked::default() });
     let unchanged = with(|exchange| question.take(Ok(ok(OkHttpResponse::default())), exchange)).2;
@@ -248,4 +249,20 @@ fn what_is_not_built_is_refused_as_a_whole() {
         let error = self::config(config.clone()).err().unwrap_or_else(|| panic!("{config} is taken"));
         assert!(error.contains(says), "{error}: {says}");
     }
+}
+
+#[test]
+fn refusals_over_http_are_framed_anew() {
+    let service = json!({"http_service": {"server_uri": {"uri": "http://a", "cluster": "c", "timeout": "1s"}}});
+    let question = check(service);
+    let mut headers = HeaderMap::new();
+    for (name, value) in
+        [("transfer-encoding", "chunked"), ("content-length", "99"), ("connection", "close"), ("x-a", "b")]
+    {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    let answer = Answer { status: 401, headers, body: Bytes::from_static(b"no"), trailers: HeaderMap::new() };
+    let reply = with(|exchange| question.take(Ok(answer), exchange)).0.unwrap();
+    assert_eq!((reply.status, &reply.body[..], reply.headers.len()), (401, &b"no"[..], 1));
+    assert_eq!(reply.headers["x-a"], "b");
 }
