@@ -87,6 +87,19 @@ pub(crate) struct Authentication {
     pub(crate) keys: Vec<Option<Arc<str>>>,
 }
 
+/// An AuthorizationPolicy that binds a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundPolicy {
+    /// What it does to what it matches.
+    pub action: Action,
+    /// It is only to be told what it would do.
+    pub dry_run: bool,
+    /// The object.
+    pub key: ObjectKey,
+    /// The provider that is asked for it.
+    pub asks: Option<String>,
+}
+
 /// A policy that is for workloads: those of its namespace, or of all if it is in the root namespace.
 trait Binding {
     fn scope(&self) -> (&Option<PolicyTargetReference>, &[PolicyTargetReference], &Option<MatchLabels>);
@@ -463,15 +476,23 @@ impl Snapshot {
         self.authentications(namespace, labels).into_iter().map(told).collect()
     }
 
-    /// The AuthorizationPolicies that bind a workload, the oldest first: what each does to what it matches, and whether it is only to
-    /// be told.
-    pub fn policies_of(&self, namespace: &str, labels: &Labels) -> Vec<(Action, bool, ObjectKey)> {
-        let told = |bound: Arc<Plain<Authorization>>| {
+    /// The AuthorizationPolicies that bind a workload, the oldest first.
+    pub fn policies_of(&self, namespace: &str, labels: &Labels) -> Vec<BoundPolicy> {
+        let all = self.authorizations(namespace, labels);
+        let name = |provider: Option<&Arc<providers::Provider>>| provider.map(|provider| provider.name.clone());
+        let (custom, decision) = (name(self.custom_provider(&all)), name(self.decision_provider(&all)));
+        let told = |bound: &Arc<Plain<Authorization>>| {
             let (namespace, name) = (bound.namespace.clone(), bound.name.clone());
+            let policy = &bound.spec.policy;
+            let asks = match policy.action {
+                Action::Custom => custom.clone(),
+                Action::Allow if policy.rules.iter().any(|rule| decision_of(rule).is_some()) => decision.clone(),
+                _ => None,
+            };
             let key = ObjectKey { kind: Kind::AuthorizationPolicy, namespace, name };
-            (bound.spec.policy.action, bound.spec.dry_run, key)
+            BoundPolicy { action: policy.action, dry_run: bound.spec.dry_run, key, asks }
         };
-        self.authorizations(namespace, labels).into_iter().map(told).collect()
+        all.iter().map(told).collect()
     }
 
     /// The mode that clients expect of a service's endpoints: that of mesh and namespace alone, as Istio does.

@@ -19,6 +19,7 @@ use api::problem::{ObjectRef, Problem};
 use api::selector::selects;
 use api::value::{Labels, NumberOrName};
 use plan::model::Protocol;
+use plan::snapshot::BoundPolicy;
 use plan::{Change, Snapshot, World};
 
 use super::analyze;
@@ -466,14 +467,20 @@ fn policies(known: &Known, pod: &Object, told: &mut BTreeSet<ObjectRef>) -> Stri
     if !has_proxy(&pod.raw) {
         return "Policies: without effect, the pod has no proxy\n".to_owned();
     }
-    bound.sort_by_key(|(action, dry_run, key)| (order(*action), *dry_run, key.clone()));
+    bound.sort_by_key(|one| (order(one.action), one.dry_run, one.key.clone()));
     let mut text = "Policies\n".to_owned();
-    for (action, dry_run, key) in bound {
-        let meaning = match action {
-            Action::Custom => "denies what its rules match, since nobody is asked",
-            Action::Deny => "denies what its rules match",
-            Action::Allow => "lets in what its rules match; all else that no other lets in is denied",
-            Action::Audit => "has no effect",
+    for BoundPolicy { action, dry_run, key, asks } in bound {
+        let meaning = match (action, &asks) {
+            (Action::Custom, Some(provider)) => format!("asks the provider {provider} about what its rules match"),
+            (Action::Custom, None) => "denies what its rules match, since nobody can be asked".to_owned(),
+            (Action::Deny, _) => "denies what its rules match".to_owned(),
+            (Action::Allow, asks) => {
+                let asked =
+                    asks.as_ref().map(|provider| format!(", asking the provider {provider} where a rule says so"));
+                let asked = asked.unwrap_or_default();
+                format!("lets in what its rules match{asked}; all else that no other lets in is denied")
+            }
+            (Action::Audit, _) => "has no effect".to_owned(),
         };
         let trial = if dry_run { "; on trial, it is only counted" } else { "" };
         told.insert(key.reference());
@@ -588,6 +595,21 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: others, namespace: shop}
 spec: {selector: {matchLabels: {app: other}}, rules: [{}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asked, namespace: shop}
+spec: {selector: {matchLabels: {app: user}}, action: CUSTOM, provider: {name: opa}, rules: [{}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: decided, namespace: shop}
+spec: {selector: {matchLabels: {app: user}}, rules: [{when: [{key: custom.opa_decision, values: [allow]}]}]}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data: {mesh: 'extensionProviders: [{name: opa, envoyExtAuthzGrpc: {service: user.shop.svc.cluster.local, port: 80}}]'}
 ";
 
     fn known() -> Known {
@@ -626,6 +648,8 @@ spec: {selector: {matchLabels: {app: other}}, rules: [{}]}
             "Tokens: one that is not good is refused (401), requests without one pass",
             "RequestAuthentication istio-system/staff takes those of https://one.example, two",
             "AuthorizationPolicy istio-system/everybody lets in what its rules match; all else that no other lets in is denied",
+            "AuthorizationPolicy shop/asked asks the provider opa about what its rules match",
+            "AuthorizationPolicy shop/decided lets in what its rules match, asking the provider opa where a rule says so; all else that no other lets in is denied",
             "AuthorizationPolicy shop/no-admin denies what its rules match; on trial, it is only counted",
         ] {
             assert!(text.lines().any(|found| found.trim() == line), "{line:?} is not in:\n{text}");
