@@ -226,6 +226,7 @@ impl Authorization for Service {
                 query_parameters_to_remove: vec!["c".into(), "none".into()],
                 ..OkHttpResponse::default()
             }),
+            "team" => ok(OkHttpResponse { headers: vec![older("x-team", "red", false)], ..OkHttpResponse::default() }),
             "path" => ok(OkHttpResponse {
                 headers: vec![older(":path", "/other", false), older(":method", "PUT", false)],
                 ..OkHttpResponse::default()

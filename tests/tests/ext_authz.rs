@@ -9,11 +9,13 @@ use std::fmt::Write as _;
 use api::node::Role;
 use mesh_tests::authorizer::Authorizer;
 use mesh_tests::control_plane::ControlPlane;
+use mesh_tests::envoy::{Envoy, Workload};
 use mesh_tests::server::{Client, echo, echo_bodies, get};
 use mesh_tests::sidecar::{self, loopback, workload};
 use mesh_tests::twins::{KINDS, MESH, Twins};
 use mesh_tests::wait::until;
 use rand::RngExt;
+use serde_json::json;
 
 /// Ports of the servers on which HTTP is spoken.
 const HTTP: [u16; 2] = [8080, 8081];
@@ -525,4 +527,91 @@ spec:
         other => Err(other),
     })
     .await;
+}
+
+/// At a gateway: what the provider changes leads to another route if so said.
+#[tokio::test(flavor = "multi_thread")]
+async fn ours_and_envoy_ask_at_a_gateway() {
+    for clears in [true, false] {
+        let (server, asker) = (loopback(), loopback());
+        let addresses = [loopback(), loopback()];
+        let mut objects = String::new();
+        for (name, address, port) in [("server", &server, 18080), ("asker", &asker, 9000)] {
+            let protocol = if name == "asker" { "GRPC" } else { "HTTP" };
+            writeln!(objects, "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{hosts: [{name}.example], resolution: STATIC, ports: [{{number: 9000, name: p, protocol: {protocol}}}], endpoints: [{{address: {address}, ports: {{p: {port}}}}}]}}").unwrap();
+        }
+        for (kind, address) in KINDS.iter().zip(&addresses) {
+            write!(
+                objects,
+                "---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec:
+  selector: {{app: edge-{kind}}}
+  servers: [{{port: {{number: 8080, name: http, protocol: HTTP}}, bind: {address}, hosts: ['web.example']}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec:
+  hosts: [web.example]
+  gateways: [edge-{kind}]
+  http:
+  - match: [{{uri: {{prefix: /known}}, headers: {{x-team: {{exact: red}}}}}}]
+    route: [{{destination: {{host: server.example}}, headers: {{request: {{set: {{x-branch: red}}}}}}}}]
+  - {{match: [{{uri: {{prefix: /known}}}}], route: [{{destination: {{host: server.example}}}}]}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: edge-{kind}, namespace: shop}}
+spec: {{selector: {{matchLabels: {{app: edge-{kind}}}}}, action: CUSTOM, provider: {{name: asker}}, rules: [{{}}]}}
+{}",
+                workload(&format!("edge-{kind}"), "shop", address),
+            )
+            .unwrap();
+        }
+        let mesh = provider("envoyExtAuthzGrpc", &format!(", clearRouteCache: {clears}"));
+        let control_plane = ControlPlane::start_with(&[("shop.yaml", objects.as_str())], &mesh).await;
+        assert_eq!(control_plane.problems(), []);
+        echo(&format!("{server}:18080")).await;
+        let _authorizer = Authorizer::grpc(&format!("{asker}:9000")).await;
+        let _ours = sidecar::start(&control_plane, Role::Router, "edge-m", "shop", &addresses[0], &[]).await;
+        let identity = Workload {
+            node_id: format!("router~{}~edge-e.shop~shop.svc.cluster.local", addresses[1]),
+            namespace: "shop".into(),
+            account: "edge-e".into(),
+            labels: json!({"app": "edge-e"}),
+        };
+        let _envoy = Envoy::start(&control_plane, &identity, true);
+        let rows = [
+            ("/known", "allow", 200, false),
+            ("/known", "team", 200, clears),
+            ("/known", "deny", 403, false),
+            // Nobody is asked about what leads nowhere.
+            ("/unknown", "deny", 404, false),
+            ("/unknown", "allow", 404, false),
+        ];
+        for address in &addresses {
+            let to = format!("{address}:8080");
+            let send = async |path: &str, case: &str| {
+                let mut request = get("web.example", path);
+                request.headers_mut().insert("x-case", case.parse().unwrap());
+                Client::connect(&to).await.map_err(|error| error.to_string())?.ask(request).await
+            };
+            until("the gateway", async || match send("/known", "allow").await {
+                Ok((200, _)) => Ok(()),
+                other => Err(other),
+            })
+            .await;
+            for (path, case, right, red) in rows {
+                let (status, body) = send(path, case).await.unwrap();
+                assert_eq!(
+                    (status, body.contains("x-branch: red")),
+                    (right, red),
+                    "{to} {path} {case} {clears}: {body}"
+                );
+            }
+        }
+    }
 }

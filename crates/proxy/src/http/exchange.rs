@@ -609,6 +609,8 @@ async fn run_filters(
                     return Some(reply);
                 }
             }
+            // Nobody is asked about what leads nowhere (Envoy).
+            Step::Ask(_) if route.is_none() => {}
             Step::Ask(question) => {
                 let about = check::About { connection, head, incoming, authority, client, now, notes };
                 if let Some(reply) = Box::pin(check::ask(&*question, about)).await {
