@@ -273,20 +273,22 @@ async fn questions_without_number_neither_fill_memory_nor_stop_the_mesh() {
     let client = UdpSocket::bind(LOCAL).await.unwrap();
     let most = dns.forwarder.places_left();
     assert!(most <= 10_000);
-    let mut refused = 0;
+    let (mut refused, mut full) = (0, false);
     let mut buffer = [0; 512];
     for number in 0..10_000u16 {
         let question = query(number, "elsewhere.example.org.", RecordType::A);
         client.send_to(&question.to_vec().unwrap(), at).await.unwrap();
         // Lets the server run, and takes what it says at once.
         tokio::task::yield_now().await;
+        // Asked each time: on a slow machine the first are given up, and their places free, before the last is sent.
+        full |= dns.forwarder.places_left() == 0;
         while client.try_recv(&mut buffer).is_ok() {
             refused +=
                 usize::from(Message::from_vec(&buffer).is_ok_and(|it| it.response_code == ResponseCode::ServFail));
         }
     }
     let waiting = most - dns.forwarder.places_left();
-    assert!(waiting == most || refused == 0, "{waiting} wait of {most}, {refused} were refused");
+    assert!(full || refused == 0, "{waiting} wait of {most}, {refused} were refused");
     assert!(waiting > 0);
     assert_eq!(addresses(&ask(at, "cart.shop.", RecordType::A).await), ["10.96.0.1"]);
 }
