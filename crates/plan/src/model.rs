@@ -225,6 +225,8 @@ pub struct Workload {
     pub called_ready: bool,
     /// It is a pod whose containers are ready: if it is not, its node is no longer heard of.
     pub unheard: bool,
+    /// It is a pod that has been told to go.
+    pub leaves: bool,
     /// For ties.
     pub age: Age,
 }
@@ -278,7 +280,7 @@ pub struct Endpoint {
     pub ready: bool,
     /// Its own name below that of a headless service; empty if it has none.
     pub hostname: String,
-    /// Not ready only because its node is not heard of: better than nobody.
+    /// Not ready only because its node is not heard of, or because its slice was heard of before it was: better than nobody.
     pub unheard: bool,
 }
 

@@ -199,16 +199,16 @@ fn conditions_of_endpoints_decide_who_answers() {
 
 #[test]
 fn a_pod_that_is_not_ready_counts_where_its_service_wants_it() {
-    let rest = pod("user-1", "10.1.0.1", "n", false)
-        + &slice(
-            "user-1",
-            "IPv4",
-            8080,
-            "{addresses: [10.1.0.1], targetRef: {kind: Pod, name: user-1}, conditions: {ready: true}}",
+    let of = |spec: &str, ready: bool| {
+        let listed = format!(
+            "{{addresses: [10.1.0.1], targetRef: {{kind: Pod, name: user-1}}, conditions: {{ready: {ready}}}}}"
         );
-    let of = |spec: &str| endpoints(&snapshot(&(service(spec) + &rest)), &web(), 80, USER);
-    assert_eq!(of(&format!("clusterIP: 10.0.0.1, {PORTS}")), [""; 0]);
-    assert_eq!(of(&format!("clusterIP: 10.0.0.1, publishNotReadyAddresses: true, {PORTS}")), ["10.1.0.1:8080"]);
+        let rest = pod("user-1", "10.1.0.1", "n", false) + &slice("user-1", "IPv4", 8080, &listed);
+        endpoints(&snapshot(&(service(spec) + &rest)), &web(), 80, USER)
+    };
+    assert_eq!(of(&format!("clusterIP: 10.0.0.1, {PORTS}"), false), [""; 0]);
+    // Slices of such services call all pods ready.
+    assert_eq!(of(&format!("clusterIP: 10.0.0.1, publishNotReadyAddresses: true, {PORTS}"), true), ["10.1.0.1:8080"]);
     // From files, where there are no slices.
     let text = service(
         "clusterIP: 10.0.0.1, publishNotReadyAddresses: true, selector: {app: user-1}, ports: [{name: http, port: 80, targetPort: 8080}]",
@@ -420,6 +420,25 @@ fn pods_whose_nodes_are_not_heard_of_are_better_than_nobody() {
     assert_eq!(of(&early), ["10.1.0.1:8080", "10.1.0.2:8080"]);
     let failing = pod("user-1", "10.1.0.1", "n", false) + &pod("user-2", "10.1.0.2", "n", false);
     assert_eq!(of(&(failing + &listed("ready: false"))), [""; 0]);
+}
+
+/// The watch of pods may be behind that of slices: then all old pods are gone, and the new ones not ready by what they say.
+#[test]
+fn a_slice_that_is_heard_of_before_its_pods_leaves_nobody_without_any() {
+    let listed = |address: &str, name: &str, conditions: &str| {
+        format!("{{addresses: [{address}], targetRef: {{kind: Pod, name: {name}}}, conditions: {{{conditions}}}}}")
+    };
+    let old = listed("10.1.0.1", "user-1", "ready: false, serving: true, terminating: true");
+    let new = listed("10.1.0.2", "user-2", "ready: true");
+    let slices = slice("user-1", "IPv4", 8080, &[old, new].join(", "));
+    let spec = service(&format!("clusterIP: 10.0.0.1, {PORTS}"));
+    let of = |pods: &str| endpoints(&snapshot(&(spec.clone() + pods + &slices)), &web(), 80, USER);
+    let (first, second) = (pod("user-1", "10.1.0.1", "n", true), pod("user-2", "10.1.0.2", "n", false));
+    assert_eq!(of(&(first.clone() + &second)), ["10.1.0.2:8080"]);
+    // One that was told to go is nobody.
+    let leaving = second.replace("metadata: {", "metadata: {deletionTimestamp: '2026-01-01T00:00:00Z', ");
+    assert_ne!(leaving, second);
+    assert_eq!(of(&(first + &leaving)), [""; 0]);
 }
 
 #[test]

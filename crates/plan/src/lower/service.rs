@@ -493,7 +493,10 @@ fn listed(
         let ends = place.conditions.as_ref().is_some_and(|conditions| conditions.terminating == Some(true));
         let called_ready = workload.is_some_and(|workload| workload.called_ready) && !ends;
         endpoint.ready = (ready || called_ready) && (endpoint.ready || early);
-        endpoint.unheard &= !endpoint.ready && !ends;
+        // Slices and pods come over two watches, and that of the pods may be behind: the old ones are gone by their slice, and the
+        // new ones are not ready yet by themselves.
+        let ahead = ready && workload.is_some_and(|workload| !workload.leaves);
+        endpoint.unheard = (endpoint.unheard || ahead) && !endpoint.ready && !ends;
         if endpoint.locality.is_empty() && !place.zone.is_empty() {
             endpoint.locality = format!("/{}", place.zone);
         }

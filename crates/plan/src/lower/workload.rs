@@ -61,6 +61,7 @@ fn of_pod(object: &Object, pod: &Pod, nodes: &BTreeMap<&str, &Labels>) -> Worklo
         ready: stays && said.unwrap_or(true),
         called_ready: stays && said.unwrap_or(false),
         unheard: stays && is_unheard(pod),
+        leaves: object.meta.leaves,
         age: Age::of(object),
         labels,
     }
@@ -91,6 +92,7 @@ fn of_entry(object: &Object, entry: &WorkloadEntry) -> Workload {
         ready: true,
         called_ready: false,
         unheard: false,
+        leaves: false,
         age: Age::of(object),
         labels,
     }
