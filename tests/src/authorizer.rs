@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -263,10 +262,8 @@ impl Authorization for Service {
             "cannot-500" => refusing(HttpResponse::ErrorResponse(denied(500, Vec::new(), ""))),
             "status" => return Err(tonic::Status::internal("broken")),
             "forbidden" => return Err(tonic::Status::permission_denied("no")),
-            "slow" => {
-                tokio::time::sleep(Duration::from_secs(5)).await;
-                CheckResponse::default()
-            }
+            // Whoever asks has to give up by itself.
+            "slow" => std::future::pending().await,
             other => return Err(tonic::Status::invalid_argument(other)),
         };
         Ok(tonic::Response::new(response))
@@ -302,10 +299,7 @@ impl Service {
             "broken" => answer.status(500),
             "away" => answer.status(503),
             "remove" => answer.header("x-envoy-auth-headers-to-remove", "x-secret, x-other"),
-            "slow" => {
-                tokio::time::sleep(Duration::from_secs(5)).await;
-                answer
-            }
+            "slow" => std::future::pending().await,
             _ => answer,
         };
         answer.body(Full::from("from the authorizer")).unwrap()
