@@ -9,12 +9,16 @@ use anyhow::Result;
 
 use crate::{bench, e2e, repository, tools};
 
-/// Counts over all steps.
+/// Counts over all steps, and what those that failed said: who sees only the end of the output must see why.
 #[derive(Default)]
 struct Tally {
     passed: usize,
     failed: usize,
+    why: Vec<String>,
 }
+
+/// Lines of a failed test that are said again at the end: its own words come first, then the way there.
+const WHY: usize = 20;
 
 /// Runs all. A step that cannot run has failed; the others still run.
 pub(crate) fn run(root: &Path) -> Result<ExitCode> {
@@ -77,6 +81,9 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
         Err(error) => tally.cannot("tests on Kubernetes", &error),
     }
     tally.step(root, "the demo", Command::new(repository::program(root, "meshctl")?).args(["demo", "--once"]));
+    for line in &tally.why {
+        println!("{line}");
+    }
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -97,12 +104,18 @@ impl Tally {
         } else {
             self.failed += 1;
         }
-        println!("{} {name} ({:.0} s)", if passed { "ok    " } else { "FAILED" }, started.elapsed().as_secs_f64());
+        let line =
+            format!("{} {name} ({:.0} s)", if passed { "ok    " } else { "FAILED" }, started.elapsed().as_secs_f64());
+        println!("{line}");
+        if !passed {
+            self.why.push(line);
+        }
     }
 
     fn cannot(&mut self, name: &str, error: &anyhow::Error) {
         eprintln!("{error:#}");
         self.count(name, false, Instant::now());
+        self.why.push(format!("{error:#}"));
     }
 
     fn check(&mut self, name: &str, check: impl FnOnce() -> Result<()>) {
@@ -130,6 +143,8 @@ impl Tally {
             Err(error) => return self.cannot(name, &error.into()),
         };
         let (mut counted, before) = (0, self.failed);
+        // How many more lines belong to what failed.
+        let mut why = 0;
         for line in
             child.stdout.take().into_iter().flat_map(|output| BufReader::new(output).lines()).map_while(Result::ok)
         {
@@ -137,6 +152,13 @@ impl Tally {
                 self.passed += passed;
                 self.failed += failed;
                 counted += passed + failed;
+            }
+            if told_of_a_failure(&line) {
+                why = WHY;
+            }
+            if why > 0 && !line.is_empty() {
+                why -= 1;
+                self.why.push(line.clone());
             }
             // The closing line of a part must not be taken for that of the whole.
             if !line.ends_with("... ok") && !line.is_empty() {
@@ -163,9 +185,22 @@ fn closing_line(line: &str) -> Option<(usize, usize)> {
     Some((number(" passed")?, number(" failed")?))
 }
 
+/// Where a failed test begins to say why: `---- name stdout ----`, and of the scenarios `FAILED name (3 s): …`.
+fn told_of_a_failure(line: &str) -> bool {
+    (line.starts_with("---- ") && line.ends_with(" stdout ----")) || line.starts_with("FAILED ")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::closing_line;
+    use super::{closing_line, told_of_a_failure};
+
+    #[test]
+    fn what_a_failed_test_says_is_found() {
+        assert!(told_of_a_failure("---- proxy::drops stdout ----"));
+        assert!(told_of_a_failure("FAILED job_ends (3 s): the job runs"));
+        assert!(!told_of_a_failure("test proxy::drops ... FAILED"));
+        assert!(!told_of_a_failure("ok job_ends (3 s)"));
+    }
 
     #[test]
     fn closing_lines_are_counted_and_other_lines_are_not() {
