@@ -57,7 +57,7 @@ impl About<'_> {
         // One more than is sent tells whether it is all.
         let wanted = if limits.partial { limits.most } else { limits.most + 1 };
         let incoming = std::mem::replace(self.incoming, ClientBody::Gone);
-        let (again, bytes, ended) = incoming.begin(wanted).await.map_err(|_| Failure::ClientGone)?;
+        let (again, bytes, ended) = incoming.begin(wanted, self.connection.chain.stream_idle_timeout).await?;
         *self.incoming = again;
         if bytes.len() > limits.most && !limits.partial {
             return Err(Failure::BodyTooLarge);

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
@@ -94,16 +95,21 @@ pub struct Begun {
 }
 
 impl ClientBody {
-    /// Reads until there are so many bytes or the body has ended; says which bytes, and whether the body has ended.
+    /// Reads until there are so many bytes or the body has ended; says which bytes, and whether the body has ended. Each part of it
+    /// is waited for `idle`; zero: for ever.
     ///
     /// # Errors
-    /// The client broke off.
-    pub async fn begin(self, most: usize) -> Result<(ClientBody, Bytes, bool), Ended> {
+    /// The client broke off, or sent nothing for that long.
+    pub async fn begin(self, most: usize, idle: Duration) -> Result<(ClientBody, Bytes, bool), Failure> {
         let mut begun = Begun { read: VecDeque::new(), rest: self, ended: false };
         let mut bytes = BytesMut::new();
         while bytes.len() < most && !begun.rest.is_end_stream() {
-            let frame = std::future::poll_fn(|context| Pin::new(&mut begun.rest).poll_frame(context)).await;
-            let Some(frame) = frame.transpose()? else {
+            let frame = std::future::poll_fn(|context| Pin::new(&mut begun.rest).poll_frame(context));
+            let frame = match idle.is_zero() {
+                true => frame.await,
+                false => tokio::time::timeout(idle, frame).await.map_err(|_| Failure::StreamIdle)?,
+            };
+            let Some(frame) = frame.transpose().map_err(|_| Failure::ClientGone)? else {
                 begun.ended = true;
                 break;
             };

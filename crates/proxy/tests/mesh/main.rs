@@ -240,6 +240,20 @@ async fn a_slow_answer_times_out() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_somebody_is_to_see_is_not_waited_for_longer_than_a_stream_may_idle() {
+    let app = App::echo().await;
+    let mesh = Mesh::start(&app, Route { seen: Some(Duration::from_millis(100)), ..Route::default() }).await;
+    let mut client = tokio::net::TcpStream::connect(mesh.outbound()).await.unwrap();
+    client.write_all(b"POST / HTTP/1.1\r\nhost: server.shop\r\ncontent-length: 4\r\n\r\nbo").await.unwrap();
+    let mut head = [0; 12];
+    tokio::time::timeout(Duration::from_secs(10), client.read_exact(&mut head)).await.unwrap().unwrap();
+    assert_eq!(&head, b"HTTP/1.1 408");
+    let page = support::admin(mesh.client.admin_addr(), "/why?last=1").await;
+    assert!(page.contains("StreamIdle"), "{page}");
+    assert_eq!(app.hits(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn weights_faults_and_direct_answers() {
     let app = App::echo().await;
     let mesh = Mesh::start(&app, Route { abort: Some(418), ..Route::default() }).await;

@@ -24,6 +24,7 @@ use envoy_types::pb::envoy::config::route::v3::{
     RetryPolicy, Route as XdsRoute, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
 };
 use envoy_types::pb::envoy::extensions::access_loggers::file::v3::FileAccessLog;
+use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::ExtAuthz;
 use envoy_types::pb::envoy::extensions::filters::http::fault::v3::{FaultAbort, HttpFault, fault_abort};
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
@@ -80,6 +81,8 @@ pub(crate) struct Route {
     pub https_only: bool,
     /// File of the client's access log.
     pub log: Option<String>,
+    /// Somebody is to see bodies first, and clients have so long for each part of one.
+    pub seen: Option<Duration>,
 }
 
 impl Default for Route {
@@ -97,6 +100,7 @@ impl Default for Route {
             https_only: false,
             named: None,
             log: None,
+            seen: None,
         }
     }
 }
@@ -250,6 +254,21 @@ fn cluster(name: &str, to: Option<SocketAddr>, tls: Option<&str>) -> Cluster {
 
 fn http_filter(name: &str, any: Any) -> HttpFilter {
     HttpFilter { name: name.into(), config_type: Some(http_filter::ConfigType::TypedConfig(any)), ..Default::default() }
+}
+
+/// Asks a cluster that is not there, with the beginning of the body.
+fn asking_about_bodies() -> ExtAuthz {
+    use envoy_types::pb::envoy::config::core::v3::GrpcService;
+    use envoy_types::pb::envoy::config::core::v3::grpc_service::{EnvoyGrpc, TargetSpecifier};
+    use envoy_types::pb::envoy::extensions::filters::http::ext_authz::v3::{BufferSettings, ext_authz::Services};
+    let nobody = EnvoyGrpc { cluster_name: "nobody".into(), ..Default::default() };
+    let service = GrpcService { target_specifier: Some(TargetSpecifier::EnvoyGrpc(nobody)), ..Default::default() };
+    ExtAuthz {
+        transport_api_version: 2,
+        services: Some(Services::GrpcService(service)),
+        with_request_body: Some(BufferSettings { max_request_bytes: 1024, ..Default::default() }),
+        ..Default::default()
+    }
 }
 
 fn manager(routes: RouteSpecifier, inbound: bool) -> HttpConnectionManager {
@@ -549,6 +568,10 @@ impl Mesh {
                 ..Default::default()
             })
             .collect();
+        if let Some(idle) = route.seen {
+            manager.stream_idle_timeout = Some(ProtoDuration { seconds: 0, nanos: idle.subsec_nanos() as i32 });
+            manager.http_filters.insert(0, http_filter("envoy.filters.http.ext_authz", pack(&asking_about_bodies())));
+        }
         let outbound = network(pack(&manager));
         Self::with(app, route, inbound, outbound, false).await
     }
