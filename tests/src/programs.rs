@@ -75,10 +75,11 @@ impl Running {
         std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).unwrap().count()
     }
 
-    /// Memory in use, in bytes (`VmRSS`).
+    /// Memory that it has allocated and uses, in bytes (`RssAnon`). Pages of its file (`VmRSS` has them too) say nothing about what it
+    /// keeps: it gives them back now and then, and the system brings them again as they are needed.
     pub fn memory(&self) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }
