@@ -128,7 +128,7 @@ impl Cluster<'_> {
         if let Some(plain) = plain {
             settle()?;
             let before = self.cpu("pilot-agent")?;
-            let meshed = self.call(1000.0, 16, seconds)?;
+            let meshed = self.load(1000.0, 16, seconds)?;
             let cpu = (self.cpu("pilot-agent")? - before) * 1e3 / meshed["requests"].as_f64().unwrap_or(1.0);
             let latency = |seen: &Value| {
                 ["p50_ms", "p90_ms", "p99_ms"].map(|part| number(seen[part].as_f64().unwrap_or_default())).join(" / ")
@@ -312,6 +312,10 @@ impl Cluster<'_> {
     /// A load on a machine that does nothing else.
     fn call(&self, rate: f64, connections: usize, seconds: f64) -> Result<Value> {
         settle()?;
+        self.load(rate, connections, seconds)
+    }
+
+    fn load(&self, rate: f64, connections: usize, seconds: f64) -> Result<Value> {
         let (rate, connections, seconds) = (rate.to_string(), connections.to_string(), seconds.to_string());
         let words =
             ["call", "--to", "server-1:8080", "--rate", &rate, "--connections", &connections, "--seconds", &seconds];
