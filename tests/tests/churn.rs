@@ -537,8 +537,8 @@ async fn an_authority_that_is_away_beyond_the_certificates_end_stops_new_connect
     })
     .await;
     eprintln!("new connections {:?} after the control plane came back", back.elapsed());
-    // Both sides ask anew after at most 1.25 s; the rest is for a busy machine.
-    assert!(back.elapsed() < Duration::from_secs(5), "new connections only after {:?}", back.elapsed());
+    // Both sides ask anew after at most 1.25 s; the rest is for a busy machine. Pauses that grow would be at 19 s by now.
+    assert!(back.elapsed() < Duration::from_secs(10), "new connections only after {:?}", back.elapsed());
     let line = 5 * refused + 2;
     until("the reason", async || {
         let told = mesh.meshd.meshctl(&["why", &name]).await;

@@ -439,7 +439,7 @@ async fn idle_connections_do_not_hold_up_the_end() {
     for proxy in [server, client] {
         let start = Instant::now();
         assert_eq!(proxy.drain().await, proxy::drain::Drained::Idle);
-        assert!(start.elapsed() < Duration::from_secs(4), "the end took {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(8), "the end took {:?}", start.elapsed());
     }
     drop((fresh, silent, half, used, multiplexed));
 }
