@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::compile;
 use crate::dns::{self, Dns};
 use crate::drain::Stage;
+use crate::memory::InUse;
 use crate::pod::Pod;
 use crate::secret::Store;
 use crate::snapshot::{Holder, Snapshot};
@@ -151,8 +152,12 @@ impl Shared {
     }
 
     /// What `memory::follow` looks at.
-    pub(crate) fn memory_in_use(&self) -> (u64, u64) {
-        (self.metrics.total(|process| &process.connections_resting), self.applied.load(Ordering::Acquire))
+    pub(crate) fn memory_in_use(&self) -> InUse {
+        InUse {
+            connections: self.metrics.total(|process| &process.connections_active),
+            resting: self.metrics.total(|process| &process.connections_resting),
+            generation: self.applied.load(Ordering::Acquire),
+        }
     }
 
     /// See `Running::apply`.

@@ -10,18 +10,36 @@ use std::time::Duration;
 
 /// How often it is looked at whether there is something to give back.
 const LOOK: Duration = Duration::from_millis(500);
-/// What must have happened since the last time: so many connections gave up their buffers, or are gone.
+/// What must have changed since the last time: so many connections more or fewer are there, or have given up their buffers.
 const ENOUGH: u64 = 256;
 
-/// Looks for ever. `resting` is the number of connections that have given up their buffers; `generation` is another after
-/// each configuration that was taken in.
-pub async fn follow(seen: impl Fn() -> Option<(u64, u64)>) {
-    let (mut resting, mut generation) = (0, 0);
+/// What tells whether there may be something to give back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// Clients' connections that are open.
+    pub connections: u64,
+    /// Those of them that have given up their buffers.
+    pub resting: u64,
+    /// Another after each configuration that was taken in.
+    pub generation: u64,
+}
+
+impl InUse {
+    fn is_another_than(&self, last: &InUse) -> bool {
+        self.generation != last.generation
+            || self.connections.abs_diff(last.connections) >= ENOUGH
+            || self.resting.abs_diff(last.resting) >= ENOUGH
+    }
+}
+
+/// Looks for ever.
+pub async fn follow(seen: impl Fn() -> Option<InUse>) {
+    let mut last = InUse::default();
     loop {
         tokio::time::sleep(LOOK).await;
-        let Some((resting_now, generation_now)) = seen() else { return };
-        if resting_now.abs_diff(resting) >= ENOUGH || generation_now != generation {
-            (resting, generation) = (resting_now, generation_now);
+        let Some(now) = seen() else { return };
+        if now.is_another_than(&last) {
+            last = now;
             let _ = tokio::task::spawn_blocking(give_back).await;
         }
     }
@@ -66,6 +84,20 @@ mod tests {
         let mut lines = maps.lines().skip_while(|line| !line.starts_with(&start));
         let line = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn crowds_that_come_rest_and_go_and_configurations_call_for_it() {
+        let last = InUse { connections: 2000, resting: 1000, generation: 7 };
+        for now in [
+            InUse { connections: 1000, ..last },
+            InUse { resting: 1999, ..last },
+            InUse { generation: 8, ..last },
+            InUse { connections: 2300, ..last },
+        ] {
+            assert!(now.is_another_than(&last), "{now:?}");
+        }
+        assert!(!InUse { connections: 1900, resting: 1100, ..last }.is_another_than(&last));
     }
 
     #[test]
