@@ -26,6 +26,11 @@ static ALONE: Mutex<()> = Mutex::const_new(());
 const WEB: &str = "user.shop.svc.cluster.local:8080";
 const GRPC: &str = "user.shop.svc.cluster.local:8090";
 
+/// Longer than connections that nobody uses are kept.
+const UNUSED: Duration = Duration::from_millis(2200);
+/// Longer than a proxy takes to see that there is something to give back.
+const LOOK: Duration = Duration::from_millis(1100);
+
 /// What a proxy's memory may be above what it was after two rounds of the same traffic, in bytes: an allocator does not give back
 /// every page. Of the 4 to 11 MB that proxies have here, 1.2 at most came and went.
 const MEMORY: u64 = 4 << 20;
@@ -66,6 +71,9 @@ fn rule(pool: &str, more: &str) -> String {
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: user, namespace: shop}}\nspec: {{host: user, trafficPolicy: {{connectionPool: {{http: {{idleTimeout: 1s{pool}}}}}{more}}}}}\n"
     )
 }
+
+/// Memory and descriptors of a proxy.
+type Level = (u64, usize);
 
 /// What an application has open.
 struct Streams {
@@ -141,7 +149,7 @@ impl Mesh {
 
     /// Memory and descriptors of each proxy after traffic of the same kind: after two rounds, since the first sets the mark that an
     /// allocator does not go below.
-    async fn level(&self) -> Vec<(u64, usize)> {
+    async fn level(&self) -> Vec<Level> {
         for _ in 0..2 {
             let steady = self.traffic().await;
             if self.size.streams == 0 {
@@ -150,15 +158,15 @@ impl Mesh {
             }
             steady.stop().await.assert_all_well("before anything happened");
         }
-        self.rest().await;
-        self.processes().map(|process| (process.memory(), process.descriptors())).collect()
+        // Now and then there is one more for a moment: certificates are renewed over a connection of their own.
+        rest(UNUSED, 0, async || self.processes().map(|process| process.descriptors() as u64).sum()).await;
+        self.give_back();
+        rest(LOOK, MEMORY, async || self.processes().map(Running::memory).sum()).await;
+        self.now()
     }
 
-    /// Waits until descriptors have become no fewer for longer than unused connections are kept. Now and then there is one more for a
-    /// moment: certificates are renewed over a connection of their own. By then memory that nobody uses has been given back, too.
-    async fn rest(&self) {
-        self.give_back();
-        rest(async || self.processes().map(Running::descriptors).sum()).await;
+    fn now(&self) -> Vec<Level> {
+        self.processes().map(|process| (process.memory(), process.descriptors())).collect()
     }
 
     /// Has the proxies give back memory that nobody uses, as they do soon after each configuration that they take in: else it depends on
@@ -176,30 +184,31 @@ impl Mesh {
         std::iter::once(&self.caller).chain(&self.users)
     }
 
-    /// Waits until memory is back at that level, and not one descriptor more is open.
-    async fn back_at(&self, level: &[(u64, usize)]) {
+    /// Waits until not one descriptor more is open, and then until memory is back at that level.
+    async fn back_at(&self, level: &[Level]) {
+        let back = |what: &str, is: fn(&Level, &Level) -> bool| {
+            let now = self.now();
+            let all = now.iter().zip(level).all(|(now, then)| is(now, then));
+            if all { Ok(now) } else { Err(format!("{what}: {level:?} then, {now:?} now")) }
+        };
+        until("descriptors back where they were", async || back("descriptors", |now, then| now.1 <= then.1)).await;
         self.give_back();
-        let now = until("memory and descriptors back where they were", async || {
-            let now: Vec<(u64, usize)> =
-                self.processes().map(|process| (process.memory(), process.descriptors())).collect();
-            let back = now.iter().zip(level).all(|(now, before)| now.0 <= before.0 + MEMORY && now.1 <= before.1);
-            if back { Ok(now) } else { Err(format!("{level:?} then, {now:?} now")) }
-        })
-        .await;
+        let now =
+            until("memory back where it was", async || back("memory", |now, then| now.0 <= then.0 + MEMORY)).await;
         assert_eq!(now.len(), level.len(), "other proxies than then");
         eprintln!("memory and descriptors: {level:?} then, {now:?} now");
     }
 }
 
-/// Waits until the number has reached its lowest and stayed there; what it is.
-async fn rest(count: impl AsyncFn() -> usize) -> usize {
-    let (mut lowest, mut since) = (usize::MAX, Instant::now());
+/// Waits until the number has reached its lowest, and stayed within this of it for so long; what it is.
+async fn rest(long: Duration, within: u64, count: impl AsyncFn() -> u64) -> u64 {
+    let (mut lowest, mut since) = (u64::MAX, Instant::now());
     until("rest", async || {
         let now = count().await;
         if now < lowest {
             (lowest, since) = (now, Instant::now());
         }
-        if now == lowest && since.elapsed() > Duration::from_millis(2200) { Ok(now) } else { Err((now, lowest)) }
+        if now <= lowest + within && since.elapsed() > long { Ok(now) } else { Err((now, lowest)) }
     })
     .await
 }
@@ -827,7 +836,7 @@ async fn out_of_descriptors_it_waits_and_then_accepts_again() {
     };
     serves().await;
     // As a proxy is at rest: its connection to `user` is closed once a second has passed without a request.
-    let rests = async |starved: &Running| rest(async || starved.descriptors()).await;
+    let rests = async |starved: &Running| rest(UNUSED, 0, async || starved.descriptors() as u64).await;
     let before = rests(&starved).await;
     starve(&starved).await;
     assert_eq!(rests(&starved).await, before, "descriptors");
