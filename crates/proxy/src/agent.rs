@@ -90,7 +90,8 @@ impl Agent {
             tasks.spawn(end_early(Arc::clone(running.shared()), stream.clone()));
         }
         if settings.pod.check_capture {
-            tasks.spawn(watch_capture(Arc::clone(running.shared())));
+            let by = if settings.pod.captured_by_node { BY_NODE } else { BY_POD };
+            tasks.spawn(watch_capture(Arc::clone(running.shared()), by));
         }
         Ok(Agent { running, stream, identity, tasks, dns })
     }
@@ -127,8 +128,12 @@ async fn end_early(shared: Arc<Shared>, mut stream: watch::Receiver<State>) {
     }
 }
 
-/// Keeps the proxy from being ready until the pod's traffic is seen to be captured.
-async fn watch_capture(shared: Arc<Shared>) {
+/// Why nothing is captured, by who was to do it.
+const BY_POD: &str = "The init container istio-init (proxy init) has not run in this network namespace, its rules were removed, or they are for another user";
+const BY_NODE: &str = "The CNI plug-in istio-cni was not in place on this node when the pod started, or its rules were removed: see that the pod of the DaemonSet istio-cni-node on this node is ready (`meshctl check`), then delete this pod, so that it starts anew";
+
+/// Keeps the proxy from being ready until the pod's traffic is seen to be captured. Where it is not, `otherwise` says why.
+async fn watch_capture(shared: Arc<Shared>, otherwise: &str) {
     let own = shared.settings.metadata.instance_ips.split(',').next().and_then(|address| address.trim().parse().ok());
     let Some(own) = own else { return };
     shared.hold_ready(Some("it has not been seen yet whether the pod's traffic is captured".to_owned()));
@@ -142,7 +147,7 @@ async fn watch_capture(shared: Arc<Shared>) {
         let reason = match found {
             Found::Captured => break,
             Found::NotCaptured => format!(
-                "the pod's traffic is not captured: a connection of this user ({}) to {own} did not come to port {}. The init container istio-init (proxy init) has not run in this network namespace, its rules were removed, or they are for another user",
+                "the pod's traffic is not captured: a connection of this user ({}) to {own} did not come to port {}. {otherwise}",
                 nix::unistd::geteuid(),
                 api::port::INBOUND
             ),
