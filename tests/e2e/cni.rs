@@ -45,11 +45,15 @@ spec:
 ";
 
 const INSTALL: &str = "install --set profile=minimal --set components.cni.enabled=true -y";
+/// The node's configuration as it was.
+const COPY: &str = "/var/lib/cni/before";
 const PLUG_IN: &str = "/opt/cni/bin/istio-cni";
 
 /// From an empty cluster to one that is as it was.
 pub(crate) fn restricted(cluster: &Cluster) -> Result<String> {
     let before = folders(cluster)?;
+    cluster.on_node(1, &format!("rm -rf {COPY}"))?;
+    cluster.on_node(1, &format!("cp -r /etc/cni/net.d {COPY}"))?;
     let told = cluster.meshctl(INSTALL)?;
     ensure!(told.contains("CNI plug-in"), "{told}");
     ensure!(folders(cluster)?.contains("istio-cni"), "nothing is in the node's folders");
@@ -66,6 +70,7 @@ pub(crate) fn restricted(cluster: &Cluster) -> Result<String> {
     cluster.kubectl("rollout restart deployment -n locked")?;
     cluster.rolled_out("locked")?;
     captured(cluster).context("after the installation was changed")?;
+    early(cluster)?;
     cluster.meshctl("uninstall --purge -y")?;
     ensure!(folders(cluster)? == before, "the node's folders are not as before: {}", folders(cluster)?);
     cluster.kubectl("delete namespace locked --timeout=60s")?;
@@ -121,4 +126,28 @@ fn replaced(cluster: &Cluster) -> Result<()> {
         captured(cluster).with_context(|| format!("round {round}, while the agent is replaced"))?;
     }
     cluster.kubectl("rollout status -n istio-system daemonset/istio-cni-node --timeout=60s").map(drop)
+}
+
+/// A pod that starts on a node before the plug-in says so, and is made anew once the plug-in is there.
+fn early(cluster: &Cluster) -> Result<()> {
+    cluster.meshctl(&format!("{INSTALL} --set values.cni.repair.deletePods=true"))?;
+    let patch = |patch: &str| {
+        let words = ["patch", "daemonset", "-n", "istio-system", "istio-cni-node", "--type=json", "-p", patch];
+        cluster.kubectl_words(&words)
+    };
+    patch(r#"[{"op": "add", "path": "/spec/template/spec/nodeSelector/nowhere", "value": "such"}]"#)?;
+    cluster.kubectl("wait --for=delete pod -n istio-system -l k8s-app=istio-cni-node --timeout=60s")?;
+    ensure!(folders(cluster)?.contains("istio-cni"), "the plug-in went with its agent");
+    cluster.on_node(1, &format!("cp -r {COPY}/. /etc/cni/net.d/"))?;
+    cluster.kubectl("delete pod -n locked -l app=server")?;
+    cluster.until("the pod says why it does not start", || {
+        let pods = cluster.get("pods -n locked -l app=server")?;
+        let text = pods["items"][0]["status"]["initContainerStatuses"].to_string();
+        ensure!(text.contains("\"exitCode\":126") && text.contains("CNI plug-in istio-cni was not in place"), "{text}");
+        Ok(())
+    })?;
+    let told = cluster.meshctl("check").err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(told.contains("✘ CNI plug-in: not ready on"), "{told}");
+    patch(r#"[{"op": "remove", "path": "/spec/template/spec/nodeSelector/nowhere"}]"#)?;
+    cluster.until("the pod is made anew", || captured(cluster))
 }

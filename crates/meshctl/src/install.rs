@@ -522,7 +522,7 @@ mod tests {
         let without = plan(&wish(&["profile=minimal"]), false).unwrap();
         assert!(!names(&without).contains(&"CNI plug-in"));
         for (wrong, why) in [
-            ("values.cni.repair.deletePods=true", "not repaired"),
+            ("values.cni.repair.repairPods=true", "values.cni.repair.deletePods is what there is"),
             ("values.cni.ambient.enabled=true", "ambient is not built"),
             ("values.cni.chained=false", "Multus is not built"),
             ("values.cni.cniBinDirs=/x", "did you mean values.cni.cniBinDir?"),

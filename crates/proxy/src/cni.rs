@@ -4,7 +4,9 @@
 pub mod conflist;
 pub mod decide;
 pub mod plugin;
+mod api;
 mod owner;
+mod repair;
 pub mod install;
 
 /// Name of the plug-in: of its program, and of its type in the runtime's configuration.

@@ -28,7 +28,7 @@ const fn on(path: &'static str, told: &'static str) -> Row {
 
 const CNI: &str = "components.cni.enabled does that";
 const MULTUS: &str = "the plug-in follows the node's own network configuration; Multus is not built";
-const REPAIR: &str = "pods that started before the plug-in are not repaired: their proxy says so and keeps the application waiting; delete them";
+const REPAIR: &str = "values.cni.repair.deletePods is what there is: pods that started before the plug-in are deleted";
 const AMBIENT: &str = "ambient is not built; pods have sidecars";
 const CLUSTERS: &str = "several clusters in one mesh are not built";
 const TRACES: &str = "traces are not built";
@@ -51,7 +51,6 @@ const ROWS: &[Row] = &[
     row("values.cni.ambient", AMBIENT),
     off("values.cni.repair.enabled", REPAIR),
     off("values.cni.repair.repairPods", REPAIR),
-    off("values.cni.repair.deletePods", REPAIR),
     off("values.cni.repair.labelPods", REPAIR),
     row("values.cni.repair", REPAIR),
     off("values.cni.privileged", "the agent needs no privilege; values.cni.seLinuxOptions is for nodes with SELinux"),
@@ -279,7 +278,7 @@ mod tests {
             ),
             ("values.gateways.istio-ingressgateway.secretVolumes", "gateways are set by components.ingressGateways[0]"),
             ("values.pilot.cni.provider", "Multus is not built"),
-            ("values.cni.repair.deletePods", "are not repaired"),
+            ("values.cni.repair.repairPods", "values.cni.repair.deletePods is what there is"),
             ("values.cni.ambient.enabled", "ambient is not built"),
             ("values.defaultRevision", "meshctl tag set default"),
             ("values.pilot.replicaCounts", "did you mean values.pilot.replicaCount?"),

@@ -19,9 +19,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use super::NAME;
+use super::api::Api;
 use super::conflist::{self, Change};
 use super::decide::ANNOTATIONS;
 use super::owner::{Found, Owner};
+use super::repair;
 
 /// How often the folders are looked at though nothing was heard of them.
 const LOOK: Duration = Duration::from_secs(10);
@@ -63,6 +65,12 @@ pub struct Arguments {
     /// Folder of the token with which the API server is asked whether the DaemonSet is still there.
     #[arg(long, env = "ACCOUNT_DIR", default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
     pub account_dir: PathBuf,
+    /// Delete pods of this node that started before the plug-in was in place.
+    #[arg(long, env = "REPAIR_DELETE_PODS")]
+    pub repair_delete_pods: bool,
+    /// Name of this node.
+    #[arg(long, env = "NODE_NAME", default_value = "")]
+    pub node_name: String,
     /// What is logged.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     pub log: String,
@@ -196,12 +204,11 @@ pub async fn run(arguments: &Arguments) -> Result<()> {
     let listener = TcpListener::bind(arguments.ready_addr).await;
     let listener = listener.with_context(|| format!("{} cannot be listened on", arguments.ready_addr))?;
     tokio::spawn(tell(listener, Arc::clone(&ready)));
-    let owner = Owner {
-        server: (arguments.api_host.clone(), arguments.api_port),
-        account: arguments.account_dir.clone(),
-        namespace: arguments.namespace.clone(),
-        name: arguments.daemon_set.clone(),
-    };
+    let api = Api { server: (arguments.api_host.clone(), arguments.api_port), account: arguments.account_dir.clone() };
+    if arguments.repair_delete_pods {
+        tokio::spawn(repair::run(api.clone(), arguments.node_name.clone()));
+    }
+    let owner = Owner { api, namespace: arguments.namespace.clone(), name: arguments.daemon_set.clone() };
     let changed = watch(&[&node.bin, &node.conf])?;
     // A newer agent brings its own program.
     node.put_program()?;
