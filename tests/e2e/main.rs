@@ -17,6 +17,7 @@ mod pods;
 mod outages;
 mod clients;
 mod uninstall;
+mod cni;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -34,7 +35,7 @@ struct Scenario {
     run: Run,
     /// Others rest on it: it runs whatever the filter says, and without it the rest makes no sense.
     prepares: bool,
-    /// Kills parts of the cluster itself.
+    /// Kills parts of the cluster itself, or looks into its nodes.
     breaks_parts: bool,
 }
 
@@ -93,6 +94,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("install_once_more", uninstall::returned),
     scenario("canary_upgrade_ends_with_the_default_tag", install::upgraded),
     scenario("purge_leaves_nothing", uninstall::purged),
+    breakage("cni_captures_restricted_pods", cni::restricted),
 ];
 
 fn main() -> ExitCode {

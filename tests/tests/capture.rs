@@ -3,12 +3,15 @@
 // A test stops at the first thing that is not as it should be.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::join_token;
 use mesh_tests::network::{Network, program};
 use mesh_tests::wait::until;
+use serde_json::{Value, json};
 
 const HUB: usize = 0;
 const CALLER: usize = 1;
@@ -565,4 +568,62 @@ fn installing_twice_is_installing_once_and_cleaning_removes_everything() {
         assert!(!after.contains("::6/") && !after.contains("fwmark") && !after.contains("local default"), "{after}");
     }
     assert!(!before.contains("fwmark"), "{before}");
+}
+
+/// Calls the plug-in as a container runtime does, from outside of the machine: whether it ended well, and what it said.
+fn call_plug_in(network: &Network, machine: usize, command: &str, capture: &[&str]) -> (bool, Value) {
+    let plug_in = network.folder.path().join("istio-cni");
+    let _ = std::os::unix::fs::symlink(program("proxy"), &plug_in);
+    let status = json!({"initContainers": ["istio-proxy"], "capture": capture}).to_string();
+    let config = json!({
+        "cniVersion": "0.4.0", "name": "net", "type": "istio-cni", "excludeNamespaces": ["kube-system"],
+        "prevResult": {"cniVersion": "0.4.0", "ips": [{"address": "10.66.0.2/24"}]},
+        "runtimeConfig": {
+            "io.kubernetes.cri.pod-annotations": {"sidecar.istio.io/status": status},
+            "dns": {"Servers": ["10.66.0.1", "fd66::1"]},
+        },
+    });
+    let mut child = Command::new(&plug_in)
+        .env("CNI_COMMAND", command)
+        .env("CNI_NETNS", format!("/run/netns/{}", network.name(machine)))
+        .env("CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.success(), if told.is_empty() { Value::Null } else { serde_json::from_str(&told).unwrap() })
+}
+
+/// From outside of a pod the plug-in makes what `proxy init` makes inside, and nothing anywhere else.
+#[test]
+fn the_plug_in_installs_the_rules_of_init() {
+    let network = Network::new(2);
+    let proxy = program("proxy");
+    let (inside, outside) = (CALLER, SERVER);
+    network.set_resolv_conf(inside, RESOLV_CONF);
+    let hub = rules(&network, HUB);
+    let usual =
+        ["-p", "15001", "-z", "15006", "-u", "1337", "-i", "*", "-x", "10.9.0.0/16", "-b", "*", "-d", "15090,15021"];
+    for more in
+        [&["-m", "REDIRECT", "-o", "25", "-c", "net1"][..], &["-m", "TPROXY", "--drop-invalid"], &["--redirect-dns"]]
+    {
+        let words = [&usual[..], more].concat();
+        install_with(&network, inside, &proxy, &words);
+        let (well, told) = call_plug_in(&network, outside, "CHECK", &words);
+        assert!(!well && told["code"] == 101 && told["msg"].as_str().unwrap().contains("pod shop/web"), "{told}");
+        for command in ["ADD", "ADD"] {
+            let (well, told) = call_plug_in(&network, outside, command, &words);
+            assert!(well && told["ips"][0]["address"] == "10.66.0.2/24", "{told}");
+        }
+        assert_eq!(rules(&network, inside), rules(&network, outside), "{more:?}");
+        assert_eq!(call_plug_in(&network, outside, "CHECK", &words), (true, Value::Null));
+        assert_eq!(call_plug_in(&network, outside, "DEL", &words), (true, Value::Null));
+        for machine in [inside, outside] {
+            assert!(network.output(machine, &proxy, &["init", "--cleanup-only"]).status.success());
+        }
+    }
+    assert_eq!(rules(&network, HUB), hub);
 }

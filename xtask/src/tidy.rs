@@ -54,6 +54,7 @@ const FENCES: &[(&str, &[&str])] = &[
             "meshd/serve",
             "meshd/webhook",
             "meshd/app",
+            "proxy/cni",
             "proxy/tls",
             "proxy/secret",
             "proxy/identity",

@@ -190,7 +190,9 @@ impl Cluster {
         let (kind, namespace, name) = key(object);
         let what = || format!("{kind} {} cannot be deleted", place(&namespace, &name));
         let api = self.api(object).await.with_context(what)?;
-        match api.delete(&name, &DeleteParams::background()).await {
+        // A DaemonSet stays until its pods are gone: they may have to ask whether it goes.
+        let how = if kind == "DaemonSet" { DeleteParams::foreground() } else { DeleteParams::background() };
+        match api.delete(&name, &how).await {
             Ok(_) => Ok(true),
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
             Err(error) => Err(error).with_context(what),

@@ -44,7 +44,7 @@ pub struct Wish {
 /// A part that is installed as one: a chart with its release and values.
 #[derive(Clone, Debug)]
 pub struct Component {
-    /// Istio's name of it: Base, Pilot, IngressGateways, EgressGateways.
+    /// Istio's name of it: Base, Cni, Pilot, IngressGateways, EgressGateways.
     pub name: &'static str,
     /// What people read.
     pub title: String,
@@ -95,7 +95,8 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     let known = json!({
         "profile": "", "namespace": "", "revision": "", "hub": "", "tag": "",
         "meshConfig": {}, "values": {}, "components": {
-            "base": {"enabled": true}, "pilot": {"enabled": true, "k8s": {}}, "ingressGateways": [], "egressGateways": [],
+            "base": {"enabled": true}, "cni": {"enabled": true, "namespace": "", "k8s": {}},
+            "pilot": {"enabled": true, "k8s": {}}, "ingressGateways": [], "egressGateways": [],
         },
     });
     let mut unknown = Vec::new();
@@ -114,6 +115,17 @@ pub fn plan(wish: &Wish, force: bool) -> Result<Plan> {
     if enabled(&spec["components"]["base"]) {
         let values = json!({"global": {"istioNamespace": namespace}});
         components.push(component("Base", "kinds of objects", "base", "base", &namespace, &values, &revision)?);
+    }
+    let plug_in = spec["components"]["cni"]["enabled"] == true;
+    let of_plug_in = node_plug_in(&mut spec, &namespace, force)?;
+    if plug_in {
+        let own = Some(text(&spec["components"]["cni"]["namespace"])).filter(|own| !own.is_empty());
+        let place = own.unwrap_or_else(|| namespace.clone());
+        // Before the control plane, which has pods rely on it.
+        components.push(component("Cni", "CNI plug-in", "cni", "istio-cni", &place, &of_plug_in, &revision)?);
+        if spec["values"]["pilot"]["cni"]["enabled"].is_null() {
+            chart::overlay(&mut spec, &json!({"values": {"pilot": {"cni": {"enabled": true}}}}));
+        }
     }
     if enabled(&spec["components"]["pilot"]) {
         let values = control_plane(&spec, &namespace, &revision, force)?;
@@ -227,6 +239,47 @@ fn overlay_gateways(spec: &mut Value, given: &mut Value) {
     }
 }
 
+/// Values of the chart `cni`, taken out of the settings: `values.cni`, what it shares with the control plane, and what an
+/// IstioOperator says of its pods.
+fn node_plug_in(spec: &mut Value, namespace: &str, force: bool) -> Result<Value> {
+    let known = chart::values("cni")?;
+    let mut values = json!({"global": {"istioNamespace": namespace}});
+    if let Some(given) = spec["values"].as_object_mut().and_then(|values| values.remove("cni")) {
+        let mut unknown = Vec::new();
+        chart::unknown(&given, &known["cni"], "values.cni", &mut unknown);
+        refuse(&unknown, &paths(&known["cni"], "values.cni"), force)?;
+        values["cni"] = given;
+    }
+    for (field, value) in spec["values"]["global"].as_object().into_iter().flatten() {
+        if known["global"].get(field).is_some() {
+            chart::overlay(&mut values, &json!({"global": {field: value}}));
+        }
+    }
+    images(spec, &mut values);
+    let mut unknown = Vec::new();
+    for (field, value) in spec["components"]["cni"]["k8s"].as_object().into_iter().flatten() {
+        match field.as_str() {
+            "resources" | "nodeSelector" | "tolerations" | "affinity" | "podAnnotations" => {
+                chart::overlay(&mut values, &json!({"cni": {field: value}}));
+            }
+            _ => unknown.push((format!("components.cni.k8s.{field}"), value.clone())),
+        }
+    }
+    refuse(&unknown, &[], force)?;
+    Ok(values)
+}
+
+/// Where images come from, as the whole installation has it.
+fn images(spec: &Value, values: &mut Value) {
+    for field in ["hub", "tag"] {
+        if !spec[field].is_null() {
+            // A tag that looks like a number is still text.
+            let text = spec[field].as_str().map_or_else(|| spec[field].to_string(), str::to_owned);
+            chart::overlay(values, &json!({"global": {field: text}}));
+        }
+    }
+}
+
 fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> Result<Value> {
     let mut values = spec["values"].clone();
     if values.is_null() {
@@ -236,13 +289,7 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
     let known = chart::values("istiod")?;
     chart::unknown(&values, &known, "values", &mut unknown);
     refuse(&unknown, &paths(&known, "values"), force)?;
-    for field in ["hub", "tag"] {
-        if !spec[field].is_null() {
-            // A tag that looks like a number is still text.
-            let text = spec[field].as_str().map_or_else(|| spec[field].to_string(), str::to_owned);
-            chart::overlay(&mut values, &json!({"global": {field: text}}));
-        }
-    }
+    images(spec, &mut values);
     if let Some(named) = values["global"]["istioNamespace"].as_str().filter(|named| *named != namespace && !force) {
         bail!(
             "values.global.istioNamespace={named}: the namespace of the mesh is {namespace}; name it by --istio-namespace"
@@ -447,6 +494,45 @@ mod tests {
             plan(&wish(&[wrong]), true).unwrap();
         }
         plan(&wish(&["components.cni.enabled=false", "values.telemetry.enabled=true"]), false).unwrap();
+    }
+
+    #[test]
+    fn the_plug_in_comes_before_those_who_rely_on_it() {
+        let with = |set: &[&str]| {
+            let set: Vec<&str> =
+                ["components.cni.enabled=true", "profile=minimal"].iter().chain(set).copied().collect();
+            plan(&wish(&set), false)
+        };
+        let made =
+            with(&["hub=example.org/mesh", "tag=7", "values.cni.excludeNamespaces[0]=a", "values.cni.cniBinDir=/b"]);
+        let made = made.unwrap();
+        assert_eq!(names(&made), ["kinds of objects", "CNI plug-in", "control plane"]);
+        let all = made.components.iter().flat_map(|component| &component.objects);
+        let find = |kind: &str, name: &str| {
+            all.clone().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).cloned().unwrap()
+        };
+        let pod = &find("DaemonSet", "istio-cni-node")["spec"]["template"]["spec"];
+        assert_eq!(pod["containers"][0]["image"], "example.org/mesh/proxy:7");
+        let arguments = pod["containers"][0]["args"].to_string();
+        assert!(arguments.contains("--exclude-namespaces=istio-system,a"), "{arguments}");
+        assert_eq!(pod["volumes"][0]["hostPath"]["path"], "/b");
+        let injector = find("ConfigMap", "istio-sidecar-injector");
+        let values = chart::yaml(injector["data"]["values"].as_str().unwrap()).unwrap();
+        assert_eq!(values["pilot"]["cni"]["enabled"], true);
+        let without = plan(&wish(&["profile=minimal"]), false).unwrap();
+        assert!(!names(&without).contains(&"CNI plug-in"));
+        for (wrong, why) in [
+            ("values.cni.repair.repairPods=true", "values.cni.repair.deletePods is what there is"),
+            ("values.cni.ambient.enabled=true", "ambient is not built"),
+            ("values.cni.chained=false", "Multus is not built"),
+            ("values.cni.cniBinDirs=/x", "did you mean values.cni.cniBinDir?"),
+            ("components.cni.k8s.strategy=x", "are what there is to set"),
+        ] {
+            let error = with(&[wrong]).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        with(&["values.cni.chained=true", "values.cni.ambient.enabled=false", "components.cni.namespace=kube-system"])
+            .unwrap();
     }
 
     #[test]

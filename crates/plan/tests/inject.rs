@@ -126,7 +126,7 @@ fn refusals_and_reasons_are_sentences() {
 #[test]
 fn the_settings_say_what_they_do_not_do() {
     let config = "templates: {sidecar: 'a: b', waypoint: 'a: b', mine: '{{ if }}'}";
-    let values = "pilot: {cni: {enabled: true}}";
+    let values = "global: {mountMtlsCerts: true}";
     let settings = Settings::new(config, values, MeshConfig::default(), ClusterFacts::default()).unwrap();
     assert_eq!(settings.problems().len(), 4, "{:?}", settings.problems());
     let wrong = Settings::new("policy: maybe", "", MeshConfig::default(), ClusterFacts::default());

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use api::xds::{Any, ResourceKind, unpack};
@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::app::Running;
 use crate::bootstrap;
+use crate::capture::EXIT_CODE;
 use crate::capture::check::{Found, check};
 use crate::control::{Settings, Shared};
 use crate::dns::{Dns, Serving};
@@ -90,7 +91,7 @@ impl Agent {
             tasks.spawn(end_early(Arc::clone(running.shared()), stream.clone()));
         }
         if settings.pod.check_capture {
-            tasks.spawn(watch_capture(Arc::clone(running.shared())));
+            tasks.spawn(watch_capture(Arc::clone(running.shared()), settings.pod.captured_by_node));
         }
         Ok(Agent { running, stream, identity, tasks, dns })
     }
@@ -127,8 +128,19 @@ async fn end_early(shared: Arc<Shared>, mut stream: watch::Receiver<State>) {
     }
 }
 
-/// Keeps the proxy from being ready until the pod's traffic is seen to be captured.
-async fn watch_capture(shared: Arc<Shared>) {
+/// How long a pod may be seen uncaptured that its node was to capture before it started.
+const NODE_PATIENCE: Duration = Duration::from_secs(10);
+/// Where the kubelet reads why a container ended.
+const TERMINATION_MESSAGE: &str = "/dev/termination-log";
+/// Why nothing is captured, by who was to do it.
+const BY_POD: &str = "The init container istio-init (proxy init) has not run in this network namespace, its rules were removed, or they are for another user";
+const BY_NODE: &str = "The CNI plug-in istio-cni was not in place on this node when the pod started, or its rules were removed: see that the pod of the DaemonSet istio-cni-node on this node is ready (`meshctl check`), then delete this pod, so that it starts anew";
+
+/// Keeps the proxy from being ready until the pod's traffic is seen to be captured. Where the node was to capture and has not, nobody
+/// ever will in this pod: then the proxy ends, so that whoever looks at the pod sees why.
+async fn watch_capture(shared: Arc<Shared>, by_node: bool) {
+    let otherwise = if by_node { BY_NODE } else { BY_POD };
+    let mut since = None;
     let own = shared.settings.metadata.instance_ips.split(',').next().and_then(|address| address.trim().parse().ok());
     let Some(own) = own else { return };
     shared.hold_ready(Some("it has not been seen yet whether the pod's traffic is captured".to_owned()));
@@ -139,10 +151,11 @@ async fn watch_capture(shared: Arc<Shared>) {
             true => check(own).await,
             false => Found::Unknown("nobody listens on the inbound port yet".to_owned()),
         };
+        let missing = found == Found::NotCaptured;
         let reason = match found {
             Found::Captured => break,
             Found::NotCaptured => format!(
-                "the pod's traffic is not captured: a connection of this user ({}) to {own} did not come to port {}. The init container istio-init (proxy init) has not run in this network namespace, its rules were removed, or they are for another user",
+                "the pod's traffic is not captured: a connection of this user ({}) to {own} did not come to port {}. {otherwise}",
                 nix::unistd::geteuid(),
                 api::port::INBOUND
             ),
@@ -151,6 +164,12 @@ async fn watch_capture(shared: Arc<Shared>) {
         if reason != told && shared.is_configured() {
             tracing::error!(reason, "not ready");
             told.clone_from(&reason);
+        }
+        if by_node && missing && since.get_or_insert_with(Instant::now).elapsed() > NODE_PATIENCE {
+            // `kubectl describe pod` shows it. Nobody is served who could be cut.
+            tracing::error!(reason, "ending: this pod cannot be repaired from inside");
+            let _ = std::fs::write(TERMINATION_MESSAGE, &reason);
+            std::process::exit(i32::from(EXIT_CODE));
         }
         shared.hold_ready(Some(reason));
         tokio::time::sleep(CAPTURE_PAUSE).await;

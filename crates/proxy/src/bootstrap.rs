@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::capture;
+use crate::cni::install;
 use crate::control::Settings;
 use crate::dns;
 use crate::filters;
@@ -46,6 +47,8 @@ pub enum Command {
     /// Install the rules that send a workload's traffic through its sidecar (Istio's `istio-iptables`), then end.
     #[command(visible_alias = "istio-iptables")]
     Init(Box<capture::Options>),
+    /// On each node of a cluster: keep the plug-in `istio-cni` in its place, which does what `init` does, from outside of pods.
+    InstallCni(Box<install::Arguments>),
 }
 
 /// Settings of a sidecar or gateway.

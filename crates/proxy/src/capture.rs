@@ -81,6 +81,16 @@ fn has_global(table: &str) -> bool {
     })
 }
 
+/// Whether a program that takes rules is installed.
+pub fn can_be_asked() -> bool {
+    PROGRAMS.iter().any(|program| output(program.single(Family::Four), &["--version"]).is_ok())
+}
+
+/// Whether the rules are there, in each family that asks for them, by whichever program.
+pub fn is_installed(options: &Options) -> bool {
+    families().into_iter().all(|family| PROGRAMS.iter().any(|program| verify(options, *program, family).is_ok()))
+}
+
 /// Who is asked to take the rules, in this order.
 const PROGRAMS: [Program; 3] = [Program::Nft, Program::Iptables, Program::IptablesLegacy];
 
@@ -132,23 +142,34 @@ fn apply(options: &Options, program: Program, family: Family) -> Result<()> {
     match program {
         Program::Nft => {
             feed("nft", &["-f", "-"], &text)?;
-            // What was asked for must be there: a kernel without NAT takes the table and drops the chains on some systems.
-            let listed = output("nft", &["list", "table", render::word(family), render::TABLE])?;
-            if !listed.contains("redirect to") || (options.is_transparent() && !listed.contains("tproxy to")) {
-                bail!("the rules are not there after they were installed");
-            }
         }
         Program::Iptables | Program::IptablesLegacy => {
             // Chains of ours that exist already are replaced: --noflush leaves all others alone.
             remove_jumps(program, family);
             feed(program.name(family), &["--noflush", "-w"], &text)?;
-            let tables = [("nat", "-j REDIRECT"), ("mangle", "-j TPROXY")];
-            for (table, part) in &tables[..if options.is_transparent() { 2 } else { 1 }] {
-                if !output(program.single(family), &["-w", "-t", table, "-S"])?.contains(part) {
-                    bail!("the rules are not there after they were installed");
-                }
-            }
         }
+    }
+    verify(options, program, family)
+}
+
+/// What was asked for must be there: a kernel without NAT takes the table and drops the chains on some systems.
+fn verify(options: &Options, program: Program, family: Family) -> Result<()> {
+    let is_there = match program {
+        Program::Nft => {
+            let listed = output("nft", &["list", "table", render::word(family), render::TABLE])?;
+            listed.contains("redirect to") && (!options.is_transparent() || listed.contains("tproxy to"))
+        }
+        Program::Iptables | Program::IptablesLegacy => {
+            let tables = [("nat", "-j REDIRECT"), ("mangle", "-j TPROXY")];
+            let mut found = true;
+            for (table, part) in &tables[..if options.is_transparent() { 2 } else { 1 }] {
+                found &= output(program.single(family), &["-w", "-t", table, "-S"])?.contains(part);
+            }
+            found
+        }
+    };
+    if !is_there {
+        bail!("the rules are not there after they were installed");
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 pub mod go_value;
 pub mod dns;
 pub mod capture;
+pub mod cni;
 pub mod pod;
 pub mod secret;
 pub mod xds;

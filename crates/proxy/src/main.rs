@@ -9,6 +9,7 @@ use clap::Parser;
 use proxy::agent::Agent;
 use proxy::bootstrap::{Arguments, Cli, Command};
 use proxy::capture;
+use proxy::cni::{install, plugin};
 use proxy::identity::sds;
 use proxy::pilot_agent::{self, AgentCommand, Environment, PilotAgent};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +19,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
 
 fn main() -> ExitCode {
-    let outcome = if pilot_agent::is_called(std::env::args_os().next().as_deref()) { as_agent() } else { as_proxy() };
+    let name = std::env::args_os().next();
+    if plugin::is_called(name.as_deref()) {
+        return plugin::run();
+    }
+    let outcome = if pilot_agent::is_called(name.as_deref()) { as_agent() } else { as_proxy() };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -38,6 +43,7 @@ fn as_proxy() -> Result<()> {
         Command::Sidecar(arguments) => run(&arguments, Role::Sidecar, &[]),
         Command::Router(arguments) => run(&arguments, Role::Router, &[]),
         Command::Sds(options) => serve_secrets(&options),
+        Command::InstallCni(arguments) => install_plugin(&arguments),
     }
 }
 
@@ -77,6 +83,13 @@ fn serve_secrets(options: &sds::Arguments) -> Result<()> {
             _ = interrupt.recv() => Ok(()),
         }
     })
+}
+
+/// Keeps the plug-in on the node until it is told to end.
+fn install_plugin(arguments: &install::Arguments) -> Result<()> {
+    start_log(&arguments.log, arguments.log_as_json)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(install::run(arguments))
 }
 
 /// Starts the log. The handle changes its level.

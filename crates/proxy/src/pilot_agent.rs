@@ -288,6 +288,7 @@ impl ProxyOptions {
         let metrics = environment.get("ISTIO_PROMETHEUS_ANNOTATIONS").map(pod::metrics).transpose();
         Ok(pod::Pod {
             check_capture: is_captured,
+            captured_by_node: environment.is_true("MESH_CAPTURED_BY_CNI"),
             early: if is_captured { early(arguments) } else { Vec::new() },
             exit_on_zero: environment.is_true("EXIT_ON_ZERO_ACTIVE_CONNECTIONS"),
             keep_outbound: role == Role::Sidecar,

@@ -13,6 +13,8 @@ use serde_json::{Map, Value};
 pub struct Pod {
     /// Whether readiness takes that the pod's traffic is captured.
     pub check_capture: bool,
+    /// Whether the node's CNI plug-in captures it (`MESH_CAPTURED_BY_CNI`), in place of an init container.
+    pub captured_by_node: bool,
     /// Addresses on which connections wait until there is a configuration, and whether they keep their addresses (TPROXY).
     pub early: Vec<(SocketAddr, bool)>,
     /// Whether the proxy ends as soon as nothing is connected (`EXIT_ON_ZERO_ACTIVE_CONNECTIONS`).

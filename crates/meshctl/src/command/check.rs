@@ -10,7 +10,7 @@ use api::object::KINDS;
 use api::problem::Severity;
 use plan::inject::ClusterFacts;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::chart;
 use crate::cli::CheckArguments;
@@ -30,6 +30,7 @@ const WRITES: &[(&str, &str)] = &[
     ("", "serviceaccounts"),
     ("", "configmaps"),
     ("apps", "deployments"),
+    ("apps", "daemonsets"),
     ("autoscaling", "horizontalpodautoscalers"),
     ("policy", "poddisruptionbudgets"),
     ("networking.k8s.io", "networkpolicies"),
@@ -246,7 +247,51 @@ async fn installed(cluster: &Cluster, namespace: &str, revision: &str) -> Result
     let shown = if revision.is_empty() { "default" } else { revision };
     let selector = format!("{OWNED},{REVISION}={shown}");
     findings.extend(cluster.list("apps/v1", "Deployment", None, &selector, "").await?.iter().map(ready));
+    findings.extend(plug_in(cluster, namespace, revision).await?);
     Ok(findings)
+}
+
+/// Whether the CNI plug-in is on every node, if pods rely on it.
+async fn plug_in(cluster: &Cluster, namespace: &str, revision: &str) -> Result<Option<Finding>> {
+    let suffix = if revision.is_empty() { String::new() } else { format!("-{revision}") };
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"namespace": namespace, "name": format!("istio-sidecar-injector{suffix}")}});
+    let map = cluster.get(&map).await?.unwrap_or_default();
+    let values = chart::yaml(map["data"]["values"].as_str().unwrap_or_default()).unwrap_or_default();
+    let relied = values["pilot"]["cni"]["enabled"] == true;
+    let sets = cluster.list("apps/v1", "DaemonSet", None, "k8s-app=istio-cni-node", "").await?;
+    if sets.is_empty() && !relied {
+        return Ok(None);
+    }
+    let nodes = cluster.list("v1", "Node", None, "kubernetes.io/os=linux", "").await?;
+    let pods = cluster.list("v1", "Pod", None, "k8s-app=istio-cni-node", "").await?;
+    Ok(Some(on_nodes(relied, !sets.is_empty(), &nodes, &pods)))
+}
+
+/// What is to be said of nodes and the pods of the plug-in's DaemonSet.
+fn on_nodes(relied: bool, installed: bool, nodes: &[Value], pods: &[Value]) -> Finding {
+    const ABOUT: &str = "CNI plug-in";
+    if !installed {
+        let message = "pods rely on it (pilot.cni.enabled), and there is no DaemonSet istio-cni-node: no pod that is made now gets ready; `meshctl install --set components.cni.enabled=true` puts it there";
+        return finding(Severity::Error, ABOUT, message);
+    }
+    let is_ready = |pod: &&Value| {
+        let mut conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+    };
+    let with: BTreeSet<&str> =
+        pods.iter().filter(is_ready).filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+    let names = nodes.iter().filter_map(|node| node["metadata"]["name"].as_str());
+    let without: Vec<&str> = names.filter(|name| !with.contains(name)).collect();
+    if !without.is_empty() {
+        let message = format!(
+            "not ready on {}: see `kubectl describe pods -A -l k8s-app=istio-cni-node`; pods that start there before it is have to be deleted once it is",
+            without.join(", ")
+        );
+        return finding(if relied { Severity::Error } else { Severity::Warning }, ABOUT, message);
+    }
+    let used = if relied { "" } else { "; pods have an init container all the same (pilot.cni.enabled is not set)" };
+    finding(Severity::Info, ABOUT, format!("ready on {} nodes{used}", nodes.len()))
 }
 
 fn found<'a>(objects: &'a [(Value, Option<Value>)], kind: &'a str) -> impl Iterator<Item = &'a Value> {
@@ -416,7 +461,6 @@ fn connected(pods: &[Value], proxies: &[SyncStatus], meshed: &BTreeSet<String>) 
 #[cfg(test)]
 mod tests {
     use api::debug::TypeStatus;
-    use serde_json::json;
 
     use super::*;
 
@@ -487,6 +531,19 @@ mod tests {
         let deployment = |ready: i64| json!({"spec": {"replicas": 2}, "status": {"readyReplicas": ready}});
         let levels = [0, 1, 2].map(|count| ready(&deployment(count)).level);
         assert_eq!(levels, [Severity::Error, Severity::Warning, Severity::Info]);
+    }
+
+    #[test]
+    fn nodes_without_the_plug_in_are_named() {
+        let node = |name: &str| json!({"metadata": {"name": name}});
+        let pod = |node: &str, ready: &str| json!({"spec": {"nodeName": node}, "status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        let nodes = [node("a"), node("b")];
+        let fine = on_nodes(true, true, &nodes, &[pod("a", "True"), pod("b", "True")]);
+        assert!(fine.level == Severity::Info && fine.message.ends_with("ready on 2 nodes"), "{fine:?}");
+        let lacks = on_nodes(true, true, &nodes, &[pod("a", "True"), pod("b", "False")]);
+        assert!(lacks.level == Severity::Error && lacks.message.starts_with("not ready on b:"), "{lacks:?}");
+        assert_eq!(on_nodes(false, true, &nodes, &[]).level, Severity::Warning);
+        assert!(on_nodes(true, false, &nodes, &[]).message.contains("there is no DaemonSet"));
     }
 
     #[test]

@@ -318,7 +318,7 @@ mod tests {
         generate("istio-system", &wish(&["Pilot"], Some(other.clone()))).unwrap();
         assert_eq!(std::fs::read_dir(&other).unwrap().count(), 1);
         assert!(
-            generate("istio-system", &wish(&["Cni"], Some(other))).unwrap_err().to_string().contains("Base, Pilot")
+            generate("istio-system", &wish(&["Ztunnel"], Some(other))).unwrap_err().to_string().contains("Base, Pilot")
         );
     }
 }

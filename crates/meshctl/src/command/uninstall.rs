@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -15,6 +15,8 @@ use crate::cluster::{Cluster, place};
 use crate::install::{DEFAULT, OWNED, OWNER, REVISION, TAG};
 use crate::print::Progress;
 
+/// How long nodes may take to be cleaned.
+const NODES: Duration = Duration::from_secs(60);
 /// Root certificate in every namespace, and what the control plane keeps of its own.
 const ROOT_CERTIFICATE: &str = "istio-ca-root-cert";
 
@@ -81,6 +83,19 @@ pub(super) async fn run(cluster: &Cluster, namespace: &str, arguments: &Uninstal
         let (kind, namespace, name) = key(object);
         progress.tell(&format!("{kind} {}", place(&namespace, &name)));
         gone += usize::from(cluster.delete(object).await?);
+        // What its pods clean up takes the rights that go next.
+        let deadline = Instant::now() + NODES;
+        while kind == "DaemonSet" && cluster.get(object).await?.is_some() {
+            if Instant::now() > deadline {
+                kept.push(format!(
+                    "DaemonSet {} still ends on some node, which is cleaned when its pod there ends.",
+                    place(&namespace, &name)
+                ));
+                break;
+            }
+            progress.tell(&format!("{name} ends on each node"));
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
     }
     for object in &found {
         while matches!(object["kind"].as_str(), Some("Deployment" | "Namespace"))

@@ -26,7 +26,9 @@ const fn on(path: &'static str, told: &'static str) -> Row {
     Row { path, so_anyway: Some(true), told }
 }
 
-const CNI: &str = "the CNI plug-in is not built; an init container captures the traffic of pods";
+const CNI: &str = "components.cni.enabled does that";
+const MULTUS: &str = "the plug-in follows the node's own network configuration; Multus is not built";
+const REPAIR: &str = "values.cni.repair.deletePods is what there is: pods that started before the plug-in are deleted";
 const AMBIENT: &str = "ambient is not built; pods have sidecars";
 const CLUSTERS: &str = "several clusters in one mesh are not built";
 const TRACES: &str = "traces are not built";
@@ -34,20 +36,41 @@ const ADD_ONS: &str = "add-ons are not part of an installation; apply their own 
 const METRICS: &str = "the standard metrics are always made; Telemetry objects have no effect yet";
 
 const ROWS: &[Row] = &[
-    off("components.cni.enabled", CNI),
-    row("components.cni", CNI),
-    off("values.pilot.cni.enabled", CNI),
-    row("values.pilot.cni", CNI),
+    row("components.cni", "enabled, namespace and k8s are what there is to set"),
+    row(
+        "components.cni.k8s",
+        "resources, nodeSelector, tolerations, affinity and podAnnotations are what there is to set",
+    ),
+    row("values.pilot.cni", "values.pilot.cni.enabled is what there is to set"),
+    row("values.pilot.cni.provider", MULTUS),
     off("values.istio_cni.enabled", CNI),
     row("values.istio_cni", CNI),
-    row("values.cni", CNI),
+    row("values.cni.provider", MULTUS),
+    on("values.cni.chained", MULTUS),
+    off("values.cni.ambient.enabled", AMBIENT),
+    row("values.cni.ambient", AMBIENT),
+    off("values.cni.repair.enabled", REPAIR),
+    off("values.cni.repair.repairPods", REPAIR),
+    off("values.cni.repair.labelPods", REPAIR),
+    row("values.cni.repair", REPAIR),
+    off("values.cni.privileged", "the agent needs no privilege; values.cni.seLinuxOptions is for nodes with SELinux"),
+    row("values.cni.enabled", CNI),
+    row("values.cni.logLevel", "values.cni.logging.level does that"),
+    row("values.cni.hub", "`--set hub=REGISTRY`, or values.cni.image with a whole name, does that"),
+    row("values.cni.tag", "`--set tag=TAG`, or values.cni.image with a whole name, does that"),
+    row("values.cni.variant", "images come in one variant, without a distribution"),
+    row("values.cni.cniNetnsDir", "the container runtime names the network of each pod; leave it out"),
+    row("values.cni.resourceQuotas", "there is no setting for it"),
     off("components.ztunnel.enabled", AMBIENT),
     row("components.ztunnel", AMBIENT),
     row("values.ztunnel", AMBIENT),
     off("values.ambient.enabled", AMBIENT),
     row("values.ambient", AMBIENT),
     row("values.pilot.trustedZtunnelNamespace", AMBIENT),
-    row("values.pilot.taint", CNI),
+    row(
+        "values.pilot.taint",
+        "nodes are not tainted until the CNI plug-in is there: proxies of pods that come before say so, and keep the application waiting",
+    ),
     off("components.istiodRemote.enabled", CLUSTERS),
     row("components.istiodRemote", CLUSTERS),
     row("values.istiodRemote", CLUSTERS),
@@ -254,7 +277,9 @@ mod tests {
                 "components.egressGateways[0].k8s.resources.limits.cpu does that",
             ),
             ("values.gateways.istio-ingressgateway.secretVolumes", "gateways are set by components.ingressGateways[0]"),
-            ("values.pilot.cni.provider", "the CNI plug-in is not built"),
+            ("values.pilot.cni.provider", "Multus is not built"),
+            ("values.cni.repair.repairPods", "values.cni.repair.deletePods is what there is"),
+            ("values.cni.ambient.enabled", "ambient is not built"),
             ("values.defaultRevision", "meshctl tag set default"),
             ("values.pilot.replicaCounts", "did you mean values.pilot.replicaCount?"),
             ("values.what.else", "no such setting here, it would have no effect"),
@@ -266,9 +291,9 @@ mod tests {
 
     #[test]
     fn asking_for_what_is_so_anyway_is_no_mistake() {
-        assert!(is_so_anyway("components.cni.enabled", &json!(false)));
-        assert!(!is_so_anyway("components.cni.enabled", &json!(true)));
+        assert!(is_so_anyway("values.cni.chained", &json!(true)));
+        assert!(!is_so_anyway("values.cni.chained", &json!(false)));
         assert!(is_so_anyway("values.telemetry.enabled", &json!(true)));
-        assert!(!is_so_anyway("components.cni.namespace", &json!(false)));
+        assert!(!is_so_anyway("components.ztunnel.namespace", &json!(false)));
     }
 }

@@ -31,8 +31,10 @@ pub(super) struct Request<'a> {
     pub(super) hold: bool,
     /// The proxy's status port; 0 is no probes.
     pub(super) status_port: u16,
-    /// REDIRECT or NONE.
+    /// REDIRECT, TPROXY or NONE.
     pub(super) interception: String,
+    /// Whether the node's CNI plug-in captures, in place of an init container.
+    pub(super) cni: bool,
 }
 
 impl<'a> Request<'a> {
@@ -78,6 +80,7 @@ impl<'a> Request<'a> {
             hold,
             status_port,
             interception,
+            cni: settings.value_true("/pilot/cni/enabled"),
             pod: pod.clone(),
         };
         // Gateways are the application itself; only sidecars stand beside one.
@@ -165,6 +168,12 @@ impl<'a> Request<'a> {
             (None, "") => self.settings.cluster.network.clone(),
             _ => named,
         }
+    }
+
+    /// Whether the pod has a sidecar whose traffic the node's CNI plug-in captures.
+    pub(super) fn is_captured_by_node(&self) -> bool {
+        let sidecar = self.templates().is_ok_and(|names| names.iter().any(|name| name == "sidecar"));
+        self.cni && sidecar && self.interception != "NONE"
     }
 
     /// The application's containers.

@@ -173,6 +173,10 @@ fn env(request: &Request<'_>, role: Role) -> Vec<Value> {
     env.push(of_field("ISTIO_META_NODE_NAME", "spec.nodeName"));
     if role == Role::Sidecar {
         env.push(plain("ISTIO_META_INTERCEPTION_MODE", request.interception.as_str()));
+        if request.is_captured_by_node() {
+            // Who is to be named where nothing is captured.
+            env.push(plain("MESH_CAPTURED_BY_CNI", "true"));
+        }
     }
     let network = request.network();
     if !network.is_empty() {

@@ -7,8 +7,8 @@ use super::access::{drop_empty, is_named, list, list_mut, text, texts};
 use super::annotations::read_truth;
 use super::build::{Request, has_container};
 use super::merge::merge;
-use super::undo::{INIT, OVERRIDES, PROXY, STATUS, set_annotations};
-use super::{probes, prometheus};
+use super::undo::{INIT, OVERRIDES, PROXY, STATUS, VALIDATION, set_annotations};
+use super::{probes, prometheus, sidecar};
 
 /// Finishes the merged pod. `added` is what the templates gave.
 ///
@@ -21,7 +21,7 @@ pub(super) fn finish(pod: &mut Value, original: &Value, added: &Value, request: 
         let asked =
             request.annotations.get("sidecar.istio.io/rewriteAppHTTPProbers").and_then(|value| read_truth(value));
         if asked.unwrap_or_else(|| request.settings.value_true("/sidecarInjectorWebhook/rewriteAppHTTPProbe")) {
-            let is_own = |name: &str| name == PROXY || name == INIT;
+            let is_own = |name: &str| [PROXY, INIT, VALIDATION].contains(&name);
             if let Some(originals) = probes::rewrite(pod, request.status_port, is_own) {
                 tell(pod, probes::ORIGINALS, &originals);
             }
@@ -69,7 +69,7 @@ fn own_words(pod: &mut Value, original: &Value, added: &Value) -> Map<String, Va
                 }
                 merge(merged, &words);
             }
-            if name == PROXY || name == INIT {
+            if [PROXY, INIT, VALIDATION].contains(&name) {
                 let list = overrides.entry(field.to_owned()).or_insert_with(|| json!([]));
                 list.as_array_mut().into_iter().for_each(|list| list.push(own.clone()));
             }
@@ -97,13 +97,17 @@ fn status(original: &Value, added: &Value, overrides: &Map<String, Value>, reque
         let names: Vec<Value> = names.map(Value::from).collect();
         if names.is_empty() { Value::Null } else { Value::Array(names) }
     };
-    json!({
+    let mut status = json!({
         "initContainers": names("initContainers"),
         "containers": names("containers"),
         "volumes": names("volumes"),
         "imagePullSecrets": names("imagePullSecrets"),
         "revision": request.settings.revision(),
-    })
+    });
+    if request.is_captured_by_node() {
+        status["capture"] = json!(sidecar::told_to_node(request));
+    }
+    status
 }
 
 /// A proxy that stays as an init container stands first, after the capture, so that other init containers use the mesh. Else the
@@ -118,6 +122,8 @@ fn order(pod: &mut Value, hold: bool) {
     } else {
         to_back(init, INIT);
     }
+    // Where nothing is captured, nobody else is to begin.
+    to_front(init, VALIDATION);
     let containers = list_mut(pod, &["spec", "containers"]);
     if hold {
         to_front(containers, PROXY);

@@ -193,7 +193,6 @@ impl Settings {
             }
         }
         let unheeded = [
-            ("/pilot/cni/enabled", "traffic is captured by an init container"),
             ("/global/proxy/privileged", "the proxy needs no privilege"),
             ("/global/proxy/enableCoreDump", "no core dumps are written"),
             ("/global/mountMtlsCerts", "certificates are not read from a Secret"),

@@ -4,10 +4,10 @@
 use serde_json::{Value, json};
 
 use super::access::text;
-use super::annotations::words;
+use super::annotations::{read_truth, words};
 use super::build::Request;
 use super::container::{self, Role};
-use super::undo::INIT;
+use super::undo::{INIT, VALIDATION};
 
 /// What is merged onto the pod.
 pub(super) fn overlay(request: &Request<'_>) -> Value {
@@ -16,8 +16,11 @@ pub(super) fn overlay(request: &Request<'_>) -> Value {
         "spec": {"volumes": container::volumes(request)},
     });
     let mut init: Vec<Value> = Vec::new();
-    if request.interception != "NONE" {
-        init.push(capture(request));
+    match request.interception.as_str() {
+        "NONE" => {}
+        // A proxy that starts before the application asks by itself, and the application waits for it.
+        _ if request.cni && request.native => {}
+        _ => init.push(capture(request)),
     }
     let proxy = proxy(request);
     let spec = &mut overlay["spec"];
@@ -63,7 +66,7 @@ fn proxy(request: &Request<'_>) -> Value {
     proxy
 }
 
-/// The init container that installs the rules of capture.
+/// The init container that installs the rules of capture; or, where the node's CNI plug-in does, that ends only if they are there.
 fn capture(request: &Request<'_>) -> Value {
     let settings = request.settings;
     let named = settings.value_text("/global/proxy_init/image");
@@ -71,7 +74,7 @@ fn capture(request: &Request<'_>) -> Value {
     let resources =
         settings.value("/global/proxy_init/resources").or_else(|| settings.value("/global/proxy/resources"));
     let mut capture = json!({
-        "name": INIT,
+        "name": if request.cni { VALIDATION } else { INIT },
         "image": image,
         "args": capture_arguments(request),
         "resources": resources.cloned().unwrap_or_else(|| json!({})),
@@ -86,6 +89,15 @@ fn capture(request: &Request<'_>) -> Value {
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     });
+    if request.cni {
+        let security = &mut capture["securityContext"];
+        security["capabilities"] = json!({"drop": ["ALL"]});
+        security["readOnlyRootFilesystem"] = json!(true);
+        for field in ["runAsUser", "runAsGroup"] {
+            security[field] = json!(api::port::PROXY_UID);
+        }
+        security["runAsNonRoot"] = json!(true);
+    }
     let metadata = container::metadata(request);
     if !metadata.is_empty() {
         capture["env"] = Value::Array(metadata);
@@ -98,6 +110,33 @@ fn capture(request: &Request<'_>) -> Value {
 }
 
 fn capture_arguments(request: &Request<'_>) -> Vec<String> {
+    let mut arguments = vec!["istio-iptables".to_owned()];
+    arguments.extend(rules(request));
+    arguments.push(format!(
+        "--log_output_level={}",
+        request.annotation_or("sidecar.istio.io/agentLogLevel", "/global/logging/level")
+    ));
+    if request.cni {
+        arguments.extend(["--run-validation".to_owned(), "--skip-rule-apply".to_owned()]);
+    }
+    arguments
+}
+
+/// What the node's CNI plug-in is told: the same words, with what an init container has from its variables.
+pub(super) fn told_to_node(request: &Request<'_>) -> Vec<String> {
+    let mut words = rules(request);
+    let metadata = container::metadata(request);
+    for (variable, flag) in [("ISTIO_META_DNS_CAPTURE", "--redirect-dns"), ("INVALID_DROP", "--drop-invalid")] {
+        let asked = metadata.iter().find(|one| text(one, "/name") == variable);
+        if asked.and_then(|one| read_truth(text(one, "/value"))) == Some(true) {
+            words.push(flag.to_owned());
+        }
+    }
+    words
+}
+
+/// What is captured, as `proxy init` takes it.
+fn rules(request: &Request<'_>) -> Vec<String> {
     let asked = |name: &str, value: &str| {
         request.annotation_or(&format!("traffic.sidecar.istio.io/{name}"), &format!("/global/proxy/{value}"))
     };
@@ -121,7 +160,6 @@ fn capture_arguments(request: &Request<'_>) -> Vec<String> {
     .iter()
     .flat_map(|(flag, value)| [(*flag).to_owned(), (*value).to_owned()])
     .collect();
-    arguments.insert(0, "istio-iptables".to_owned());
     for (flag, value) in [
         ("-q", asked("includeOutboundPorts", "includeOutboundPorts")),
         ("-o", asked("excludeOutboundPorts", "excludeOutboundPorts")),
@@ -132,10 +170,6 @@ fn capture_arguments(request: &Request<'_>) -> Vec<String> {
             arguments.extend([flag.to_owned(), value]);
         }
     }
-    arguments.push(format!(
-        "--log_output_level={}",
-        request.annotation_or("sidecar.istio.io/agentLogLevel", "/global/logging/level")
-    ));
     arguments
 }
 

@@ -13,6 +13,8 @@ pub(super) const OVERRIDES: &str = "proxy.istio.io/overrides";
 pub(super) const PROXY: &str = "istio-proxy";
 /// The container that installs the capture.
 pub(super) const INIT: &str = "istio-init";
+/// The container that asks whether somebody else has.
+pub(super) const VALIDATION: &str = "istio-validation";
 
 /// The pod without what an earlier injection put in.
 pub(super) fn undo(pod: &Value) -> Value {

@@ -49,7 +49,7 @@ pub(super) async fn ready(
 async fn lacks(cluster: &Cluster, object: &Value, plan: &Plan) -> Result<Option<String>> {
     let kind = object["kind"].as_str().unwrap_or_default();
     match kind {
-        "Deployment" | "CustomResourceDefinition" | "MutatingWebhookConfiguration" => {}
+        "Deployment" | "DaemonSet" | "CustomResourceDefinition" | "MutatingWebhookConfiguration" => {}
         // The Service of a control plane that is ready leads there a moment later: whoever applies objects next would be refused.
         "ValidatingWebhookConfiguration" => return cluster.unanswered(&sample(plan)).await,
         _ => return Ok(None),
@@ -58,6 +58,7 @@ async fn lacks(cluster: &Cluster, object: &Value, plan: &Plan) -> Result<Option<
     let Some(now) = cluster.get(object).await? else { return Ok(Some(format!("{kind} {name} is not there yet"))) };
     match kind {
         "Deployment" => deployment(cluster, name, &now).await,
+        "DaemonSet" => Ok(daemon_set(name, &now)),
         "CustomResourceDefinition" => {
             let established = now["status"]["conditions"]
                 .as_array()
@@ -85,6 +86,15 @@ fn sample(plan: &Plan) -> Value {
         sample["metadata"]["labels"] = json!({"istio.io/rev": plan.revision});
     }
     sample
+}
+
+/// Each node that is to have a pod has one of the new template, ready.
+fn daemon_set(name: &str, now: &Value) -> Option<String> {
+    let number = |pointer: &str| now.pointer(pointer).and_then(Value::as_i64).unwrap_or(0);
+    let seen = number("/status/observedGeneration") >= number("/metadata/generation");
+    let wanted = number("/status/desiredNumberScheduled");
+    let there = number("/status/numberReady").min(number("/status/updatedNumberScheduled"));
+    (!seen || there < wanted).then(|| format!("DaemonSet {name} is ready on {there} of {wanted} nodes"))
 }
 
 async fn deployment(cluster: &Cluster, name: &str, now: &Value) -> Result<Option<String>> {
