@@ -227,6 +227,12 @@ fn overlay_gateways(spec: &mut Value, given: &mut Value) {
     }
 }
 
+/// A setting of autoscaling where there is none: Istio scales by default, this mesh does not.
+fn idle_autoscaling(pilot: &Value) -> Option<&'static str> {
+    let fields = ["autoscaleMin", "autoscaleMax"];
+    fields.into_iter().find(|field| pilot["autoscaleEnabled"] != true && !pilot[*field].is_null())
+}
+
 fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> Result<Value> {
     let mut values = spec["values"].clone();
     if values.is_null() {
@@ -236,6 +242,11 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
     let known = chart::values("istiod")?;
     chart::unknown(&values, &known, "values", &mut unknown);
     refuse(&unknown, &paths(&known, "values"), force)?;
+    if let Some(field) = idle_autoscaling(&values["pilot"]).filter(|_| !force) {
+        bail!(
+            "values.pilot.{field}: it has no effect without values.pilot.autoscaleEnabled=true; add that, or go on by --force"
+        );
+    }
     for field in ["hub", "tag"] {
         if !spec[field].is_null() {
             // A tag that looks like a number is still text.
@@ -447,6 +458,13 @@ mod tests {
             plan(&wish(&[wrong]), true).unwrap();
         }
         plan(&wish(&["components.cni.enabled=false", "values.telemetry.enabled=true"]), false).unwrap();
+    }
+
+    #[test]
+    fn bounds_of_autoscaling_need_autoscaling() {
+        let error = plan(&wish(&["values.pilot.autoscaleMin=2"]), false).unwrap_err().to_string();
+        assert!(error.contains("values.pilot.autoscaleMin") && error.contains("autoscaleEnabled=true"), "{error}");
+        plan(&wish(&["values.pilot.autoscaleMin=2", "values.pilot.autoscaleEnabled=true"]), false).unwrap();
     }
 
     #[test]
