@@ -8,10 +8,29 @@ use crate::crd::sidecar::OutboundTrafficPolicy;
 use crate::crd::virtual_service::HttpRetry;
 use crate::decode;
 use crate::extension_provider::ExtensionProvider;
-use crate::problem::Problem;
+use crate::problem::{Code, Problem};
 use crate::value::Duration;
 
-/// The settings. Fields that Istio has and this struct lacks are reported as unknown.
+/// Fields that Istio has and [`MeshConfig`] lacks: not misspelt, but without effect.
+const NOT_BUILT: &[&str] = &[
+    "ca",
+    "certificates",
+    "configSources",
+    "defaultTrafficPolicy",
+    "disableEnvoyListenerLog",
+    "enableEnvoyAccessLogService",
+    "hboneIdleTimeout",
+    "inboundClusterStatName",
+    "inboundTrafficPolicy",
+    "outboundClusterStatName",
+    "serviceEntryVisibility",
+    "serviceScopeConfigs",
+    "tlsDefaults",
+    "verifyCertificateAtClient",
+    "zoneAwareLbSetting",
+];
+
+/// The settings. Fields that Istio has and this struct lacks are in [`NOT_BUILT`].
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MeshConfig {
@@ -189,7 +208,12 @@ impl MeshConfig {
     /// Reads the text of the key `mesh` of Istio's ConfigMap. A field that cannot be read is reported; then the defaults
     /// are returned.
     pub fn parse(text: &str, file: &str) -> (MeshConfig, Vec<Problem>) {
-        decode::settings(text, file, "MeshConfig")
+        let (settings, mut problems) = decode::settings(text, file, "MeshConfig");
+        for problem in problems.iter_mut().filter(|problem| NOT_BUILT.contains(&problem.field.as_str())) {
+            problem.code = Code::NotBuilt;
+            problem.message = format!("The setting {} is not built yet; it has no effect.", problem.field);
+        }
+        (settings, problems)
     }
 }
 
@@ -231,6 +255,18 @@ pub fn preserve_http1_header_case(proxy_config: &Value) -> Option<bool> {
 mod tests {
     use super::*;
     use crate::crd::sidecar::OutboundMode;
+
+    #[test]
+    fn a_field_of_istios_is_not_called_unknown() {
+        let (_, problems) =
+            MeshConfig::parse("ca: {address: a}\nfoo: 1\ninboundTrafficPolicy: {mode: LOCALHOST}\n", "m");
+        let codes: Vec<_> = problems.iter().map(|problem| (problem.field.as_str(), problem.code)).collect();
+        assert_eq!(
+            codes,
+            [("ca", Code::NotBuilt), ("foo", Code::UnknownField), ("inboundTrafficPolicy", Code::NotBuilt)]
+        );
+        assert!(problems[0].message.contains("not built"), "{}", problems[0]);
+    }
 
     #[test]
     fn fields_override_the_defaults() {

@@ -76,6 +76,19 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// What an admission webhook answers: kubectl writes "Warning:" or "denied" before it, so that only what is graver than a
+    /// warning and yet does not refuse the object needs a word of its own.
+    pub fn admission_text(&self, is_refusal: bool) -> String {
+        let text = self.to_string();
+        let rest = text.split_once(' ').map_or(text.as_str(), |(_, rest)| rest);
+        match self.severity {
+            Severity::Error if !is_refusal => rest.replacen(']', ", error]", 1),
+            _ => rest.to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     /// As `istioctl analyze` prints: `Error [IST0101] (VirtualService shop/a file.yaml:3) sentence`.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,6 +197,26 @@ mod tests {
         );
         assert_eq!(nearest("host", ["hosts", "gateways"]), Some("hosts"));
         assert_eq!(nearest("zebra", ["hosts", "gateways"]), None);
+    }
+
+    #[test]
+    fn admission_says_no_severity_twice() {
+        let mut problem = Problem {
+            object: ObjectRef { kind: "VirtualService".into(), namespace: "shop".into(), name: "a".into() },
+            origin: Origin::default(),
+            field: "spec.hosts[0]".into(),
+            code: Code::ReferencedResourceNotFound,
+            severity: Severity::Error,
+            message: "No such host.".into(),
+        };
+        let refusal = "[IST0101] (VirtualService shop/a) spec.hosts[0]: No such host.";
+        assert_eq!(problem.admission_text(true), refusal);
+        assert_eq!(
+            problem.admission_text(false),
+            "[IST0101, error] (VirtualService shop/a) spec.hosts[0]: No such host."
+        );
+        problem.severity = Severity::Warning;
+        assert_eq!(problem.admission_text(false), refusal);
     }
 
     #[test]

@@ -158,15 +158,18 @@ fn leaves(value: &Value, path: String, found: &mut Vec<(String, Value)>) {
     }
 }
 
-/// Sets `a.b[0].c=value` in a document, as `--set` does: `\.` is a dot in a key; true, false, null and numbers are themselves.
+/// Sets `a.b[0].c=value` in a document, as `--set` does: `\.` is a dot in a key; true, false, null and numbers are themselves, and
+/// `{a,b}` is a list.
 ///
 /// # Errors
 /// It is not PATH=VALUE.
 pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
     let (path, text) = assignment.split_once('=').with_context(|| format!("--set {assignment:?} is not PATH=VALUE"))?;
-    let value = match text {
-        "" => json!(""),
-        _ => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+    let value = match text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+        Some(items) if serde_json::from_str::<Value>(text).is_err() => {
+            Value::Array(items.split(',').map(str::trim).map(scalar).collect())
+        }
+        _ => scalar(text),
     };
     let mut place = document;
     for step in steps(path)? {
@@ -201,6 +204,14 @@ pub fn set(document: &mut Value, assignment: &str) -> Result<()> {
     }
     *place = value;
     Ok(())
+}
+
+/// A value without a list of Helm's in it; JSON is what it says.
+fn scalar(text: &str) -> Value {
+    match text {
+        "" => json!(""),
+        _ => serde_json::from_str(text).unwrap_or_else(|_| json!(text)),
+    }
 }
 
 enum Step {
@@ -412,6 +423,15 @@ mod tests {
             document,
             json!({"a": {"b": 1, "c": true}, "list": [{"name": "x"}, {"name": 7}], "m": {"x.y/z": "t"}, "empty": ""})
         );
+        for (text, is) in [
+            ("{a, b}", json!(["a", "b"])),
+            ("{8080,true}", json!([8080, true])),
+            ("{}", json!({})),
+            (r#"{"a":1}"#, json!({"a": 1})),
+        ] {
+            set(&mut document, &format!("list={text}")).unwrap();
+            assert_eq!(document["list"], is, "{text}");
+        }
         for wrong in ["a", "a..b=1", "a[x]=1", "a[5]=1"] {
             assert!(set(&mut document, wrong).is_err(), "{wrong}");
         }

@@ -245,11 +245,25 @@ pub fn in_namespace(name: &str, namespace: Option<&str>) -> String {
 /// Of which proxy, and how to print.
 #[derive(Debug, Args)]
 pub struct OfProxy {
-    #[command(flatten)]
-    pub proxy: ProxyName,
+    /// The proxy: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    proxy: Option<String>,
+    /// Namespace, if the name has none.
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// In place of a proxy, what one has told before (`config dump NAME -o json`); `-` is standard input.
+    #[arg(short, long)]
+    pub file: Option<PathBuf>,
     /// How to print.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
+}
+
+impl OfProxy {
+    /// The proxy's name, with the namespace if one was given.
+    pub fn full(&self) -> String {
+        in_namespace(self.proxy.as_deref().unwrap_or_default(), self.namespace.as_deref())
+    }
 }
 
 /// `meshctl config …`
@@ -344,6 +358,17 @@ pub enum ConfigCommand {
         #[command(flatten)]
         of: OfProxy,
     },
+    /// Whether two proxies trust the same authorities: if not, they cannot speak to each other.
+    #[command(visible_aliases = ["rc"])]
+    RootcaCompare {
+        /// One: NAME, NAME.NAMESPACE, or KIND/NAME.NAMESPACE of a workload.
+        first: String,
+        /// The other.
+        second: String,
+        /// Namespace, if a name has none.
+        #[arg(short, long)]
+        namespace: Option<String>,
+    },
 }
 
 /// `meshctl analyze …`
@@ -360,6 +385,12 @@ pub struct AnalyzeArguments {
     /// All namespaces of the cluster, as without a namespace.
     #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub all_namespaces: bool,
+    /// All that is looked for, with its code; nothing is checked.
+    #[arg(short = 'L', long)]
+    pub list_analyzers: bool,
+    /// Taken for istioctl's sake: folders are always read with all that is in them.
+    #[arg(short = 'R', long, hide = true)]
+    pub recursive: bool,
     /// Mesh-wide settings.
     #[arg(long, visible_alias = "meshConfigFile")]
     pub mesh_config: Option<PathBuf>,
@@ -437,6 +468,9 @@ pub enum ExperimentalCommand {
     /// The counters of a proxy.
     #[command(visible_alias = "es")]
     EnvoyStats(StatsArguments),
+    /// Which policies a proxy decides by.
+    #[command(subcommand)]
+    Authz(AuthzCommand),
     /// A debug page of each replica of the control plane, such as syncz.
     InternalDebug {
         /// The page.
@@ -445,6 +479,16 @@ pub enum ExperimentalCommand {
     /// Whatever else istioctl has there.
     #[command(external_subcommand)]
     Other(Vec<String>),
+}
+
+/// `meshctl experimental authz …`
+#[derive(Debug, Subcommand)]
+pub enum AuthzCommand {
+    /// The AuthorizationPolicies that a proxy has been sent, with the number of their rules.
+    Check {
+        #[command(flatten)]
+        of: OfProxy,
+    },
 }
 
 /// What a tag stands for.
@@ -555,6 +599,9 @@ pub struct WhyArguments {
     /// The last failures, of one proxy or of all.
     #[arg(long, value_name = "PROXY", num_args = 0..=1, default_missing_value = "", conflicts_with = "request_id")]
     pub last: Option<String>,
+    /// Namespace of the proxy, if its name has none; without a name, only proxies of this namespace.
+    #[arg(short, long, requires = "last")]
+    pub namespace: Option<String>,
     /// How to print.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
@@ -655,11 +702,20 @@ mod tests {
             "meshctl x es pod.ns -o prom-merged",
             "meshctl waypoint apply -n a --for all",
             "meshctl zc workload --node x",
-            "meshctl x authz check a",
+            "meshctl x authz check a -n b",
+            "meshctl x authz check -f dump.json",
+            "meshctl pc c -f dump.json",
+            "meshctl pc rc a b -n c",
+            "meshctl why --last pod -n shop",
+            "meshctl analyze -L",
+            "meshctl analyze -R folder",
+            "meshctl x metrics a",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
-        assert!(Cli::try_parse_from(["meshctl", "why"]).is_err());
+        for line in ["meshctl why", "meshctl why -n shop", "meshctl pc c", "meshctl pc c a -f dump.json"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use anyhow::Result;
 use clap::CommandFactory;
 use serde_json::Value;
 
-use crate::cli::{Cli, Command, ExperimentalCommand, ManifestCommand, in_namespace};
+use crate::cli::{AuthzCommand, Cli, Command, ExperimentalCommand, ManifestCommand, in_namespace};
 use crate::cluster::Cluster;
 use crate::demo;
 use crate::mesh::Mesh;
@@ -45,6 +45,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
     let namespace = reach.istio_namespace.as_str();
     match cli.command {
         Command::Demo(arguments) => return demo::run(arguments).await,
+        Command::Analyze(arguments) if arguments.list_analyzers => print!("{}", analyze::list()),
         Command::Analyze(arguments) if arguments.use_kube || arguments.paths.is_empty() => {
             return analyze::run(Some(&cluster().await?), arguments).await;
         }
@@ -63,7 +64,7 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
             print!("{}", describe::run(&cluster().await?, &mesh().await?, namespace, &command).await?);
         }
         Command::Tag(command) => return tag::run(&cluster().await?, command).await,
-        Command::Config(command) => print!("{}", config::run(&mesh().await?, command).await?),
+        Command::Config(command) => print!("{}", config::run(&reach, command).await?),
         Command::Logs(arguments) => logs::run(&cluster().await?, namespace, &arguments).await?,
         Command::Why(arguments) => return why::run(&mesh().await?, arguments).await,
         Command::Inject(arguments) => {
@@ -80,6 +81,9 @@ pub async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Experimental(ExperimentalCommand::CheckInject(arguments)) => {
             print!("{}", check_inject::run(&cluster().await?, &arguments).await?);
+        }
+        Command::Experimental(ExperimentalCommand::Authz(AuthzCommand::Check { of })) => {
+            print!("{}", config::authorization(&reach, &of).await?);
         }
         Command::Experimental(ExperimentalCommand::EnvoyStats(arguments)) => {
             print!("{}", config::stats(&mesh().await?, &arguments).await?);

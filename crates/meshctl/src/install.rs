@@ -280,6 +280,12 @@ fn images(spec: &Value, values: &mut Value) {
     }
 }
 
+/// A setting of autoscaling where there is none: Istio scales by default, this mesh does not.
+fn idle_autoscaling(pilot: &Value) -> Option<&'static str> {
+    let fields = ["autoscaleMin", "autoscaleMax"];
+    fields.into_iter().find(|field| pilot["autoscaleEnabled"] != true && !pilot[*field].is_null())
+}
+
 fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> Result<Value> {
     let mut values = spec["values"].clone();
     if values.is_null() {
@@ -289,6 +295,11 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
     let known = chart::values("istiod")?;
     chart::unknown(&values, &known, "values", &mut unknown);
     refuse(&unknown, &paths(&known, "values"), force)?;
+    if let Some(field) = idle_autoscaling(&values["pilot"]).filter(|_| !force) {
+        bail!(
+            "values.pilot.{field}: it has no effect without values.pilot.autoscaleEnabled=true; add that, or go on by --force"
+        );
+    }
     images(spec, &mut values);
     if let Some(named) = values["global"]["istioNamespace"].as_str().filter(|named| *named != namespace && !force) {
         bail!(
@@ -533,6 +544,13 @@ mod tests {
         }
         with(&["values.cni.chained=true", "values.cni.ambient.enabled=false", "components.cni.namespace=kube-system"])
             .unwrap();
+    }
+
+    #[test]
+    fn bounds_of_autoscaling_need_autoscaling() {
+        let error = plan(&wish(&["values.pilot.autoscaleMin=2"]), false).unwrap_err().to_string();
+        assert!(error.contains("values.pilot.autoscaleMin") && error.contains("autoscaleEnabled=true"), "{error}");
+        plan(&wish(&["values.pilot.autoscaleMin=2", "values.pilot.autoscaleEnabled=true"]), false).unwrap();
     }
 
     #[test]

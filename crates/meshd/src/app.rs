@@ -35,7 +35,7 @@ use crate::serve::cache::Cache;
 use crate::serve::registry::Registry;
 use crate::serve::{DiscoveryService, connection};
 use crate::source::files::{self, Folder};
-use crate::source::{self, Batch};
+use crate::source::{self, Batch, mesh_file};
 use crate::state::{self, Keys, Published};
 use crate::telemetry::Metrics;
 use crate::webhook::inject::{Counters, Injector};
@@ -60,7 +60,7 @@ impl Running {
     /// # Errors
     /// A file, a folder, an address or the mesh-wide settings cannot be used; the sentence says which.
     pub async fn start(config: Config) -> Result<Running> {
-        let mut mesh = read_mesh_config(&config)?;
+        let (mut mesh, text) = read_mesh_config(&config)?;
         if config.config_dir.is_none() && config.mesh_config.is_none() {
             // In a cluster the namespace of the control plane is the mesh's, until the ConfigMap `istio` says otherwise.
             mesh.root_namespace.clone_from(&config.root_namespace);
@@ -114,6 +114,14 @@ impl Running {
         }
         let (want, wanted) = watch::channel(jwks::Wanted::new());
         let (tell, known) = mpsc::channel(16);
+        if let Some(file) = config.mesh_config.clone() {
+            world.apply(Change::MeshConfig { text: text.clone(), file: file.display().to_string() });
+            let follow = mesh_file::follow(file, text, tell.clone());
+            tasks.spawn(async move {
+                follow.await;
+                Ok(())
+            });
+        }
         tasks.spawn(async move {
             fetcher.run(kept, wanted, tell).await;
             Ok(())
@@ -320,19 +328,17 @@ async fn bind(address: Option<SocketAddr>, purpose: &str) -> Result<Option<(TcpL
     Ok(Some((listener, bound)))
 }
 
-fn read_mesh_config(config: &Config) -> Result<MeshConfig> {
-    let Some(file) = &config.mesh_config else { return Ok(MeshConfig::default()) };
+/// The settings to start with, and the text that they stand in.
+fn read_mesh_config(config: &Config) -> Result<(MeshConfig, String)> {
+    let Some(file) = &config.mesh_config else { return Ok((MeshConfig::default(), String::new())) };
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("the mesh-wide settings {} cannot be read", file.display()))?;
     let (mesh, problems) = MeshConfig::parse(&text, &file.display().to_string());
-    for problem in problems.iter().filter(|problem| problem.severity != Severity::Error) {
-        tracing::warn!("{problem}");
-    }
     // At the start there is no last good version to keep.
     if let Some(problem) = problems.iter().find(|problem| problem.severity == Severity::Error) {
         anyhow::bail!("{problem}");
     }
-    Ok(mesh)
+    Ok((mesh, text))
 }
 
 fn serving_names(config: &Config) -> Vec<String> {

@@ -30,7 +30,7 @@ pub struct Config {
     /// Revision: which of several control planes of a cluster this is (Istio `istio.io/rev`).
     #[arg(long, env = "REVISION", default_value = "default")]
     pub revision: String,
-    /// File with mesh-wide settings (MeshConfig). A ConfigMap `istio` in the root namespace overrides it.
+    /// File with mesh-wide settings (MeshConfig), followed as it changes. A ConfigMap `istio` in the root namespace overrides it.
     #[arg(long, env = "MESHD_MESH_CONFIG", visible_alias = "meshConfig", value_name = "FILE")]
     pub mesh_config: Option<PathBuf>,
     /// Folder that keeps the root key and the key of join tokens across restarts.

@@ -2,6 +2,7 @@
 
 pub mod files;
 pub mod kube;
+pub mod mesh_file;
 
 use api::problem::Problem;
 use plan::Change;

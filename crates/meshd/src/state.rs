@@ -40,7 +40,7 @@ impl Published {
 /// are connected elsewhere, or were before, still let them in.
 const PATIENCE_WITH_KEYS: Duration = Duration::from_secs(3);
 
-/// The keys that tokens are checked with: what is wanted goes out, what is known comes in.
+/// The keys that tokens are checked with: what is wanted goes out, what is known comes in. Mesh-wide settings come the same way.
 pub struct Keys {
     /// What is wanted.
     pub wanted: watch::Sender<Wanted>,
@@ -123,8 +123,9 @@ pub async fn run(
             Heard::Batch(Some(batch)) => batch,
             Heard::Batch(None) => return,
             Heard::Keys(change) => {
+                let cause = if matches!(change, Change::MeshConfig { .. }) { "config" } else { "jwks" };
                 if world.apply(change) {
-                    metrics.triggers.with_label_values(&["jwks"]).inc();
+                    metrics.triggers.with_label_values(&[cause]).inc();
                     debounce.arrived(Instant::now());
                 }
                 continue;

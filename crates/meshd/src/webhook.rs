@@ -92,8 +92,10 @@ async fn validate(State(published): State<watch::Receiver<Option<Published>>>, J
         return (StatusCode::SERVICE_UNAVAILABLE, "The configuration has not been loaded yet.\n").into_response();
     };
     let judged = tokio::task::block_in_place(|| judge(&object, namespace, &now));
-    let text = |problems: &[Problem]| problems.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let (errors, warnings) = (text(&judged.errors), text(&judged.warnings));
+    let text = |problems: &[Problem], is_refusal: bool| -> Vec<String> {
+        problems.iter().map(|problem| problem.admission_text(is_refusal)).collect()
+    };
+    let (errors, warnings) = (text(&judged.errors, true), text(&judged.warnings, false));
     let mut response = json!({"uid": uid, "allowed": errors.is_empty()});
     if !warnings.is_empty() {
         response["warnings"] = json!(warnings);

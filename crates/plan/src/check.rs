@@ -28,7 +28,7 @@ impl Snapshot {
 fn all(world: &World, snapshot: &Snapshot) -> Vec<Problem> {
     let mut problems: Vec<Problem> = world.refused.values().flatten().cloned().collect();
     problems.extend(world.told.values().flatten().cloned());
-    problems.extend(world.settings.problems().iter().cloned());
+    problems.extend(world.settings.problems().cloned());
     problems.extend(mesh_config(world));
     cross::all(world, snapshot, &mut problems);
     tokens::all(world, snapshot, &mut problems);

@@ -3,22 +3,23 @@
 
 use api::mesh_config::MeshConfig;
 use api::object::{Body, Kind, Object, ObjectKey};
-use api::problem::{Problem, Severity};
+use api::problem::{Code, ObjectRef, Origin, Problem, Severity};
 
 /// The settings and what is wrong with the newest text of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct MeshSettings {
     /// Name of the ConfigMap.
     name: String,
     given: MeshConfig,
     effective: MeshConfig,
-    problems: Vec<Problem>,
+    /// Of the settings given, then of the ConfigMap.
+    problems: [Vec<Problem>; 2],
 }
 
 impl MeshSettings {
     /// The settings that the control plane was started with.
     pub(crate) fn new(given: MeshConfig) -> Self {
-        Self { name: "istio".to_owned(), effective: given.clone(), given, problems: Vec::new() }
+        Self { name: "istio".to_owned(), effective: given.clone(), given, problems: Default::default() }
     }
 
     /// The same for another revision of the control plane.
@@ -27,9 +28,35 @@ impl MeshSettings {
         Self { name, ..self }
     }
 
-    /// Other settings from the start, under the same name.
-    pub(crate) fn with(&self, given: MeshConfig) -> Self {
-        Self { name: self.name.clone(), ..Self::new(given) }
+    /// Takes another text of the settings given; one that cannot be read leaves the last good ones. `is_replaced`: those of a
+    /// ConfigMap are in effect and stay so. Says whether anything is other than before.
+    pub(crate) fn reread(&mut self, text: &str, file: &str, is_replaced: bool) -> bool {
+        let before = self.clone();
+        let (mut settings, mut problems) = MeshConfig::parse(text, file);
+        // The authority signs for the trust domain that it was started with.
+        if settings.trust_domain != before.given.trust_domain {
+            let message = format!(
+                "The control plane was started for the trust domain {}; another one has effect after a restart.",
+                before.given.trust_domain
+            );
+            problems.push(Problem {
+                object: ObjectRef { kind: "MeshConfig".into(), ..ObjectRef::default() },
+                origin: Origin { file: file.to_owned(), line: 0 },
+                field: "trustDomain".to_owned(),
+                code: Code::MeaningTaken,
+                severity: Severity::Warning,
+                message,
+            });
+            settings.trust_domain.clone_from(&before.given.trust_domain);
+        }
+        if !problems.iter().any(|problem| problem.severity == Severity::Error) {
+            self.given = settings;
+            if !is_replaced {
+                self.effective = self.given.clone();
+            }
+        }
+        self.problems[0] = problems;
+        *self != before
     }
 
     /// The settings in effect.
@@ -37,9 +64,9 @@ impl MeshSettings {
         &self.effective
     }
 
-    /// What is wrong with the ConfigMap's text.
-    pub(crate) fn problems(&self) -> &[Problem] {
-        &self.problems
+    /// What is wrong with the text of the settings given, and with the ConfigMap's.
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.problems.iter().flatten()
     }
 
     /// Whether this is the ConfigMap of the settings. The namespace is that of the settings given at the start: a ConfigMap
@@ -53,7 +80,7 @@ impl MeshSettings {
         let Body::ConfigMap(map) = &object.body else { return };
         let Some(text) = map.data.get("mesh") else { return self.forget() };
         let (settings, problems) = MeshConfig::parse(text, &object.origin.file);
-        self.problems = problems
+        let problems: Vec<Problem> = problems
             .into_iter()
             .map(|problem| Problem {
                 object: object.reference(),
@@ -62,14 +89,45 @@ impl MeshSettings {
                 ..problem
             })
             .collect();
-        if !self.problems.iter().any(|problem| problem.severity == Severity::Error) {
+        if !problems.iter().any(|problem| problem.severity == Severity::Error) {
             self.effective = settings;
         }
+        self.problems[1] = problems;
     }
 
     /// The ConfigMap is gone.
     pub(crate) fn forget(&mut self) {
         self.effective = self.given.clone();
-        self.problems.clear();
+        self.problems[1].clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_text_takes_effect_and_a_bad_one_leaves_the_last_good() {
+        let mut settings = MeshSettings::new(MeshConfig::default());
+        assert!(settings.reread("proxyHttpPort: 15080", "m", false));
+        assert_eq!(settings.effective().proxy_http_port, 15080);
+        assert!(!settings.reread("proxyHttpPort: 15080", "m", false), "nothing is new");
+        assert!(settings.reread("proxyHttpPort: many", "m", false), "the problem is new");
+        assert_eq!(settings.effective().proxy_http_port, 15080);
+        assert_eq!(settings.problems().count(), 1);
+        assert!(settings.reread("proxyHttpPort: 1", "m", true));
+        assert_eq!(settings.effective().proxy_http_port, 15080, "the ConfigMap's count");
+        assert_eq!(settings.problems().count(), 0);
+        settings.forget();
+        assert_eq!(settings.effective().proxy_http_port, 1);
+    }
+
+    #[test]
+    fn the_trust_domain_stays_that_of_the_start() {
+        let mut settings = MeshSettings::new(MeshConfig::default());
+        assert!(settings.reread("trustDomain: other", "m", false));
+        assert_eq!(settings.effective().trust_domain, "cluster.local");
+        let told: Vec<_> = settings.problems().map(|problem| problem.field.as_str()).collect();
+        assert_eq!(told, ["trustDomain"]);
     }
 }

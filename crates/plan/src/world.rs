@@ -38,6 +38,13 @@ pub enum Change {
     Reject(ObjectKey),
     /// The keys of an issuer of tokens were fetched, or could not be.
     Keys(KeySource, KnownKeys),
+    /// The file of the mesh-wide settings has this text now.
+    MeshConfig {
+        /// All of it.
+        text: String,
+        /// The file's name, for problems.
+        file: String,
+    },
 }
 
 impl World {
@@ -74,6 +81,13 @@ impl World {
             }
             Change::Reject(_) => false,
             Change::Keys(source, known) => self.keys.insert(source, known.clone()) != Some(known),
+            Change::MeshConfig { text, file } => {
+                let is_replaced = self.objects.values().any(|object| {
+                    let has_text = matches!(&object.body, Body::ConfigMap(map) if map.data.contains_key("mesh"));
+                    has_text && self.settings.is_source(&object.key())
+                });
+                self.settings.reread(&text, &file, is_replaced)
+            }
         }
     }
 
@@ -107,15 +121,6 @@ impl World {
         // Even if nothing effective changed, resource version and status are the newest.
         self.objects.insert(key, Arc::new(object));
         !same || was_refused
-    }
-
-    /// Takes new mesh-wide settings.
-    pub fn set_mesh_config(&mut self, mesh: MeshConfig) {
-        self.settings = self.settings.with(mesh);
-        let source = self.objects.values().find(|object| self.settings.is_source(&object.key())).cloned();
-        if let Some(object) = source {
-            self.settings.take(&object);
-        }
     }
 
     /// The settings.

@@ -16,10 +16,6 @@ const ABSENT: &[(&str, &str)] = &[
     ("experimental remote-clusters", CLUSTERS),
     ("manifest translate", "use `meshctl manifest generate`, or Helm with the charts in `charts/`"),
     (
-        "experimental authz",
-        "`meshctl describe pod NAME` tells the policies of a pod, and `meshctl config listeners NAME -o json` the rules",
-    ),
-    (
         "experimental metrics",
         "ask Prometheus, or `meshctl experimental envoy-stats NAME -o prom` for the counters of one proxy",
     ),
@@ -63,7 +59,7 @@ mod tests {
     fn what_is_not_built_is_told_and_what_nobody_knows_is_unknown() {
         let told = |words: &[&str]| refuse(words).unwrap_err().to_string();
         assert!(told(&["waypoint", "apply"]).contains("ambient is not built"));
-        assert!(told(&["experimental", "authz", "check"]).contains("describe pod"));
+        assert!(told(&["experimental", "metrics", "a"]).contains("Prometheus"));
         assert!(told(&["experimental", "what"]).contains("unknown command"));
     }
 }

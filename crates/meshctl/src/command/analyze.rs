@@ -9,15 +9,22 @@ use anyhow::{Context, Result};
 use api::decode;
 use api::mesh_config::MeshConfig;
 use api::object::{KINDS, Kind, KindRow, Object};
-use api::problem::{Problem, Severity};
+use api::problem::{Code, Problem, Severity};
 use plan::{Change, Snapshot, World};
 
 use crate::cli::AnalyzeArguments;
 use crate::cluster::Cluster;
-use crate::print::{Format, structured};
+use crate::print::{Format, structured, table};
 
 /// istioctl's exit code for "something was found".
 const FOUND: u8 = 79;
+
+/// All codes, a line each.
+pub(super) fn list() -> String {
+    let rows: Vec<Vec<String>> =
+        Code::ALL.iter().map(|code| vec![code.id().to_owned(), code.doc().to_owned()]).collect();
+    table(&["CODE", "MEANING"], &rows)
+}
 
 pub(super) async fn run(cluster: Option<&Cluster>, arguments: AnalyzeArguments) -> Result<ExitCode> {
     let mut problems = Vec::new();

@@ -1,6 +1,8 @@
 //! `meshctl config`: what a proxy has in effect, in istioctl's columns.
 
-use anyhow::Result;
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
 use api::cluster_name::{ClusterName, Direction};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -8,14 +10,17 @@ use time::format_description::well_known::Rfc3339;
 
 use super::log;
 use crate::cli::operator::{EndpointArguments, StatsArguments, StatsFormat};
-use crate::cli::{ConfigCommand, OfProxy};
+use crate::cli::{ConfigCommand, OfProxy, Reach, in_namespace};
 use crate::mesh::{Mesh, Method};
 use crate::print::{Format, structured, table};
 
-pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
+/// The field of a config dump.
+const CONFIGS: &str = "configs";
+
+pub(super) async fn run(reach: &Reach, command: ConfigCommand) -> Result<String> {
     match command {
         ConfigCommand::Clusters { of, fqdn, direction, port, subset } => {
-            let found = section(mesh, &of, "ClustersConfigDump").await?;
+            let found = section(reach, &of, "ClustersConfigDump").await?;
             let clusters: Vec<&Value> = resources(&found, "dynamic_active_clusters", "cluster");
             let keep = |cluster: &&Value| {
                 let parts = parts(text(&cluster["name"]));
@@ -37,7 +42,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             )
         }
         ConfigCommand::Listeners { of, port, address, kind, verbose } => {
-            let found = section(mesh, &of, "ListenersConfigDump").await?;
+            let found = section(reach, &of, "ListenersConfigDump").await?;
             let all =
                 found["dynamic_listeners"].as_array().into_iter().flatten().map(|row| &row["active_state"]["listener"]);
             let keep = |listener: &&Value| {
@@ -58,7 +63,7 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             }
         }
         ConfigCommand::Routes { of, name, verbose } => {
-            let found = section(mesh, &of, "RoutesConfigDump").await?;
+            let found = section(reach, &of, "RoutesConfigDump").await?;
             let all = resources(&found, "dynamic_route_configs", "route_config");
             let routes: Vec<&Value> = all
                 .into_iter()
@@ -74,23 +79,21 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
             }
         }
         ConfigCommand::Endpoints(wish) => {
-            let proxy = mesh.proxy(&wish.of.proxy.full()).await?;
-            let page = mesh.admin(&proxy, "/clusters?format=json").await?;
+            let page = page(reach, &wish.of, "/clusters?format=json", "cluster_statuses").await?;
             let all = page["cluster_statuses"].as_array().into_iter().flatten();
             let kept: Vec<Value> = all.filter_map(|status| kept_hosts(status, &wish)).collect();
             let heading = ["ENDPOINT", "STATUS", "OUTLIER CHECK", "CLUSTER"];
             shown(wish.of.output, &kept.iter().collect::<Vec<_>>(), &heading, endpoint_rows)
         }
         ConfigCommand::Eds(wish) => {
-            let found = section(mesh, &wish.of, "EndpointsConfigDump").await?;
+            let found = section(reach, &wish.of, "EndpointsConfigDump").await?;
             let all = resources(&found, "dynamic_endpoint_configs", "endpoint_config");
             let kept: Vec<Value> = all.into_iter().filter_map(|one| kept_assignment(one, &wish)).collect();
             let heading = ["NAME", "STATUS", "LOCALITY", "CLUSTER"];
             shown(wish.of.output, &kept.iter().collect::<Vec<_>>(), &heading, assignment_rows)
         }
         ConfigCommand::Secrets { of } => {
-            let proxy = mesh.proxy(&of.proxy.full()).await?;
-            let page = mesh.admin(&proxy, "/certs").await?;
+            let page = page(reach, &of, "/certs", "certificates").await?;
             let certificates: Vec<&Value> = page["certificates"].as_array().into_iter().flatten().collect();
             shown(
                 of.output,
@@ -99,19 +102,27 @@ pub(super) async fn run(mesh: &Mesh, command: ConfigCommand) -> Result<String> {
                 secret_rows,
             )
         }
-        ConfigCommand::Bootstrap { of } => structured(of.output, &section(mesh, &of, "BootstrapConfigDump").await?),
+        ConfigCommand::Bootstrap { of } => structured(of.output, &section(reach, &of, "BootstrapConfigDump").await?),
         ConfigCommand::Ecds { of } => {
-            let found = section(mesh, &of, "EcdsConfigDump").await?;
+            let found = section(reach, &of, "EcdsConfigDump").await?;
             shown(of.output, &resources(&found, "ecds_filters", "ecds_filter"), &["ECDS NAME", "TYPE"], |filter| {
                 let kind = text(&filter["typed_config"]["@type"]);
                 let kind = kind.rsplit_once('.').map_or(kind, |(_, last)| last);
                 vec![vec![text(&filter["name"]).to_owned(), kind.to_owned()]]
             })
         }
-        ConfigCommand::Log { proxy, level, reset } => log::run(mesh, &proxy.full(), level.as_deref(), reset).await,
-        ConfigCommand::Dump { of } => {
-            let proxy = mesh.proxy(&of.proxy.full()).await?;
-            structured(of.output, &mesh.admin(&proxy, "/config_dump").await?)
+        ConfigCommand::Log { proxy, level, reset } => {
+            log::run(&Mesh::open(reach).await?, &proxy.full(), level.as_deref(), reset).await
+        }
+        ConfigCommand::Dump { of } => structured(of.output, &page(reach, &of, "/config_dump", CONFIGS).await?),
+        ConfigCommand::RootcaCompare { first, second, namespace } => {
+            let mesh = Mesh::open(reach).await?;
+            let mut found = Vec::new();
+            for name in [first, second] {
+                let proxy = mesh.proxy(&in_namespace(&name, namespace.as_deref())).await?;
+                found.push((roots(&mesh.admin(&proxy, "/certs").await?), proxy.proxy));
+            }
+            compared(&found[0], &found[1])
         }
     }
 }
@@ -212,13 +223,120 @@ pub(super) async fn stats(mesh: &Mesh, arguments: &StatsArguments) -> Result<Str
     Ok(format!("{}\n", text.trim_end()))
 }
 
+/// A page of a proxy's admin interface; or a file that such a page was saved to, which has this field.
+async fn page(reach: &Reach, of: &OfProxy, path: &str, field: &str) -> Result<Value> {
+    let Some(file) = &of.file else {
+        let mesh = Mesh::open(reach).await?;
+        let proxy = mesh.proxy(&of.full()).await?;
+        return mesh.admin(&proxy, path).await;
+    };
+    let text = match file.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin()).context("standard input cannot be read")?,
+        false => std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?,
+    };
+    let page: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?;
+    if !page[field].is_array() {
+        bail!(
+            "{} has no {field:?}: it must be what the page {path} of a proxy's admin port (15000) says",
+            file.display()
+        );
+    }
+    Ok(page)
+}
+
 /// One part of the proxy's config dump, by the last word of its type.
-async fn section(mesh: &Mesh, of: &OfProxy, kind: &str) -> Result<Value> {
-    let proxy = mesh.proxy(&of.proxy.full()).await?;
+async fn section(reach: &Reach, of: &OfProxy, kind: &str) -> Result<Value> {
     // Envoy leaves endpoints out unless it is asked for them.
-    let dump = mesh.admin(&proxy, "/config_dump?include_eds").await?;
+    let dump = page(reach, of, "/config_dump?include_eds", CONFIGS).await?;
     let mut parts = dump["configs"].as_array().into_iter().flatten();
     Ok(parts.find(|part| text(&part["@type"]).ends_with(kind)).cloned().unwrap_or(Value::Null))
+}
+
+/// The policies that a proxy decides by, as istioctl prints them.
+pub(super) async fn authorization(reach: &Reach, of: &OfProxy) -> Result<String> {
+    let found = section(reach, of, "ListenersConfigDump").await?;
+    let mut policies = BTreeMap::new();
+    rules_in(&found, &mut policies);
+    let rows: Vec<Vec<String>> = policies
+        .into_iter()
+        .map(|((action, name), rules): ((String, String), BTreeSet<String>)| {
+            vec![action, name, rules.len().to_string()]
+        })
+        .collect();
+    if of.output != Format::Table {
+        let named = |row: Vec<String>| serde_json::json!({"action": row[0], "policy": row[1], "rules": row[2]});
+        return structured(of.output, &rows.into_iter().map(named).collect::<Vec<_>>());
+    }
+    Ok(table(&["ACTION", "AuthorizationPolicy", "RULES"], &rows))
+}
+
+/// Rules by action and policy, out of all filters below a value: the same policy stands in many of them.
+fn rules_in(value: &Value, found: &mut BTreeMap<(String, String), BTreeSet<String>>) {
+    if text(&value["@type"]).ends_with(".RBAC") {
+        let prefix = text(&value["shadow_rules_stat_prefix"]);
+        for (field, shadow) in [("rules", false), ("shadow_rules", true)] {
+            let rules = &value[field];
+            let action = match (shadow, prefix.contains("ext_authz"), rules["action"].as_str()) {
+                (true, true, _) => "CUSTOM".to_owned(),
+                (true, false, action) => format!("{} (dry run)", action.unwrap_or("ALLOW")),
+                (false, _, action) => action.unwrap_or("ALLOW").to_owned(),
+            };
+            for rule in rules["policies"].as_object().into_iter().flat_map(|policies| policies.keys()) {
+                let (policy, rule) = rule_of(rule);
+                found.entry((action.clone(), policy)).or_default().insert(rule);
+            }
+        }
+    }
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| rules_in(item, found)),
+        Value::Object(fields) => fields.values().for_each(|field| rules_in(field, found)),
+        _ => {}
+    }
+}
+
+/// `ns[NAMESPACE]-policy[NAME]-rule[N]` (Istio `AuthorizationPolicyRuleName`) as `NAME.NAMESPACE` and the rest.
+fn rule_of(key: &str) -> (String, String) {
+    let part = |start: &str| key.split_once(start)?.1.split_once(']').map(|(part, _)| part.to_owned());
+    match (part("ns["), part("-policy["), part("-rule[")) {
+        (Some(namespace), Some(name), Some(rule)) => (format!("{name}.{namespace}"), rule),
+        _ => (key.to_owned(), String::new()),
+    }
+}
+
+/// What tells the authorities apart that a proxy trusts its peers by, from its page of certificates: the public keys; of an Envoy,
+/// which does not show those, the serial numbers. Without the field's name they would seem comparable.
+fn roots(page: &Value) -> BTreeSet<(&'static str, String)> {
+    let all = page["certificates"].as_array().into_iter().flatten().flat_map(|one| one["ca_cert"].as_array());
+    let told = |root: &Value| {
+        let fields = ["public_key_sha256", "serial_number"];
+        fields
+            .into_iter()
+            .find_map(|field| Some((field, root[field].as_str().filter(|text| !text.is_empty())?.to_owned())))
+    };
+    all.flatten().filter_map(told).collect()
+}
+
+type Trusted = (BTreeSet<(&'static str, String)>, String);
+
+fn compared((first, one): &Trusted, (second, other): &Trusted) -> Result<String> {
+    let field = |roots: &BTreeSet<(&'static str, String)>| roots.first().map(|(field, _)| *field);
+    for (roots, name) in [(first, one), (second, other)] {
+        if roots.is_empty() {
+            bail!("{name} does not tell which authorities it trusts");
+        }
+    }
+    if field(first) != field(second) {
+        bail!("{one} and {other} are different proxies and tell their authorities in ways that cannot be compared");
+    }
+    if first != second {
+        let common = first.intersection(second).count();
+        bail!(
+            "{one} and {other} do not trust the same authorities: {common} of {} and {} are the same",
+            first.len(),
+            second.len()
+        );
+    }
+    Ok(format!("{one} and {other} trust the same authorities ({}): they can speak to each other.\n", first.len()))
 }
 
 fn resources<'a>(section: &'a Value, list: &str, field: &str) -> Vec<&'a Value> {
@@ -462,6 +580,38 @@ mod tests {
         let kept = kept_assignment(&sent, &wish("--status healthy --port 80")).unwrap();
         assert_eq!(assignment_rows(&kept), [["10.0.0.1:80", "HEALTHY", "r/z", "c"]]);
         assert!(kept_assignment(&sent, &wish("--status unhealthy")).is_none());
+    }
+
+    #[test]
+    fn policies_of_a_proxy_are_counted_once_with_their_rules() {
+        let rbac = |field: &str, action: &str, names: &[&str]| {
+            let policies: serde_json::Map<String, Value> =
+                names.iter().map(|name| ((*name).to_owned(), json!({}))).collect();
+            json!({"typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+                field: {"action": action, "policies": policies}}})
+        };
+        let chain = json!({"filters": [{"http_filters": [
+            rbac("rules", "DENY", &["ns[shop]-policy[no]-rule[0]"]),
+            rbac("rules", "ALLOW", &["ns[shop]-policy[user]-rule[0]", "ns[shop]-policy[user]-rule[1]"]),
+            rbac("shadow_rules", "DENY", &["ns[shop]-policy[try]-rule[0]"])]}]});
+        let mut found = BTreeMap::new();
+        rules_in(&json!([chain, chain]), &mut found);
+        let rows: Vec<_> =
+            found.iter().map(|((action, name), rules)| (action.as_str(), name.as_str(), rules.len())).collect();
+        assert_eq!(rows, [("ALLOW", "user.shop", 2), ("DENY", "no.shop", 1), ("DENY (dry run)", "try.shop", 1)]);
+    }
+
+    #[test]
+    fn authorities_are_compared() {
+        let of = |key: &str, name: &str| {
+            (roots(&json!({"certificates": [{"ca_cert": [{"public_key_sha256": key}]}]})), name.to_owned())
+        };
+        let envoy = (roots(&json!({"certificates": [{"ca_cert": [{"serial_number": "1"}]}]})), "e.b".to_owned());
+        assert!(compared(&of("1", "a.b"), &of("1", "c.b")).unwrap().contains("the same authorities"));
+        let told = |one: &Trusted, other: &Trusted| compared(one, other).unwrap_err().to_string();
+        assert!(told(&of("1", "a.b"), &of("2", "c.b")).contains("do not trust the same"));
+        assert!(told(&of("1", "a.b"), &envoy).contains("cannot be compared"));
+        assert!(told(&of("", "a.b"), &envoy).contains("does not tell"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use api::debug::Why;
 use serde::Serialize;
 
-use crate::cli::WhyArguments;
+use crate::cli::{WhyArguments, in_namespace};
 use crate::mesh::Mesh;
 use crate::print::{Format, reason, structured};
 
@@ -26,12 +26,14 @@ struct Alike {
 }
 
 pub(super) async fn run(mesh: &Mesh, arguments: WhyArguments) -> Result<ExitCode> {
-    let (path, only) = match (&arguments.request_id, arguments.last.as_deref()) {
+    let namespace = arguments.namespace.as_deref();
+    let named = arguments.last.as_deref().filter(|name| !name.is_empty()).map(|name| in_namespace(name, namespace));
+    let (path, only) = match (&arguments.request_id, named.as_deref()) {
         (Some(id), _) => (format!("/why?request_id={}", encode(id)), None),
-        (None, Some("") | None) => ("/why?last=256".to_owned(), None),
-        (None, Some(proxy)) => ("/why?last=256".to_owned(), Some(proxy)),
+        (None, only) => ("/why?last=256".to_owned(), only),
     };
-    let (found, silent) = mesh.failures(&path, only).await?;
+    let (mut found, silent) = mesh.failures(&path, only).await?;
+    found.retain(|why| is_of(&why.proxy, namespace.filter(|_| only.is_none())));
     for sentence in silent {
         eprintln!("not asked: {sentence}");
     }
@@ -61,6 +63,11 @@ pub(super) async fn run(mesh: &Mesh, arguments: WhyArguments) -> Result<ExitCode
     }
     print!("{}", told.join("\n"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a proxy `NAME.NAMESPACE` is of the namespace, if one is asked for.
+fn is_of(proxy: &str, namespace: Option<&str>) -> bool {
+    namespace.is_none_or(|wanted| proxy.split_once('.').is_some_and(|(_, namespace)| namespace == wanted))
 }
 
 /// The newest first, those that are alike once, as many as are listed. `found` has the oldest first.

@@ -219,7 +219,9 @@ fn of_kubernetes(
         shape: 0,
     };
     for (index, port) in service.ports.iter().enumerate() {
-        if port.protocol == Protocol::Sniffed && !port.name.is_empty() {
+        // The readiness port of gateways, as every installation has it: nobody in the mesh calls it.
+        let is_readiness = port.name == "status-port" && port.number == api::port::READY;
+        if port.protocol == Protocol::Sniffed && !port.name.is_empty() && !is_readiness {
             let message = format!(
                 "The name {:?} does not tell the protocol; it is found out from the first bytes. Name it http-…, tcp-… or so.",
                 port.name

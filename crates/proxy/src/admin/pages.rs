@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
+use rustls::pki_types::TrustAnchor;
 use serde_json::{Value, json};
 
 use super::Format;
@@ -14,7 +15,7 @@ use crate::secret::Secret;
 use crate::snapshot::Snapshot;
 use crate::snapshot::cluster::{Cluster, Discovery};
 use crate::snapshot::endpoint::{Endpoint, Endpoints, Place};
-use crate::tls::verify::facts_of;
+use crate::tls::verify::{facts_of, sha256_hex};
 
 fn endpoints_of<'a>(snapshot: &'a Snapshot, cluster: &'a Cluster) -> Option<&'a Arc<Endpoints>> {
     match &cluster.discovery {
@@ -175,10 +176,15 @@ pub fn certs(shared: &Shared) -> Value {
     let secrets = shared.secrets.load();
     let mut all = Vec::new();
     for (name, secret) in secrets.iter() {
-        let Secret::Certificate(key) = secret else {
+        let key = match secret {
+            Secret::Certificate(key) => key,
             // Of roots only what they prove is kept, not the certificates themselves.
-            all.push(json!({"ca_cert": [{"path": name}], "cert_chain": []}));
-            continue;
+            Secret::Roots(roots) => {
+                let told = |root: &TrustAnchor<'_>| json!({"path": name, "public_key_sha256": sha256_hex(&root.subject_public_key_info)});
+                let told: Vec<Value> = roots.roots.iter().map(told).collect();
+                all.push(json!({"ca_cert": told, "cert_chain": []}));
+                continue;
+            }
         };
         let Some(leaf) = key.cert.first() else { continue };
         let names: Vec<Value> = facts_of(leaf)

@@ -41,7 +41,8 @@ pub fn facts_of(certificate: &CertificateDer<'_>) -> Result<PeerFacts, String> {
     Ok(facts)
 }
 
-fn sha256_hex(bytes: &[u8]) -> String {
+/// SHA-256 as hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
     let suite = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256;
     let Some(suite) = suite.tls13() else { return String::new() };
     suite.common.hash_provider.hash(bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()

@@ -42,6 +42,7 @@ fn told(batch: &Batch) -> Vec<String> {
         Change::Delete(key) => format!("-{}", key.name),
         Change::Reject(key) => format!("!{}", key.name),
         Change::Keys(source, _) => format!("#{}", source.address()),
+        Change::MeshConfig { file, .. } => format!("={file}"),
     };
     batch.changes.iter().map(word).collect()
 }
