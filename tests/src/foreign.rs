@@ -1,6 +1,6 @@
 //! Programs of others, in other languages: each is told lines and answers lines.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Stdio;
 
 use serde_json::Value;
@@ -20,7 +20,7 @@ impl Foreign {
     /// Starts a script of `tests/foreign`: with Python if `XDS_PYTHON`, with Node.js if `XDS_NODE_MODULES` is where its
     /// packages are; both are installed by `cargo xtask test`.
     pub fn start(script: &str, arguments: &[&str], environment: &[(&str, String)]) -> Foreign {
-        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("foreign").join(script);
+        let file = Path::new("foreign").join(script);
         let variable = |name: &str| {
             std::env::var(name).unwrap_or_else(|_| {
                 panic!("{name} says where the packages for {script} are; `cargo xtask test` installs them")

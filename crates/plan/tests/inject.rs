@@ -8,7 +8,7 @@ use plan::inject::{ClusterFacts, Context, Outcome, Settings, inject, patch};
 use serde_json::{Value, json};
 
 fn cases() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inject");
+    let folder = Path::new("tests/inject");
     let mut cases: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
