@@ -57,7 +57,7 @@ kinds! {
     WorkloadEntry "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "v1" "workloadentries" ["we"] true true: "A workload that is not a pod.";
     WorkloadGroup "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "v1" "workloadgroups" ["wg"] true true: "Template of WorkloadEntries.";
     Sidecar "networking.istio.io" ["v1", "v1beta1", "v1alpha3"] "v1" "sidecars" [] true true: "What a workload's proxy takes in and may reach.";
-    EnvoyFilter "networking.istio.io" ["v1alpha3"] "v1alpha3" "envoyfilters" [] true true: "Patches of the proxies' configuration.";
+    EnvoyFilter "networking.istio.io" ["v1alpha3", "v1beta1"] "v1alpha3" "envoyfilters" [] true true: "Patches of the proxies' configuration.";
     ProxyConfig "networking.istio.io" ["v1beta1"] "v1beta1" "proxyconfigs" [] true true: "Settings of the proxies themselves.";
     PeerAuthentication "security.istio.io" ["v1", "v1beta1"] "v1" "peerauthentications" ["pa"] true true: "Whether workloads take mutual TLS.";
     RequestAuthentication "security.istio.io" ["v1", "v1beta1"] "v1" "requestauthentications" ["ra"] true true: "Tokens that requests may carry.";

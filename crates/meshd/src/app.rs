@@ -11,8 +11,10 @@ use api::debug::Addresses;
 use api::mesh_config::MeshConfig;
 use api::problem::Severity;
 use api::xds::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use kube::Client;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client};
 use plan::inject::ClusterFacts;
 use plan::{Change, World};
 use rustls::ServerConfig;
@@ -69,6 +71,9 @@ impl Running {
         let metrics = Arc::new(Metrics::new()?);
         let objects = Objects::open(&config).await?;
         let cluster = objects.facts(&config).await?;
+        if let Some(trust_domain) = objects.trust_domain(&config).await? {
+            mesh.trust_domain = trust_domain;
+        }
         let injections = metrics.registry().clone();
         let root = match (&objects, &config.ca_dir) {
             (Objects::Cluster(client), None) => {
@@ -102,7 +107,7 @@ impl Running {
             tasks.spawn(writers.run(departure.leaving().clone()));
         }
         tasks.spawn(objects.follow(config.root_namespace.clone(), config.revision.clone(), batches));
-        let mut world = World::new(mesh, &config.domain).of_revision(&config.revision);
+        let mut world = World::new(mesh, &config.domain).of_revision(&config.revision).certified();
         let settings = jwks::Settings {
             refresh: config.jwks_refresh,
             blocked: config.blocked_jwks_cidrs.0.clone(),
@@ -271,6 +276,25 @@ impl Objects {
         let version = client.apiserver_version().await.context("the API server does not answer")?;
         tracing::info!(version = version.git_version, "the API server answers");
         Ok(ClusterFacts { native_sidecars: ClusterFacts::has_native_sidecars(&version.git_version), ..facts })
+    }
+
+    /// The trust domain that the cluster's settings name (ConfigMap `istio`, or `istio-REVISION`): what the authority and the
+    /// checks of callers start with must be what proxies are told.
+    async fn trust_domain(&self, config: &Config) -> Result<Option<String>> {
+        let Objects::Cluster(client) = self else { return Ok(None) };
+        let name = match config.revision.as_str() {
+            "default" => "istio".to_owned(),
+            revision => format!("istio-{revision}"),
+        };
+        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), &config.root_namespace);
+        // Listed, since that is what the control plane may do with ConfigMaps.
+        let found = maps.list(&ListParams::default().fields(&format!("metadata.name={name}"))).await;
+        let found = found.context("the mesh-wide settings of the cluster cannot be read")?;
+        let text = found.items.into_iter().next().and_then(|map| map.data?.remove("mesh"));
+        let Some(text) = text else { return Ok(None) };
+        let (mesh, problems) = MeshConfig::parse(&text, &name);
+        // What cannot be read is told when it is read with all else; then the settings of the start stay.
+        Ok((!problems.iter().any(|problem| problem.severity == Severity::Error)).then_some(mesh.trust_domain))
     }
 
     fn client(&self) -> Option<Client> {

@@ -12,6 +12,8 @@ pub(crate) struct MeshSettings {
     name: String,
     given: MeshConfig,
     effective: MeshConfig,
+    /// The trust domain that identities are certified for, where that is decided already.
+    certified: Option<String>,
     /// Of the settings given, then of the ConfigMap.
     problems: [Vec<Problem>; 2],
 }
@@ -19,7 +21,13 @@ pub(crate) struct MeshSettings {
 impl MeshSettings {
     /// The settings that the control plane was started with.
     pub(crate) fn new(given: MeshConfig) -> Self {
-        Self { name: "istio".to_owned(), effective: given.clone(), given, problems: Default::default() }
+        Self {
+            name: "istio".to_owned(),
+            effective: given.clone(),
+            given,
+            certified: None,
+            problems: Default::default(),
+        }
     }
 
     /// The same for another revision of the control plane.
@@ -28,27 +36,34 @@ impl MeshSettings {
         Self { name, ..self }
     }
 
+    /// The same where the authority certifies identities of the trust domain that is set now: another one in the settings would
+    /// have all callers take each other for strangers.
+    pub(crate) fn certified(self) -> Self {
+        Self { certified: Some(self.given.trust_domain.clone()), ..self }
+    }
+
+    /// Puts the trust domain back that identities are certified for; what there is to say of it.
+    fn keep_trust_domain(&self, settings: &mut MeshConfig, file: &str) -> Option<Problem> {
+        let certified = self.certified.as_ref().filter(|certified| **certified != settings.trust_domain)?;
+        settings.trust_domain.clone_from(certified);
+        Some(Problem {
+            object: ObjectRef { kind: "MeshConfig".into(), ..ObjectRef::default() },
+            origin: Origin { file: file.to_owned(), line: 0 },
+            field: "trustDomain".to_owned(),
+            code: Code::MeaningTaken,
+            severity: Severity::Warning,
+            message: format!(
+                "The control plane certifies for the trust domain {certified}, with which it was started. Another one is taken at its start alone: from this ConfigMap in a cluster, from --mesh-config elsewhere."
+            ),
+        })
+    }
+
     /// Takes another text of the settings given; one that cannot be read leaves the last good ones. `is_replaced`: those of a
     /// ConfigMap are in effect and stay so. Says whether anything is other than before.
     pub(crate) fn reread(&mut self, text: &str, file: &str, is_replaced: bool) -> bool {
         let before = self.clone();
         let (mut settings, mut problems) = MeshConfig::parse(text, file);
-        // The authority signs for the trust domain that it was started with.
-        if settings.trust_domain != before.given.trust_domain {
-            let message = format!(
-                "The control plane was started for the trust domain {}; another one has effect after a restart.",
-                before.given.trust_domain
-            );
-            problems.push(Problem {
-                object: ObjectRef { kind: "MeshConfig".into(), ..ObjectRef::default() },
-                origin: Origin { file: file.to_owned(), line: 0 },
-                field: "trustDomain".to_owned(),
-                code: Code::MeaningTaken,
-                severity: Severity::Warning,
-                message,
-            });
-            settings.trust_domain.clone_from(&before.given.trust_domain);
-        }
+        problems.extend(self.keep_trust_domain(&mut settings, file));
         if !problems.iter().any(|problem| problem.severity == Severity::Error) {
             self.given = settings;
             if !is_replaced {
@@ -79,9 +94,11 @@ impl MeshSettings {
     pub(crate) fn take(&mut self, object: &Object) {
         let Body::ConfigMap(map) = &object.body else { return };
         let Some(text) = map.data.get("mesh") else { return self.forget() };
-        let (settings, problems) = MeshConfig::parse(text, &object.origin.file);
+        let (mut settings, problems) = MeshConfig::parse(text, &object.origin.file);
+        let kept = self.keep_trust_domain(&mut settings, &object.origin.file);
         let problems: Vec<Problem> = problems
             .into_iter()
+            .chain(kept)
             .map(|problem| Problem {
                 object: object.reference(),
                 origin: object.origin.clone(),
@@ -123,11 +140,18 @@ mod tests {
     }
 
     #[test]
-    fn the_trust_domain_stays_that_of_the_start() {
-        let mut settings = MeshSettings::new(MeshConfig::default());
+    fn the_trust_domain_stays_the_one_that_is_certified() {
+        let mut free = MeshSettings::new(MeshConfig::default());
+        assert!(free.reread("trustDomain: other", "m", false));
+        assert_eq!(free.effective().trust_domain, "other");
+        let mut settings = MeshSettings::new(MeshConfig::default()).certified();
         assert!(settings.reread("trustDomain: other", "m", false));
         assert_eq!(settings.effective().trust_domain, "cluster.local");
+        let text = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'trustDomain: third'}";
+        let object = api::decode::documents(text.as_bytes(), "c", "istio-system").objects.remove(0);
+        settings.take(&object);
+        assert_eq!(settings.effective().trust_domain, "cluster.local");
         let told: Vec<_> = settings.problems().map(|problem| problem.field.as_str()).collect();
-        assert_eq!(told, ["trustDomain"]);
+        assert_eq!(told, ["trustDomain", "data.mesh.trustDomain"]);
     }
 }

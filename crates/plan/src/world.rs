@@ -67,6 +67,13 @@ impl World {
         self
     }
 
+    /// The trust domain of the settings is the one that identities are certified for, and stays so.
+    #[must_use]
+    pub fn certified(mut self) -> World {
+        self.settings = self.settings.certified();
+        self
+    }
+
     /// Takes a change; says whether anything changed by it.
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
