@@ -317,6 +317,14 @@ fn control_plane(spec: &Value, namespace: &str, revision: &str, force: bool) -> 
     {
         bail!("meshConfig.defaultConfig {wrong}. Change it, or go on by --force");
     }
+    for (field, port) in [("proxyListenPort", api::port::OUTBOUND), ("proxyInboundListenPort", api::port::INBOUND)] {
+        let asked = &values["meshConfig"][field];
+        if !asked.is_null() && *asked != port && !force {
+            bail!(
+                "meshConfig.{field}: the traffic of pods is always sent to {port}; leave it out, or go on by --force"
+            );
+        }
+    }
     // The control plane would tell of them in its log only.
     let (_, problems) = MeshConfig::parse(&values["meshConfig"].to_string(), "meshConfig");
     let told: Vec<String> = problems
@@ -551,6 +559,13 @@ mod tests {
         let error = plan(&wish(&["values.pilot.autoscaleMin=2"]), false).unwrap_err().to_string();
         assert!(error.contains("values.pilot.autoscaleMin") && error.contains("autoscaleEnabled=true"), "{error}");
         plan(&wish(&["values.pilot.autoscaleMin=2", "values.pilot.autoscaleEnabled=true"]), false).unwrap();
+    }
+
+    #[test]
+    fn pods_would_be_captured_to_where_nobody_listens() {
+        let error = plan(&wish(&["meshConfig.proxyListenPort=15091"]), false).unwrap_err().to_string();
+        assert!(error.contains("proxyListenPort") && error.contains("15001"), "{error}");
+        plan(&wish(&["meshConfig.proxyListenPort=15001"]), false).unwrap();
     }
 
     #[test]
