@@ -44,7 +44,9 @@ spec:
           securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 ";
 
-const INSTALL: &str = "install --set profile=minimal --set components.cni.enabled=true -y";
+/// Identities are of the trust domain that the settings name: who certifies others keeps all callers out under STRICT.
+const INSTALL: &str =
+    "install --set profile=minimal --set components.cni.enabled=true --set meshConfig.trustDomain=mesh.example -y";
 /// The node's configuration as it was.
 const COPY: &str = "/var/lib/cni/before";
 const PLUG_IN: &str = "/opt/cni/bin/istio-cni";
@@ -112,7 +114,7 @@ fn captured(cluster: &Cluster) -> Result<()> {
     }
     let words = ["/usr/local/bin/workload", "get", "http://server.locked/"];
     let text = cluster.until("the server answers", || cluster.exec("locked", "deploy/client", "workload", &words))?;
-    ensure!(text.contains("spiffe://cluster.local/ns/locked/sa/default"), "not by mutual TLS: {text}");
+    ensure!(text.contains("spiffe://mesh.example/ns/locked/sa/default"), "not by mutual TLS: {text}");
     Ok(())
 }
 

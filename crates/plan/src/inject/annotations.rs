@@ -58,6 +58,9 @@ const WITHOUT_EFFECT: &[&str] = &[
     "sidecar.istio.io/enableCoreDump",
     "readiness.status.sidecar.istio.io/applicationPorts",
     "prometheus.istio.io/secure-port",
+    "ambient.istio.io/redirection",
+    "ambient.istio.io/bypass-inbound-capture",
+    "topology.istio.io/controlPlaneClusters",
 ];
 
 /// Checks all; returns what has no effect, one sentence each.
