@@ -59,8 +59,8 @@ fn install(cluster: &Cluster, trust_domain: &str, more: &str) -> Result<String> 
 /// From an empty cluster to one that is as it was.
 pub(crate) fn restricted(cluster: &Cluster) -> Result<String> {
     let before = folders(cluster)?;
-    cluster.on_node(1, &format!("rm -rf {COPY}"))?;
-    cluster.on_node(1, &format!("cp -r /etc/cni/net.d {COPY}"))?;
+    on_nodes(cluster, &format!("rm -rf {COPY}"))?;
+    on_nodes(cluster, &format!("cp -r /etc/cni/net.d {COPY}"))?;
     let told = install(cluster, "first.example", "")?;
     ensure!(told.contains("CNI plug-in"), "{told}");
     ensure!(folders(cluster)?.contains("istio-cni"), "nothing is in the node's folders");
@@ -83,12 +83,19 @@ pub(crate) fn restricted(cluster: &Cluster) -> Result<String> {
     Ok(String::new())
 }
 
-/// What is in the folders of the first node.
+/// Has each node run it; what they print, one after the other.
+fn on_nodes(cluster: &Cluster, command: &str) -> Result<String> {
+    let nodes = items(&cluster.get("nodes")?).count();
+    (1..=nodes).map(|node| cluster.on_node(node, command)).collect()
+}
+
+/// What is in the folders of the nodes: their files, and the lines of their network configurations.
 fn folders(cluster: &Cluster) -> Result<String> {
-    let names = cluster.on_node(1, "ls -A /etc/cni/net.d")?;
-    let files: Vec<String> = names.lines().map(|name| format!("/etc/cni/net.d/{name}")).collect();
-    let texts = cluster.on_node(1, &format!("cat {}", files.join(" ")))?;
-    Ok(format!("{}{names}{texts}", cluster.on_node(1, "ls -A /opt/cni/bin")?))
+    let names = on_nodes(cluster, "ls -A /opt/cni/bin")?;
+    let texts = on_nodes(cluster, "grep -r . /etc/cni/net.d")?;
+    let mut lines: Vec<&str> = names.lines().chain(texts.lines()).collect();
+    lines.sort_unstable();
+    Ok(lines.join("\n"))
 }
 
 fn start(cluster: &Cluster) -> Result<()> {
@@ -144,7 +151,7 @@ fn early(cluster: &Cluster) -> Result<()> {
     patch(r#"[{"op": "add", "path": "/spec/template/spec/nodeSelector/nowhere", "value": "such"}]"#)?;
     cluster.kubectl("wait --for=delete pod -n istio-system -l k8s-app=istio-cni-node --timeout=60s")?;
     ensure!(folders(cluster)?.contains("istio-cni"), "the plug-in went with its agent");
-    cluster.on_node(1, &format!("cp -r {COPY}/. /etc/cni/net.d/"))?;
+    on_nodes(cluster, &format!("cp -r {COPY}/. /etc/cni/net.d/"))?;
     cluster.kubectl("delete pod -n locked -l app=server")?;
     cluster.until("the pod says why it does not start", || {
         let pods = cluster.get("pods -n locked -l app=server")?;
