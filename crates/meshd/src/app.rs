@@ -71,8 +71,8 @@ impl Running {
         let metrics = Arc::new(Metrics::new()?);
         let objects = Objects::open(&config).await?;
         let cluster = objects.facts(&config).await?;
-        if let Some(trust_domain) = objects.trust_domain(&config).await? {
-            mesh.trust_domain = trust_domain;
+        if let Some(found) = objects.trust_domains(&config).await? {
+            (mesh.trust_domain, mesh.trust_domain_aliases) = (found.trust_domain, found.trust_domain_aliases);
         }
         let injections = metrics.registry().clone();
         let root = match (&objects, &config.ca_dir) {
@@ -84,8 +84,9 @@ impl Running {
         let root = Arc::new(root);
         metrics.root_expiry.set(root.not_after.unix_timestamp() as f64);
         let reviewer = objects.client().map(Reviewer::new);
+        let authenticator = Authenticator::load(&config.state_dir, &mesh.trust_domain)?;
         let authenticator =
-            Arc::new(Authenticator::load(&config.state_dir, &mesh.trust_domain)?.with_reviewer(reviewer));
+            Arc::new(authenticator.with_aliases(mesh.trust_domain_aliases.clone()).with_reviewer(reviewer));
         let names = serving_names(&config);
         let serving = Serving::new(&root, &names)?;
 
@@ -278,9 +279,9 @@ impl Objects {
         Ok(ClusterFacts { native_sidecars: ClusterFacts::has_native_sidecars(&version.git_version), ..facts })
     }
 
-    /// The trust domain that the cluster's settings name (ConfigMap `istio`, or `istio-REVISION`): what the authority and the
-    /// checks of callers start with must be what proxies are told.
-    async fn trust_domain(&self, config: &Config) -> Result<Option<String>> {
+    /// The settings of the cluster (ConfigMap `istio`, or `istio-REVISION`), for the trust domains that they name: what the authority
+    /// and the checks of callers start with must be what proxies are told.
+    async fn trust_domains(&self, config: &Config) -> Result<Option<MeshConfig>> {
         let Objects::Cluster(client) = self else { return Ok(None) };
         let name = match config.revision.as_str() {
             "default" => "istio".to_owned(),
@@ -294,7 +295,7 @@ impl Objects {
         let Some(text) = text else { return Ok(None) };
         let (mesh, problems) = MeshConfig::parse(&text, &name);
         // What cannot be read is told when it is read with all else; then the settings of the start stay.
-        Ok((!problems.iter().any(|problem| problem.severity == Severity::Error)).then_some(mesh.trust_domain))
+        Ok((!problems.iter().any(|problem| problem.severity == Severity::Error)).then_some(mesh))
     }
 
     fn client(&self) -> Option<Client> {

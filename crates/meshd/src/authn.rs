@@ -24,6 +24,8 @@ pub struct PeerCertificate(pub Option<Vec<u8>>);
 pub struct Authenticator {
     token_key: Vec<u8>,
     trust_domain: String,
+    /// Other trust domains whose certificates are good: those that were the mesh's before.
+    aliases: Vec<String>,
     reviewer: Option<Reviewer>,
 }
 
@@ -45,7 +47,14 @@ impl Authenticator {
                 join_token::KEY_LENGTH
             );
         }
-        Ok(Self { token_key, trust_domain: trust_domain.to_owned(), reviewer: None })
+        Ok(Self { token_key, trust_domain: trust_domain.to_owned(), aliases: Vec::new(), reviewer: None })
+    }
+
+    /// Certificates of these trust domains are good too, if our authority has signed them (MeshConfig `trustDomainAliases`): a proxy
+    /// that started before the mesh's trust domain was changed stays connected, and gets its next certificate of the new one.
+    #[must_use]
+    pub fn with_aliases(self, aliases: Vec<String>) -> Self {
+        Self { aliases, ..self }
     }
 
     /// Has the cluster judge tokens that are not ours.
@@ -82,10 +91,13 @@ impl Authenticator {
         // SPIFFE X509-SVID 2: exactly one URI.
         let [uri] = uris.as_slice() else { return Err(refuse("does not have exactly one URI name")) };
         let id: SpiffeId = uri.parse().map_err(|_| refuse("does not name a service account"))?;
-        if id.trust_domain != self.trust_domain {
-            return Err(refuse(&format!("is of trust domain {:?}, not {:?}", id.trust_domain, self.trust_domain)));
+        if id.trust_domain != self.trust_domain && !self.aliases.contains(&id.trust_domain) {
+            return Err(refuse(&format!(
+                "is of trust domain {:?}, not {:?}; if that was the mesh's before, list it in trustDomainAliases and restart the control plane",
+                id.trust_domain, self.trust_domain
+            )));
         }
-        Ok(id)
+        Ok(SpiffeId::new(&self.trust_domain, &id.namespace, &id.service_account))
     }
 
     async fn of_token(&self, token: &str) -> Result<SpiffeId, Status> {
@@ -118,6 +130,25 @@ mod tests {
 
     fn now() -> i64 {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as i64
+    }
+
+    #[test]
+    fn certificates_of_former_trust_domains_are_good_if_they_are_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let authenticator = Authenticator::load(folder.path(), "new.example").unwrap();
+        let of = |trust_domain: &str| {
+            let uri = SpiffeId::new(trust_domain, "shop", "user").to_string();
+            let mut params = rcgen::CertificateParams::default();
+            params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().unwrap())];
+            params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec()
+        };
+        let now = SpiffeId::new("new.example", "shop", "user");
+        assert_eq!(authenticator.of_certificate(&of("new.example")).unwrap(), now);
+        let refused = authenticator.of_certificate(&of("old.example")).unwrap_err();
+        assert!(refused.message().contains("list it in trustDomainAliases"), "{refused}");
+        let authenticator = authenticator.with_aliases(vec!["old.example".to_owned()]);
+        assert_eq!(authenticator.of_certificate(&of("old.example")).unwrap(), now);
+        assert!(authenticator.of_certificate(&of("other.example")).is_err());
     }
 
     #[tokio::test]
