@@ -248,6 +248,12 @@ fn node_plug_in(spec: &mut Value, namespace: &str, force: bool) -> Result<Value>
         let mut unknown = Vec::new();
         chart::unknown(&given, &known["cni"], "values.cni", &mut unknown);
         refuse(&unknown, &paths(&known["cni"], "values.cni"), force)?;
+        let idle = given.as_object().and_then(|given| given.keys().find(|field| known["cni"].get(field).is_some()));
+        if let Some(field) = idle.filter(|_| spec["components"]["cni"]["enabled"] != true && !force) {
+            bail!(
+                "values.cni.{field}: it has no effect without components.cni.enabled=true; add that, or go on by --force"
+            );
+        }
         values["cni"] = given;
     }
     for (field, value) in spec["values"]["global"].as_object().into_iter().flatten() {
@@ -550,6 +556,9 @@ mod tests {
             let error = with(&[wrong]).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
+        let error = plan(&wish(&["values.cni.cniBinDir=/b"]), false).unwrap_err().to_string();
+        assert!(error.contains("values.cni.cniBinDir") && error.contains("components.cni.enabled=true"), "{error}");
+        plan(&wish(&["values.cni.chained=true"]), false).unwrap();
         with(&["values.cni.chained=true", "values.cni.ambient.enabled=false", "components.cni.namespace=kube-system"])
             .unwrap();
     }
